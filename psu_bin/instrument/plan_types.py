@@ -1,0 +1,65 @@
+"""The values that the passes of instrument hand to each other.
+
+`Path -> Binary -> References -> Plan -> Image -> Path`: references.py finds, plan.py decides, image.py writes.
+Nothing here has behaviour.  Addresses are file addresses of the input, sizes bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Reroute(enum.Enum):
+    """How one reference is made to lead to a function's stub (or moved copy); what `Edit.at` addresses."""
+    REL32 = enum.auto()        # 4-byte field of a call/jmp/jcc/lea; relative to the field's end (x86-64)
+    ABS32 = enum.auto()        # 4-byte absolute address in code or data (position-dependent files)
+    ABS64 = enum.auto()        # 8-byte absolute address in code, or in data without a dynamic relocation
+    RELA_ADDEND = enum.auto()  # `at` is the number of an R_*_RELATIVE entry of DT_RELA: its addend
+    RELR_WORD = enum.auto()    # 8-byte word that DT_RELR relocates in place
+    DYNSYM = enum.auto()       # `at` is the number of a .dynsym symbol: its st_value and st_size
+    # AArch64 adds its own (BRANCH26, ADRP_ADD, ...): see arch/aarch64.py
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One reference to function `function` (index in Plan.functions) that image.py reroutes to its stub."""
+    kind: Reroute
+    at: int                    # address of the field, or a table index: see Reroute
+    function: int
+    call_site: bool            # counts as a call site (call, tail call) in what instrument prints
+
+
+@dataclass(frozen=True)
+class Detour:
+    """The first bytes of a function move to a copy that ends with a jump back; a jump to the stub takes their place."""
+    function: int
+    length: int                # bytes moved: whole instructions, at least the size of the jump
+    copy: bytes                # the moved instructions, as they stand at the original address
+    fixups: tuple[tuple[int, int], ...]  # (offset in copy of a rel32 field, its target address)
+
+
+@dataclass(frozen=True)
+class PlannedFunction:
+    """A function that becomes updatable; the index in Plan.functions is its stub and slot number."""
+    name: str
+    address: int
+    size: int
+    flags: int                 # descriptor.STACK_ARGS and so on
+    preserve: int
+    callers: int
+
+
+@dataclass(frozen=True)
+class NotUpdatable:
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    functions: tuple[PlannedFunction, ...]   # ascending by address
+    edits: tuple[Edit, ...]
+    detours: tuple[Detour, ...]
+    not_updatable: tuple[NotUpdatable, ...]
+    call_sites: int
