@@ -1,0 +1,231 @@
+"""One live process, seen through /proc and the memory system calls: Process.
+
+Reading and writing need no stopped thread: process_vm_readv and process_vm_writev copy while the target runs.  They
+respect page protections (unlike /proc/PID/mem, which forces its way into read-only pages).  Nothing here attaches:
+see tracing.py.
+
+Addresses are run-time addresses of the target, sizes bytes, pids as this process' PID namespace numbers them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from psu_bin.errors import PsuError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+
+for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
+    _call.restype = ctypes.c_ssize_t
+    _call.argtypes = [ctypes.c_int, ctypes.POINTER(_Iovec), ctypes.c_ulong,
+                      ctypes.POINTER(_Iovec), ctypes.c_ulong, ctypes.c_ulong]
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One line of /proc/PID/maps."""
+    start: int
+    end: int
+    prot: str             # as in maps: "r-xp"
+    offset: int
+    inode: int
+    path: str             # as the target sees it; "" for anonymous memory
+    deleted: bool
+
+
+@dataclass(frozen=True)
+class Thread:
+    tid: int              # in this process' PID namespace
+    own_tid: int          # in the target's own
+    state: str            # R S D T t Z X
+
+
+class Process:
+    """The process `pid`.  Raises PsuError when there is none, it is dead, or its memory may not be read."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.where = f"process {pid}"
+        self.start_time = self._alive()
+
+    def _alive(self) -> int:
+        """The start time (clock ticks since boot) that tells this process from a later one with its number."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError as e:
+            raise PsuError(self.where, "there is no such process") from e
+        fields = stat[stat.rindex(")") + 2:].split()
+        if fields[0] in "ZX":
+            raise PsuError(self.where, "has ended already: it is a zombie",
+                           "its parent has not collected it yet")
+        status = self.status()
+        if status.get("Tgid") != str(self.pid):
+            raise PsuError(self.where, f"is a thread of process {status.get('Tgid')}", "give the number of the process")
+        if status.get("Kthread") == "1" or not os.path.exists(f"/proc/{self.pid}/exe") and "VmSize" not in status:
+            raise PsuError(self.where, "is a kernel thread")
+        return int(fields[19])
+
+    def alive(self) -> bool:
+        """Whether this very process (not another with its number) still runs."""
+        try:
+            return self._alive() == self.start_time
+        except PsuError:
+            return False
+
+    def status(self) -> dict[str, str]:
+        """The fields of /proc/PID/status."""
+        try:
+            text = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError as e:
+            raise PsuError(self.where, "there is no such process") from e
+        return {k: v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
+
+    def maps(self) -> tuple[Mapping, ...]:
+        """The memory map, ascending."""
+        try:
+            text = Path(f"/proc/{self.pid}/maps").read_text(errors="surrogateescape")
+        except OSError as e:
+            raise self.forbidden(e) from e
+        if not text:
+            raise PsuError(self.where, "has no memory: it is ending")
+        out = []
+        for line in text.splitlines():
+            fields = line.split(maxsplit=5)
+            start, end = fields[0].split("-")
+            path = fields[5] if len(fields) > 5 else ""
+            deleted = path.endswith(" (deleted)")
+            if deleted:
+                path = path.removesuffix(" (deleted)")
+            path = path.replace("\\012", "\n")
+            out.append(Mapping(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), int(fields[4]),
+                               path, deleted))
+        return tuple(out)
+
+    def threads(self) -> tuple[Thread, ...]:
+        """The live threads; threads that end meanwhile are left out."""
+        out = []
+        for name in os.listdir(f"/proc/{self.pid}/task"):
+            try:
+                text = Path(f"/proc/{self.pid}/task/{name}/status").read_text()
+            except OSError:
+                continue  # ended since listdir
+            fields = {k: v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
+            own = fields.get("NSpid", name).split()[-1]
+            out.append(Thread(int(name), int(own), fields["State"][:1]))
+        return tuple(out)
+
+    def own_pid(self) -> int:
+        """The process' number in its own PID namespace: what getpid() returns there."""
+        return int(self.status().get("NSpid", str(self.pid)).split()[-1])
+
+    def file(self, path: str) -> str:
+        """A name under which this process can open what the target calls `path` (containers have another root)."""
+        return f"/proc/{self.pid}/root{path}"
+
+    # ---- memory --------------------------------------------------------------------------------------------------
+
+    def read(self, address: int, size: int) -> bytes:
+        """`size` bytes at `address`.  Raises PsuError where the target has no readable memory there."""
+        buffer = ctypes.create_string_buffer(size)
+        self._transfer(_libc.process_vm_readv, buffer, address, size, "read")
+        return buffer.raw
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write `data` at `address`; the pages must be writable in the target."""
+        buffer = ctypes.create_string_buffer(data, len(data))
+        self._transfer(_libc.process_vm_writev, buffer, address, len(data), "written")
+
+    def _transfer(self, call, buffer, address: int, size: int, verb: str) -> None:  # noqa: ANN001
+        done = 0
+        while done < size:
+            local = _Iovec(ctypes.addressof(buffer) + done, size - done)
+            remote = _Iovec(address + done, size - done)
+            n = call(self.pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+            if n <= 0:
+                code = ctypes.get_errno()
+                if n < 0 and code in (errno.EPERM, errno.ENOSYS, errno.EACCES):
+                    raise self.forbidden(OSError(code, os.strerror(code)))
+                if n < 0 and code == errno.ESRCH:
+                    raise PsuError(self.where, "ended meanwhile")
+                raise PsuError(self.where, f"memory cannot be {verb}: {size:#x} bytes at {address:#x}")
+            done += n
+
+    def cstring(self, address: int, limit: int = 4096) -> str:
+        """The NUL-terminated string at `address`, cut at `limit` bytes."""
+        out = b""
+        while len(out) < limit:
+            step = min(64, limit - len(out), 4096 - (address + len(out)) % 4096)
+            out += self.read(address + len(out), step)
+            if b"\0" in out:
+                break
+        return out.split(b"\0")[0].decode("utf-8", "surrogateescape")
+
+    def forbidden(self, cause: OSError) -> PsuError:
+        """Why the kernel refuses access to this process, naming the setting (ptrace(2), PTRACE_MODE checks)."""
+        if cause.errno in (errno.ENOENT, errno.ESRCH):
+            return PsuError(self.where, "ended meanwhile")
+        try:
+            status = self.status()
+            mine = {k: v.strip() for k, _, v in (
+                line.partition(":") for line in Path("/proc/self/status").read_text().splitlines())}
+        except (PsuError, OSError):
+            return PsuError(self.where, "ended meanwhile")
+        ptrace_capable = int(mine.get("CapEff", "0"), 16) >> 19 & 1
+        uids = set(status.get("Uid", "").split())
+        if mine.get("Seccomp", "0") != "0" and (ptrace_capable or uids == {str(os.geteuid())}):
+            return PsuError(self.where, "may not be traced: a seccomp filter of this session forbids ptrace",
+                            "run psu-bin outside the sandbox, or allow ptrace and process_vm_readv in its profile")
+        if not ptrace_capable and uids != {str(os.geteuid())}:
+            owner = status.get("Uid", "?").split()[0]
+            return PsuError(self.where, f"may not be traced: it belongs to user {owner}, you are {os.geteuid()}",
+                            "run psu-bin as that user or as root")
+        scope = _yama_scope()
+        if scope >= 3 or scope >= 1 and not ptrace_capable:
+            return PsuError(self.where, f"may not be traced: kernel.yama.ptrace_scope is {scope}",
+                            "run psu-bin as root, or set it to 0" if scope < 3 else
+                            "tracing is off until the next boot")
+        if not ptrace_capable:
+            return PsuError(self.where, "may not be traced: it is not dumpable or has capabilities that you lack",
+                            "run psu-bin as root (CAP_SYS_PTRACE)")
+        return PsuError(self.where, f"may not be traced: {cause.strerror}",
+                        "a security module or another user namespace forbids it")
+
+
+def _yama_scope() -> int:
+    try:
+        return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def find_gap(maps: tuple[Mapping, ...], size: int, low: int, high: int, avoid: tuple[tuple[int, int], ...] = (),
+             ) -> int | None:
+    """The highest page-aligned address in [low, high) with `size` free bytes, or None.
+
+    A page is left free on both sides, so that an overrun faults and kernel-merged mappings stay apart from the
+    program's.  `avoid`: further (start, end) ranges that count as taken."""
+    page = 4096
+    size = -(-size // page) * page
+    taken = sorted([(m.start, m.end) for m in maps] + list(avoid))
+    starts = [s for s, _ in taken]
+    top = high
+    while top - size >= low:
+        at = (top - size) // page * page
+        # the last taken range that begins below the end of [at - page, at + size + page)
+        i = bisect.bisect_left(starts, at + size + page) - 1
+        clash = max((e for s, e in taken[max(0, i - 8):i + 1] if e > at - page), default=None)
+        if clash is None:
+            return at
+        below = min(s for s, e in taken[max(0, i - 8):i + 1] if e > at - page)
+        top = below - page
+    return None

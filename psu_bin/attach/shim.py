@@ -1,0 +1,148 @@
+"""The shim's side of the contract, as Python reads and writes it: the structures of shim/runtime.h.
+
+Offsets and formats repeat runtime.h; Runtime.read refuses a shim whose version or sizes differ, so a mismatch is an
+error message and never a wrong store.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from psu_bin.attach.process import Process
+from psu_bin.errors import PsuError
+
+MAGIC = 0x314E55525F555350
+VERSION = 1
+
+PLAIN, SIDE, FULL = range(3)
+NO_GATE = 0xFFFFFFFF
+
+FREE, CURRENT, RETIRED = range(3)
+AGENT_NONE, AGENT_STARTING, AGENT_PARKED, AGENT_BUSY = range(4)
+
+OP_RESET, OP_MAP, OP_PROTECT, OP_RESOLVE, OP_COMMIT = range(1, 6)
+
+GATE = struct.Struct("<QIIQQQQQQ")
+OBJECT = struct.Struct("<IIQ6Q")
+COUNTER = struct.Struct("<II")
+COMMAND = struct.Struct("<IIQ")
+MAP = struct.Struct("<QQII")
+SYMBOL = struct.Struct("<QQQQII")
+SWITCH = struct.Struct("<QQQ6I")
+COMMIT = struct.Struct("<4IQQ")
+NEW_OBJECT = struct.Struct("<IIQ6Q")
+_HEAD = struct.Struct("<QIIIIIIII QQII QQII QQII QQQQQQQ IIIIIIQqQII".replace(" ", ""))
+_TAIL = struct.Struct("<QQ")
+STAGED = 64
+_TAIL_OFFSET = 224 + 24 * STAGED
+COMMAND_SEQ_OFFSET = 184
+COMMAND_ADDRESS_OFFSET = 192
+BUFFER_OFFSET = (_TAIL_OFFSET + 8 * 8 + 15) // 16 * 16
+BUFFER_SIZE = 4096
+REGIONS = 3
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The gates of one kind: gate g is at first + g * stride, its data at data + g * 64."""
+    first: int
+    data: int
+    stride: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Object:
+    """A psu_object: one injected object; its index is its counter index."""
+    index: int
+    patch: int
+    state: int
+    eh_frame: int
+    regions: tuple[tuple[int, int], ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size in self.regions)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A copy of the fixed part of psu_runtime, as it was at one moment."""
+    address: int
+    pools: tuple[Pool, ...]
+    sizeof_block: int
+    offsetof_count: int
+    indices: int
+    objects: int
+    totals: int
+    shared: int
+    blocks: int
+    commit_seq: int
+    meta: int
+    meta_size: int
+    agent_tid: int
+    agent_pid: int
+    agent_state: int
+    membarrier_error: int
+    command_seq: int
+    done_seq: int
+    result: int
+    failed_entry: int
+    staged_count: int
+    start_agent: int
+    borrow: int
+
+    @staticmethod
+    def read(process: Process, address: int) -> Runtime:
+        """The runtime at `address`.  Raises PsuError when the shim is of another version."""
+        raw = process.read(address, _TAIL_OFFSET + _TAIL.size)
+        f = _HEAD.unpack_from(raw)
+        magic, version, _, gate, object_, block, side, offsetof_count, indices = f[:9]
+        if (magic, version, gate, object_, side) != (MAGIC, VERSION, GATE.size, OBJECT.size, 64):
+            raise PsuError(process.where, f"runs a shim of another version: {version}, this psu-bin has {VERSION}",
+                           "use the psu-bin that instrumented it")
+        pools = tuple(Pool(*f[9 + 4 * i:13 + 4 * i]) for i in range(3))
+        (objects, totals, shared, blocks, commit_seq, meta, meta_size, tid, pid, state, membarrier_error,
+         command_seq, done_seq, _, result, failed, staged, _) = f[21:]
+        start_agent, borrow = _TAIL.unpack_from(raw, _TAIL_OFFSET)
+        return Runtime(address, pools, block, offsetof_count, indices, objects, totals, shared, blocks, commit_seq,
+                       meta, meta_size, tid, pid, state, membarrier_error, command_seq, done_seq, result, failed,
+                       staged, start_agent, borrow)
+
+    def read_objects(self, process: Process) -> tuple[Object, ...]:
+        """All objects that are not free."""
+        # Indices are given out lowest first, so live objects are at the front; read until a page of free ones.
+        out: list[Object] = []
+        step = 4096 // OBJECT.size
+        for first in range(0, self.indices, step):
+            raw = process.read(self.objects + first * OBJECT.size, step * OBJECT.size)
+            page = []
+            for i, (patch, state, eh_frame, *regions) in enumerate(OBJECT.iter_unpack(raw)):
+                if state != FREE:
+                    pairs = tuple((a, n) for a, n in zip(regions[::2], regions[1::2]) if n)
+                    page.append(Object(first + i, patch, state, eh_frame, pairs))
+            out += page
+            if not page:
+                break
+        return tuple(out)
+
+    def activations(self, process: Process, indices: tuple[int, ...]) -> dict[int, dict[int, int]]:
+        """For each counter index, {thread (its own numbering): activations}; 0 names dead threads and shared counts.
+
+        Read while threads count, so a single number may be off by calls that began or ended meanwhile."""
+        out: dict[int, dict[int, int]] = {i: {} for i in indices}
+        sources = [(0, self.totals), (0, self.shared)]
+        block, seen = self.blocks, 0
+        while block and seen < 1 << 20:
+            _, tid, _, following = struct.unpack("<IIQQ", process.read(block, 24))
+            sources.append((tid, block + self.offsetof_count))
+            block, seen = following, seen + 1
+        for tid, base in sources:
+            for i in indices:
+                enter, leave = COUNTER.unpack(process.read(base + i * COUNTER.size, COUNTER.size))
+                n = (enter - leave) & 0xFFFFFFFF
+                n = n - (1 << 32) if n >> 31 else n
+                if n:
+                    out[i][tid] = out[i].get(tid, 0) + n
+        return out

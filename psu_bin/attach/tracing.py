@@ -1,0 +1,222 @@
+"""Holding one thread of the target with ptrace, and running commands in the agent: AgentSession.
+
+Only the agent is ever traced, and only stopped for the moment in which a command record is made known to it; all work
+is done by its own command loop.  So psu-bin can die at any instruction: a complete command runs to its end, an
+incomplete one was never seen.  No register of the agent is touched.
+
+Being the tracer is also the lock: the kernel admits one tracer a thread, so two psu-bin never mix.
+
+What is odd: the wait that parks the agent is a futex.  PTRACE_INTERRUPT makes the kernel restart it, and the restarted
+FUTEX_WAIT sees the changed command word and returns: that is how the agent is woken.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import struct
+import time
+
+from psu_bin.attach import shim
+from psu_bin.attach.process import Process, Thread
+from psu_bin.errors import PsuError
+
+PTRACE_CONT, PTRACE_DETACH = 7, 17
+PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_LISTEN = 0x4206, 0x4207, 0x4208
+PTRACE_EVENT_STOP = 128
+WALL = 0x40000000
+AGENT_PATIENCE = 10.0  # seconds for a command that may have to wait for the dynamic linker's lock
+
+
+def _ptrace(request: int, tid: int, data: int = 0) -> None:
+    from ptrace.binding.func import ptrace
+    from ptrace.error import PtraceError
+    try:
+        ptrace(request, tid, 0, data)
+    except PtraceError as e:
+        raise OSError(e.errno, os.strerror(e.errno or 0)) from e
+
+
+class Seized:
+    """A thread under PTRACE_SEIZE.  Context manager: detached at the end, stopped or not, alive or not."""
+
+    def __init__(self, process: Process, thread: Thread) -> None:
+        self.process = process
+        self.tid = thread.tid
+        self.stopped = False
+        self._pending = 0  # signal to deliver with the next CONT
+        try:
+            _ptrace(PTRACE_SEIZE, self.tid)
+        except OSError as e:
+            raise self._refused(e) from e
+
+    def _refused(self, cause: OSError) -> PsuError:
+        tracer = ""
+        try:
+            with open(f"/proc/{self.process.pid}/task/{self.tid}/status") as f:
+                tracer = next((line.split()[1] for line in f if line.startswith("TracerPid:")), "0")
+        except OSError:
+            pass
+        if tracer not in ("", "0"):
+            try:
+                with open(f"/proc/{tracer}/comm") as f:
+                    name = f.read().strip()
+            except OSError:
+                name = "?"
+            return PsuError(self.process.where, f"is being traced already by {name} (process {tracer})",
+                            "wait for it, or detach it")
+        return self.process.forbidden(cause)
+
+    def __enter__(self) -> Seized:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self.interrupt():
+                _ptrace(PTRACE_DETACH, self.tid, self._pending)
+        except OSError as e:
+            if e.errno != errno.ESRCH:
+                raise
+
+    def _wait(self, options: int) -> int | None:
+        """One waitpid; the status, None when nothing is to report.  OSError(ESRCH) when the thread is gone."""
+        try:
+            tid, status = os.waitpid(self.tid, options | WALL)
+        except ChildProcessError as e:
+            raise OSError(errno.ESRCH, "thread is gone") from e
+        if tid == 0:
+            return None
+        if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+            raise OSError(errno.ESRCH, "thread is gone")
+        return status
+
+    def service(self) -> None:
+        """Let the thread go on if it stopped by itself (a signal for it, a group stop)."""
+        status = self._wait(os.WNOHANG)
+        if status is not None:
+            self._resume_from(status)
+
+    def _resume_from(self, status: int) -> None:
+        number = os.WSTOPSIG(status)
+        if status >> 16 == PTRACE_EVENT_STOP:
+            if number in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+                _ptrace(PTRACE_LISTEN, self.tid)  # stays in the group stop, as without a tracer
+            else:
+                _ptrace(PTRACE_CONT, self.tid)
+        else:
+            # A signal on its way to the thread, for example glibc's SIGSETXID: hold it up and setuid() hangs.
+            _ptrace(PTRACE_CONT, self.tid, number)
+
+    def interrupt(self) -> bool:
+        """Stop the thread.  False when it is gone."""
+        if self.stopped:
+            return True
+        try:
+            _ptrace(PTRACE_INTERRUPT, self.tid)
+            while True:
+                status = self._wait(0)
+                assert status is not None
+                if status >> 16 == PTRACE_EVENT_STOP:
+                    self.stopped = True
+                    return True
+                self._resume_from(status)
+        except OSError as e:
+            if e.errno == errno.ESRCH:
+                return False
+            raise
+
+    def resume(self) -> None:
+        """Let the stopped thread run on."""
+        _ptrace(PTRACE_CONT, self.tid, 0)
+        self.stopped = False
+
+
+class AgentSession:
+    """The agent, held for one transaction: runs command records in the target.  Context manager."""
+
+    def __init__(self, process: Process, runtime_address: int) -> None:
+        self.process = process
+        self.address = runtime_address
+        self.runtime = shim.Runtime.read(process, runtime_address)
+        thread = agent_thread(process, self.runtime)
+        if thread is None:
+            raise PsuError(process.where, "has no agent thread")
+        if thread.state in "Tt" and thread.state == "T":
+            raise PsuError(process.where, "is stopped (state T)", "let it run: kill -CONT")
+        self.seized = Seized(process, thread)
+
+    def __enter__(self) -> AgentSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.seized.__exit__(*exc)
+
+    def _gone(self) -> PsuError:
+        return PsuError(self.process.where, "ended meanwhile")
+
+    def command(self, op: int, entries: bytes, count: int, *, record_at: int = 0, patience: float = AGENT_PATIENCE,
+                ) -> bytes:
+        """Run one command; the entries as the agent left them.
+
+        record_at: where in the target the record goes, for one that does not fit the fixed buffer (memory that an
+        earlier MAP command made).  Raises PsuError with the failing step's errno (then the target is unchanged)."""
+        record = shim.COMMAND.pack(op, count, 0) + entries
+        at = record_at or self.address + shim.BUFFER_OFFSET
+        if not record_at and len(record) > shim.BUFFER_SIZE:
+            raise PsuError(self.process.where, f"internal defect: a command of {len(record)} bytes has no room")
+        deadline = time.monotonic() + patience
+        self._park(deadline)
+        seq = (shim.Runtime.read(self.process, self.address).command_seq + 1) & 0xFFFFFFFF
+        # The agent is in a ptrace stop: these stores are ordered before anything it does after it.
+        self.process.write(at, record)
+        self.process.write(self.address + shim.COMMAND_ADDRESS_OFFSET, struct.pack("<Q", at))
+        self.process.write(self.address + shim.COMMAND_SEQ_OFFSET, struct.pack("<I", seq))
+        try:
+            self.seized.resume()
+            pause = 20e-6
+            while True:
+                runtime = shim.Runtime.read(self.process, self.address)
+                if runtime.done_seq == seq:
+                    break
+                self.seized.service()
+                if time.monotonic() > deadline:
+                    raise PsuError(self.process.where, f"the agent did not finish its command within {patience:.0f} s",
+                                   "a thread may be holding the dynamic linker's lock (dlopen); try again")
+                time.sleep(pause)
+                pause = min(pause * 1.5, 2e-3)
+        except OSError as e:
+            raise self._gone() from e
+        self.runtime = runtime
+        if runtime.result:
+            code = -runtime.result
+            name = errno.errorcode.get(code, str(code))
+            step = {shim.OP_MAP: "mmap", shim.OP_PROTECT: "mprotect", shim.OP_RESOLVE: "dlsym",
+                    shim.OP_COMMIT: "commit", shim.OP_RESET: "reset"}[op]
+            raise PsuError(self.process.where, f"{step} failed in the target: {name} (entry {runtime.failed_entry})",
+                           "the target is unchanged")
+        return self.process.read(at + shim.COMMAND.size, len(entries))
+
+    def _park(self, deadline: float) -> None:
+        """Stop the agent where it is parked: it has read everything it was told and touches nothing."""
+        while True:
+            if not self.seized.interrupt():
+                raise self._gone()
+            runtime = shim.Runtime.read(self.process, self.address)
+            if runtime.agent_state == shim.AGENT_PARKED and runtime.done_seq == runtime.command_seq:
+                return
+            try:
+                self.seized.resume()
+            except OSError as e:
+                raise self._gone() from e
+            if time.monotonic() > deadline:
+                raise PsuError(self.process.where, "the agent is busy with an earlier command",
+                               "a thread may be holding the dynamic linker's lock (dlopen); try again")
+            time.sleep(100e-6)
+
+
+def agent_thread(process: Process, runtime: shim.Runtime) -> Thread | None:
+    """The live agent thread of this very process, or None (never started, or a fork child's copy of the parent's)."""
+    if runtime.agent_state in (shim.AGENT_NONE, shim.AGENT_STARTING) or runtime.agent_pid != process.own_pid():
+        return None
+    return next((t for t in process.threads() if t.own_tid == runtime.agent_tid), None)
