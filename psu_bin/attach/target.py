@@ -1,0 +1,213 @@
+"""What runs in a process: its instrumented modules and the shim, read from the target's own memory: Target.
+
+Everything comes from memory, so a stripped, deleted or renamed file does not matter; the file on disk is looked at only
+to refuse a patch when another build has taken its place (the patch was most likely made for that one).
+
+Odd: glibc relocates the addresses in a loaded dynamic section, musl does not.  `_pointer` takes both.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+from psu_bin import descriptor
+from psu_bin.attach.process import Mapping, Process
+from psu_bin.attach.shim import Runtime
+from psu_bin.errors import PsuError
+
+PT_LOAD, PT_DYNAMIC, PT_NOTE, PT_TLS = 1, 2, 4, 7
+DT_NULL, DT_STRTAB, DT_SYMTAB, DT_SONAME = 0, 5, 6, 14
+NT_GNU_BUILD_ID = 3
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Module:
+    """One instrumented ELF file, loaded."""
+    path: str                           # as the target calls it
+    start: int                          # run-time address of the ELF header; identifies the module in the process
+    end: int
+    load_bias: int                      # run-time address = file address + load bias
+    machine: int
+    build_id: bytes
+    executable: bool
+    tls: tuple[int, int] | None         # (memory size, alignment) of PT_TLS
+    descriptor: descriptor.Descriptor
+
+    @property
+    def key(self) -> str:
+        """Names the module in the notes that psu-bin keeps in the target."""
+        return f"{self.start:x}"
+
+    def stub(self, index: int) -> int:
+        """Run-time address of function `index`'s stub."""
+        return self.descriptor.stub(index) + self.load_bias
+
+    def slot(self, index: int) -> int:
+        """Run-time address of function `index`'s slot."""
+        return self.descriptor.slot(index) + self.load_bias
+
+    def original(self, index: int) -> int:
+        """Run-time address of function `index`'s original code."""
+        return self.descriptor.functions[index].original + self.load_bias
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An ELF file found in memory, instrumented or not."""
+    mapping: Mapping
+    end: int
+    load_bias: int
+    machine: int
+    segments: tuple[tuple[int, int, int, int], ...]  # type, address, memsz, align
+    dynamic: dict[int, int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A process with a shim in it."""
+    process: Process
+    maps: tuple[Mapping, ...]
+    modules: tuple[Module, ...]
+    runtime_address: int
+    paths: tuple[str, ...]              # every mapped ELF file
+
+    def runtime(self) -> Runtime:
+        """The runtime's present state."""
+        return Runtime.read(self.process, self.runtime_address)
+
+
+def read(process: Process) -> Target:
+    """Find modules and shim in `process`.
+
+    Raises PsuError when it is not instrumented, of another architecture, or when a module's file was replaced."""
+    maps = process.maps()
+    images = [image for m in maps if m.offset == 0 and m.inode and m.prot[0] == "r"
+              and (image := _image(process, m, maps)) is not None]
+    modules = [_module(process, i) for i in images if descriptor.DT_PSU in i.dynamic]
+    shims = [i for i in images if _soname(process, i) == descriptor.SHIM_SONAME]
+    if not modules:
+        raise PsuError(process.where, f"is not instrumented: {_executable(process)}",
+                       "run psu-bin instrument on its program and start the result")
+    if not shims:
+        raise PsuError(process.where, f"has no {descriptor.SHIM_SONAME} loaded")
+    if len(shims) > 1:
+        raise PsuError(process.where, f"has {len(shims)} shims: " + ", ".join(s.mapping.path for s in shims),
+                       "let all modules find the same libpsu_shim.so")
+    runtime = _symbol(process, shims[0], "psu_runtime")
+    return Target(process, maps, tuple(modules), runtime, tuple(i.mapping.path for i in images))
+
+
+def check_files(target: Target, modules: tuple[Module, ...]) -> None:
+    """Refuse when another build replaced the file of one of `modules` since it was loaded."""
+    from psu_bin.elf import Binary
+    for m in modules:
+        mapping = next(x for x in target.maps if x.start == m.start)
+        path = target.process.file(m.path)
+        try:
+            now = os.stat(path)
+        except OSError:
+            continue  # removed, nothing took its place
+        if now.st_ino == mapping.inode and not mapping.deleted:
+            continue
+        if Binary.read(path).build_id != m.build_id:
+            raise PsuError(m.path, "was replaced on disk since the process started: "
+                                   f"it runs build-id {m.build_id.hex() or 'none'}",
+                           "make the patch for the build that runs, or restart the program")
+
+
+def _executable(process: Process) -> str:
+    try:
+        return os.readlink(f"/proc/{process.pid}/exe")
+    except OSError:
+        return "?"
+
+
+def _image(process: Process, m: Mapping, maps: tuple[Mapping, ...]) -> _Image | None:
+    head = process.read(m.start, min(PAGE, m.end - m.start))
+    if head[:4] != b"\x7fELF" or len(head) < 64:
+        return None
+    if head[4] != 2:
+        if m.path == _executable(process):
+            raise PsuError(process.where, "is a 32-bit program", "psu-bin handles x86-64 and AArch64")
+        return None
+    (kind, machine) = struct.unpack_from("<HH", head, 16)
+    (phoff,) = struct.unpack_from("<Q", head, 32)
+    (phentsize, phnum) = struct.unpack_from("<HH", head, 54)
+    if kind not in (2, 3) or phentsize != 56:
+        return None
+    table = process.read(m.start + phoff, 56 * phnum)
+    segments = []
+    for t, _, _, va, _, _, memsz, align in struct.iter_unpack("<IIQQQQQQ", table):
+        segments.append((t, va, memsz, align))
+    loads = [s for s in segments if s[0] == PT_LOAD]
+    if not loads:
+        return None
+    bias = m.start - loads[0][1] // PAGE * PAGE
+    end = bias + max(va + size for _, va, size, _ in loads)
+    # A file that is merely mapped (read by the program as data) has only one mapping and no dynamic section there.
+    if not any(x.start <= bias + loads[-1][1] < x.end and (x.path == m.path or not x.path) for x in maps):
+        return None
+    dynamic: dict[int, int] = {}
+    for t, va, size, _ in segments:
+        if t == PT_DYNAMIC:
+            try:
+                raw = process.read(bias + va, size // 16 * 16)
+            except PsuError:
+                return None
+            for tag, value in struct.iter_unpack("<QQ", raw):
+                if tag == DT_NULL:
+                    break
+                dynamic.setdefault(tag, value)
+    return _Image(m, end, bias, machine, tuple(segments), dynamic)
+
+
+def _pointer(image: _Image, tag: int) -> int:
+    value = image.dynamic[tag]
+    return value if value >= image.mapping.start else value + image.load_bias
+
+
+def _soname(process: Process, image: _Image) -> str:
+    if DT_SONAME not in image.dynamic or DT_STRTAB not in image.dynamic:
+        return ""
+    try:
+        return process.cstring(_pointer(image, DT_STRTAB) + image.dynamic[DT_SONAME], 256)
+    except PsuError:
+        return ""
+
+
+def _symbol(process: Process, image: _Image, name: str) -> int:
+    """Run-time address of an exported symbol of the shim, whose string table follows its symbol table."""
+    symtab, strtab = _pointer(image, DT_SYMTAB), _pointer(image, DT_STRTAB)
+    raw = process.read(symtab, max(0, min(strtab - symtab, 1 << 16)) // 24 * 24)
+    for st_name, _, _, shndx, value, _ in struct.iter_unpack("<IBBHQQ", raw):
+        if shndx and process.cstring(strtab + st_name, 64) == name:
+            return value + image.load_bias
+    raise PsuError(image.mapping.path, f"is not psu-bin's shim: no symbol {name}")
+
+
+def _build_id(process: Process, image: _Image) -> bytes:
+    for kind, va, size, align in image.segments:
+        if kind != PT_NOTE:
+            continue
+        body = process.read(image.load_bias + va, size)
+        at, unit = 0, 8 if align == 8 else 4
+        while at + 12 <= len(body):
+            namesz, descsz, note = struct.unpack_from("<III", body, at)
+            start = at + 12 + -(-namesz // 4) * 4
+            if note == NT_GNU_BUILD_ID and body[at + 12:at + 16] == b"GNU\0":
+                return body[start:start + descsz]
+            at = start + -(-descsz // unit) * unit
+    return b""
+
+
+def _module(process: Process, image: _Image) -> Module:
+    path = image.mapping.path
+    address = image.dynamic[descriptor.DT_PSU] + image.load_bias
+    header = process.read(address, descriptor.HEADER.size)
+    data = process.read(address, descriptor.packed_size(header, path))
+    tls = next(((size, align) for kind, _, size, align in image.segments if kind == PT_TLS), None)
+    return Module(path, image.mapping.start, image.end, image.load_bias, image.machine, _build_id(process, image),
+                  path == _executable(process), tls, descriptor.decode(data, path))
