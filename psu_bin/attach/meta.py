@@ -1,0 +1,116 @@
+"""psu-bin's own notes about one process, kept in the process: Notes.
+
+The shim knows gates, objects and counters.  What belongs to which patch, the order of versions of a function, which gate
+serves which function, and where interned data lies is known only here.  The notes are one blob of zlib-packed JSON in
+the target's memory, replaced as a whole by each commit, so that they are always those of the last committed transaction
+whoever dies when.
+
+A history holds patch ids, oldest first: the last one is current, an empty one means the original code.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import asdict, dataclass, field
+
+from psu_bin.attach.process import Process
+from psu_bin.attach.shim import Runtime
+from psu_bin.errors import PsuError
+
+FORMAT = 1
+HISTORY = 64          # versions of a function that a revert can go back through
+FREED_KEPT = 16       # freed patches that status still lists
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass
+class FunctionNotes:
+    """One function that was patched at least once.  `module` and `number` name its stub."""
+    module: str                                   # Module.key, or "" for a new function made by a patch
+    number: int                                   # index in the module's descriptor, or in Notes.stubs
+    name: str
+    history: list[int] = field(default_factory=list)
+    gates: list[list[int]] = field(default_factory=list)   # [kind, gate, counter index], given for ever
+    current: list[int] = field(default_factory=list)       # [kind, gate, counter index]; []: the original
+    preserve: int = 0
+
+
+@dataclass
+class PatchNotes:
+    """One attach: its number, what it replaced, and where its code is."""
+    id: int
+    name: str
+    module: str
+    functions: list[str]
+    objects: list[int]                            # counter indices of its objects that may still be alive
+    sources: list[list[str]]                      # [path as given, sha256 of the object file]
+    bytes: int
+    reverted: bool = False
+    pinned: list[str] = field(default_factory=list)  # new functions whose address the program may hold
+
+
+@dataclass
+class StubNotes:
+    """A new function with an address of its own: stub and slot made by psu-bin."""
+    module: str
+    file: str
+    name: str
+    stub: int
+    slot: int
+
+
+@dataclass
+class Store:
+    """A region that lives as long as the process.  kind: "const", "data" or "stubs"."""
+    kind: str
+    module: str
+    address: int
+    size: int
+    used: int
+
+
+@dataclass
+class Notes:
+    """Everything psu-bin remembers about a process."""
+    next_patch: int = 1
+    next_gate: list[int] = field(default_factory=lambda: [0, 0, 0])
+    patches: list[PatchNotes] = field(default_factory=list)
+    functions: list[FunctionNotes] = field(default_factory=list)
+    stubs: list[StubNotes] = field(default_factory=list)
+    stores: list[Store] = field(default_factory=list)
+    variables: list[list] = field(default_factory=list)   # [module, file, name, address, size]
+    constants: list[list] = field(default_factory=list)   # [module, crc32, address, size, align]
+
+    def patch(self, patch_id: int) -> PatchNotes | None:
+        return next((p for p in self.patches if p.id == patch_id), None)
+
+    def function(self, module: str, number: int) -> FunctionNotes | None:
+        return next((f for f in self.functions if f.module == module and f.number == number), None)
+
+
+_ROWS = {"patches": PatchNotes, "functions": FunctionNotes, "stubs": StubNotes, "stores": Store}
+
+
+def encode(notes: Notes) -> bytes:
+    """The blob, its own length first."""
+    packed = zlib.compress(json.dumps({"format": FORMAT, **asdict(notes)}, separators=(",", ":")).encode(), 6)
+    return _LENGTH.pack(len(packed)) + packed
+
+
+def read(process: Process, runtime: Runtime) -> Notes:
+    """The notes in the target; fresh ones when nothing was ever attached.  Raises PsuError when they are damaged."""
+    if not runtime.meta:
+        return Notes()
+    raw = process.read(runtime.meta, runtime.meta_size)
+    try:
+        (length,) = _LENGTH.unpack_from(raw)
+        loaded = json.loads(zlib.decompress(raw[8:8 + length]))
+        if loaded.pop("format") != FORMAT:
+            raise PsuError(process.where, "was patched by another version of psu-bin", "use that version")
+        for key, row in _ROWS.items():
+            loaded[key] = [row(**x) for x in loaded[key]]
+        return Notes(**loaded)
+    except (ValueError, KeyError, TypeError, struct.error, zlib.error) as e:
+        raise PsuError(process.where, f"psu-bin's notes in it are damaged: {e}") from e
