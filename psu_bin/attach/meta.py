@@ -47,6 +47,7 @@ class PatchNotes:
     objects: list[int]                            # counter indices of its objects that may still be alive
     sources: list[list[str]]                      # [path as given, sha256 of the object file]
     bytes: int
+    code: list[list] = field(default_factory=list)   # [function, run-time address, size]: names what keeps it alive
     reverted: bool = False
     pinned: list[str] = field(default_factory=list)  # new functions whose address the program may hold
 

@@ -1,0 +1,141 @@
+"""What psu-bin status shows: read from the target's memory and /proc alone; no thread is stopped or traced.
+
+The target goes on meanwhile, so numbers of one moment may be off by calls that begin or end during the reading.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from psu_bin.attach import meta, shim, target
+from psu_bin.attach.process import Process
+from psu_bin.attach.tracing import agent_thread
+from psu_bin.errors import PsuError
+
+STACK_SEARCHED = 256 * 1024  # bytes above a waiting thread's stack pointer that are searched for return addresses
+
+
+@dataclass(frozen=True)
+class ModuleStatus:
+    path: str
+    build_id: str
+    functions: int
+
+
+@dataclass(frozen=True)
+class PatchStatus:
+    id: int
+    name: str
+    state: str                 # current, retired, freed
+    functions: tuple[str, ...]
+    activations: int           # calls in progress, summed over threads
+    bytes: int                 # memory of its objects that is still mapped
+    kept_because: str | None   # why something of it is still there although it is superseded
+
+
+@dataclass(frozen=True)
+class Status:
+    pid: int
+    modules: tuple[ModuleStatus, ...]
+    agent: int | None          # thread id, as this process sees it
+    patches: tuple[PatchStatus, ...]
+
+
+def read(pid: int) -> Status:
+    """The present state of process `pid`.  Raises PsuError when it cannot be read or is not instrumented."""
+    process = Process(pid)
+    t = target.read(process)
+    runtime = t.runtime()
+    notes = meta.read(process, runtime)
+    objects = {o.index: o for o in runtime.read_objects(process)}
+    by_patch: dict[int, list[shim.Object]] = {}
+    for o in objects.values():
+        by_patch.setdefault(o.patch, []).append(o)
+    counts = runtime.activations(process, tuple(objects))
+    agent = agent_thread(process, runtime)
+    patches = []
+    for p in notes.patches:
+        alive = by_patch.get(p.id, [])
+        state = "freed"
+        if any(o.state == shim.RETIRED for o in alive):
+            state = "retired"
+        if any(o.state == shim.CURRENT for o in alive):
+            state = "current"
+        active = sum(n for o in alive for n in counts[o.index].values())
+        kept = _why(process, p, alive, counts, notes) if alive else None
+        patches.append(PatchStatus(p.id, p.name, state, tuple(p.functions), max(active, 0),
+                                   sum(o.bytes for o in alive), kept))
+    modules = tuple(ModuleStatus(m.path, m.build_id.hex(), len(m.descriptor.functions)) for m in t.modules)
+    return Status(pid, modules, agent.tid if agent else None, tuple(patches))
+
+
+def _why(process: Process, p: meta.PatchNotes, alive: list[shim.Object], counts: dict[int, dict[int, int]],
+         notes: meta.Notes) -> str | None:
+    """Why memory of a patch that was superseded or reverted is still there; None for one that is simply current."""
+    retired = [o for o in alive if o.state == shim.RETIRED]
+    if retired:
+        reasons = []
+        for o in retired:
+            for tid, n in sorted(counts[o.index].items()):
+                if n > 0:
+                    reasons.append(_who(process, p, o, tid, n))
+        return "; ".join(reasons) or "the agent has not freed it yet"
+    current = {f.name for f in notes.functions if f.history and f.history[-1] == p.id}
+    if p.reverted or not current:
+        return f"the program may hold the address of {', '.join(p.pinned)}" if p.pinned else None
+    return None
+
+
+def _who(process: Process, p: meta.PatchNotes, o: shim.Object, own_tid: int, n: int) -> str:
+    calls = f"{n} call{'s' if n != 1 else ''} in progress"
+    if own_tid == 0:
+        return f"{calls} of threads that ended"
+    thread = next((t for t in process.threads() if t.own_tid == own_tid), None)
+    if thread is None:
+        return f"{calls} of thread {own_tid}, which ended"
+    where = _function_on_stack(process, p, o, thread.tid)
+    return f"{calls} of thread {thread.tid}" + (f" in {where}" if where else "")
+
+
+def _function_on_stack(process: Process, p: meta.PatchNotes, o: shim.Object, tid: int) -> str:
+    """The patch's function that a waiting thread executes or will return to, found among the words of its stack."""
+    try:
+        words = Path(f"/proc/{process.pid}/task/{tid}/syscall").read_text().split()
+        if len(words) < 3:
+            return ""  # running
+        sp, pc = int(words[-2], 16), int(words[-1], 16)
+        limit = next((m.end for m in process.maps() if m.start <= sp < m.end), sp)
+        stack = process.read(sp, max(0, min(limit - sp, STACK_SEARCHED)) // 8 * 8)
+    except (OSError, ValueError, PsuError):
+        return ""
+    for (word,) in ((pc,), *struct.iter_unpack("<Q", stack)):
+        if any(a <= word < a + size for a, size in o.regions):
+            for name, start, size in p.code:
+                if start <= word <= start + size:
+                    return name
+    return ""
+
+
+def retired(process: Process, runtime_address: int) -> int:
+    """How many retired objects there are."""
+    runtime = shim.Runtime.read(process, runtime_address)
+    return sum(o.state == shim.RETIRED for o in runtime.read_objects(process))
+
+
+def wait(pid: int, timeout: float | None) -> None:
+    """Return when no retired object is left; PsuError when `timeout` seconds pass before, or the process ends."""
+    process = Process(pid)
+    t = target.read(process)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    pause = 0.001
+    while (n := retired(process, t.runtime_address)):
+        if not process.alive():
+            raise PsuError(process.where, "ended meanwhile")
+        if deadline is not None and time.monotonic() >= deadline:
+            raise PsuError(process.where, f"still holds {n} retired object{'s' if n != 1 else ''} after {timeout:g} s",
+                           f"psu-bin status {pid} says what keeps them")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.05)

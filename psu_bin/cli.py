@@ -1,0 +1,235 @@
+"""The command line: the only module that prints or exits.
+
+Each command calls one function of the package and shows what it returned.  Errors are one line on standard error and
+exit status 1 (nothing was changed) or 2 (wrong usage).  Imports are inside the commands, so that `psu-bin status` does
+not pay for what `instrument` needs.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from psu_bin import __version__
+from psu_bin.errors import EXIT_USAGE, PsuError
+
+if TYPE_CHECKING:
+    from psu_bin.attach.status import Status
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+pid_argument = click.argument("pid", type=click.IntRange(min=1))
+
+
+def _emit(value: dict[str, Any]) -> None:
+    click.echo(json_module.dumps(value))
+
+
+def _warn(text: str) -> None:
+    click.echo(f"psu-bin: warning: {text}", err=True)
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="psu-bin")
+def commands() -> None:
+    """Change C programs while they run."""
+
+
+@commands.command()
+@click.argument("binary", type=click.Path(path_type=Path))
+@json_option
+@click.option("--functions", multiple=True, metavar="GLOB", help="Only functions whose names match (repeatable).")
+@click.option("--debug-file", type=click.Path(path_type=Path), help="Separate debug file with the symbols.")
+def analyze(binary: Path, as_json: bool, functions: tuple[str, ...], debug_file: Path | None) -> None:
+    """What of BINARY can be updated, what cannot and why."""
+    from psu_bin.instrument.driver import analyze as run
+    result = run(binary, functions, debug_file)
+    if as_json:
+        _emit({"binary": str(binary), "functions": len(result.functions), "call_sites": result.call_sites,
+               "updatable": [f.name for f in result.functions],
+               "not_updatable": [{"name": n.name, "reason": n.reason} for n in result.not_updatable]})
+        return
+    click.echo(f"{binary}: {len(result.functions)} functions can be updated, {result.call_sites} call sites")
+    if result.not_updatable:
+        click.echo(f"{len(result.not_updatable)} cannot:")
+        for n in result.not_updatable:
+            click.echo(f"  {n.name}: {n.reason}")
+
+
+@commands.command()
+@click.argument("binary", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file [default: BINARY.psu].")
+@click.option("--functions", multiple=True, metavar="GLOB", help="Only functions whose names match (repeatable).")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these functions as they are (repeatable).")
+@click.option("--debug-file", type=click.Path(path_type=Path), help="Separate debug file with the symbols.")
+@json_option
+def instrument(binary: Path, output: Path | None, functions: tuple[str, ...], exclude: tuple[str, ...],
+               debug_file: Path | None, as_json: bool) -> None:
+    """Write an updatable copy of BINARY, and the shim beside it."""
+    from psu_bin.instrument.driver import instrument as run
+    result = run(binary, output, functions, exclude, debug_file)
+    if as_json:
+        _emit({"output": str(result.output), "shim": str(result.shim), "functions": result.functions,
+               "call_sites": result.call_sites,
+               "not_updatable": [{"name": n.name, "reason": n.reason} for n in result.not_updatable]})
+        return
+    click.echo(f"{result.output}: {result.functions} functions updatable, {result.call_sites} call sites rerouted")
+    click.echo(f"{result.shim}: the shim that it needs, found beside it")
+    if result.not_updatable:
+        click.echo(f"not updatable: {len(result.not_updatable)} (psu-bin analyze {binary} names them)")
+
+
+@commands.command()
+@pid_argument
+@click.argument("patches", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATCH.o...")
+@click.option("--dry-run", is_flag=True, help="Check and link, but change nothing.")
+@click.option("--wait", "wait_", is_flag=True, help="Return when no retired code is left.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up --wait after S seconds.")
+@json_option
+def attach(pid: int, patches: tuple[Path, ...], dry_run: bool, wait_: bool, timeout: float | None, as_json: bool,
+           ) -> None:
+    """Put PATCH.o... into process PID, all functions at one instant."""
+    from psu_bin.attach.transaction import attach as run
+    result = run(pid, patches, dry_run=dry_run)
+    for text in result.warnings:
+        _warn(text)
+    if wait_ and not dry_run:
+        _wait_until_freed(pid, timeout)
+    if as_json:
+        _emit({"patch": result.patch, "functions": list(result.functions), "bytes": result.bytes,
+               "seconds": {"total": time.monotonic() - _started, "link": result.seconds_link,
+                           "commit": result.seconds_commit}, "threads_stopped": result.threads_stopped,
+               "dry_run": dry_run, "warnings": list(result.warnings)})
+        return
+    names = ", ".join(result.functions)
+    if dry_run:
+        click.echo(f"would replace {names}: {result.bytes} bytes")
+        return
+    stopped = "no thread stopped" if not result.threads_stopped else f"{result.threads_stopped} thread borrowed"
+    click.echo(f"patch {result.patch}: {names}: {result.bytes} bytes, {time.monotonic() - _started:.3f} s, "
+               f"commit {result.seconds_commit * 1e6:.0f} us, {stopped}")
+
+
+@commands.command()
+@pid_argument
+@click.option("--watch", is_flag=True, help="Show it again every second, until interrupted or the process ends.")
+@json_option
+def status(pid: int, watch: bool, as_json: bool) -> None:
+    """Versions, activations and memory of process PID; stops nobody."""
+    from psu_bin.attach.status import read
+    while True:
+        current = read(pid)
+        if as_json:
+            _emit(_status_json(current))
+        else:
+            _show_status(current)
+        if not watch:
+            return
+        sys.stdout.flush()
+        time.sleep(1)
+        if not as_json:
+            click.echo()
+
+
+def _status_json(s: Status) -> dict[str, Any]:
+    return {"pid": s.pid,
+            "modules": [{"path": m.path, "build_id": m.build_id, "functions": m.functions} for m in s.modules],
+            "agent": s.agent,
+            "patches": [{"id": p.id, "name": p.name, "state": p.state, "functions": list(p.functions),
+                         "activations": p.activations, "bytes": p.bytes, "kept_because": p.kept_because}
+                        for p in s.patches]}
+
+
+def _show_status(s: Status) -> None:
+    for m in s.modules:
+        click.echo(f"{m.path}: {m.functions} updatable functions, build-id {m.build_id or 'none'}")
+    click.echo(f"agent: thread {s.agent}" if s.agent else "agent: none yet")
+    if not s.patches:
+        click.echo("no patches")
+        return
+    click.echo(f"{'patch':>5}  {'state':8} {'active':>6} {'bytes':>9}  name: functions")
+    for p in s.patches:
+        click.echo(f"{p.id:>5}  {p.state:8} {p.activations:>6} {p.bytes:>9}  {p.name}: {', '.join(p.functions)}")
+        if p.kept_because:
+            click.echo(f"       kept because {p.kept_because}")
+
+
+@commands.command()
+@pid_argument
+@click.argument("patch_id", required=False, type=click.IntRange(min=1), metavar="[ID]")
+@click.option("--original", is_flag=True, help="Back to the program's own code, for every function.")
+@click.option("--wait", "wait_", is_flag=True, help="Return when no retired code is left.")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up --wait after S seconds.")
+@json_option
+def revert(pid: int, patch_id: int | None, original: bool, wait_: bool, timeout: float | None, as_json: bool) -> None:
+    """Back to the version before patch ID (default: the newest patch)."""
+    if original and patch_id is not None:
+        raise PsuError("--original", "takes no patch id", status=EXIT_USAGE)
+    from psu_bin.attach.revert import revert as run
+    result = run(pid, patch_id, original=original)
+    for text in result.warnings:
+        _warn(text)
+    if wait_:
+        _wait_until_freed(pid, timeout)
+    if as_json:
+        _emit({"reverted": list(result.reverted), "functions": list(result.functions),
+               "seconds": {"total": time.monotonic() - _started, "link": result.seconds_link,
+                           "commit": result.seconds_commit}, "threads_stopped": result.threads_stopped})
+        return
+    ids = ", ".join(str(i) for i in result.reverted)
+    click.echo(f"reverted patch {ids}: {', '.join(result.functions) or 'no function changed'}")
+
+
+@commands.command()
+@pid_argument
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up after S seconds, exit status 1.")
+@json_option
+def wait(pid: int, timeout: float | None, as_json: bool) -> None:
+    """Wait until process PID holds no retired code."""
+    _wait_until_freed(pid, timeout)
+    if as_json:
+        _emit({"pid": pid, "retired": 0, "seconds": time.monotonic() - _started})
+
+
+def _wait_until_freed(pid: int, timeout: float | None) -> None:
+    from psu_bin.attach.status import wait as run
+    run(pid, timeout)
+
+
+_started = time.monotonic()
+
+
+def _fail(error: PsuError) -> NoReturn:
+    text = str(error).replace("\n", " ")
+    click.echo(f"psu-bin: {text}", err=True)
+    sys.exit(error.status)
+
+
+def main() -> None:
+    """Entry point of the `psu-bin` command."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        commands.main(prog_name="psu-bin", standalone_mode=False)
+    except PsuError as e:
+        _fail(e)
+    except click.exceptions.Abort:
+        click.echo("psu-bin: interrupted", err=True)
+        sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.format_message(), err=True)
+        sys.exit(EXIT_USAGE)
+    except click.UsageError as e:
+        command = e.ctx.command_path if e.ctx else "psu-bin"
+        _fail(PsuError(command, e.format_message().rstrip("."), f"see {command} --help", status=EXIT_USAGE))
+    except click.ClickException as e:
+        _fail(PsuError("psu-bin", e.format_message(), status=e.exit_code))
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except MemoryError:
+        _fail(PsuError("memory", "not enough of it"))
