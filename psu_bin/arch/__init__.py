@@ -42,6 +42,11 @@ class Arch:
         """Relocating patch objects (attach)."""
         return importlib.import_module(f"psu_bin.arch.{self.name}_link")
 
+    @property
+    def borrow(self) -> ModuleType:
+        """Borrowing a thread's registers to start the agent (attach)."""
+        return importlib.import_module(f"psu_bin.arch.{self.name}_borrow")
+
 
 def for_machine(machine: int, where: str) -> Arch:
     """The architecture with ELF machine number `machine`.  Raises PsuError, naming `where`, for any other."""

@@ -1,0 +1,146 @@
+"""Starting the agent in a process that has none: one thread is borrowed, once, as briefly as possible.
+
+The agent is made with pthread_create, which uses malloc and the dynamic linker's tables.  A thread that is inside those
+must not be borrowed.  So we watch, without stopping anybody, until a thread waits in a system call that they never make,
+and only then stop it; a thread that never waits is taken when neither its program counter nor any return address
+on its stack lies in the C library or the dynamic linker.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from pathlib import Path
+
+from psu_bin import arch as arch_package
+from psu_bin.attach import shim
+from psu_bin.attach.process import Mapping, Process, Thread
+from psu_bin.attach.target import Target
+from psu_bin.attach.tracing import Seized, agent_thread
+from psu_bin.errors import PsuError
+
+PTRACE_GETREGSET, PTRACE_SETREGSET, NT_PRSTATUS = 0x4204, 0x4205, 1
+PATIENCE_WAITING = 1.0    # seconds to look for a waiting thread before a running one is taken
+PATIENCE = 10.0
+STACK_SEARCHED = 1 << 20
+START_FRAMES = 0x400      # bytes of stack between the return address of _start and the frame of main
+
+
+def start_agent(target: Target) -> int:
+    """Make the target start its agent.  Returns how many times a thread was stopped.
+
+    Raises PsuError when no thread could be borrowed, or the target could not make a thread."""
+    process = target.process
+    runtime = target.runtime()
+    state = process.status()["State"][:1]
+    if state in "Tt":
+        raise PsuError(process.where, f"is stopped (state {state})", "let it run: kill -CONT, or detach its debugger")
+    if not runtime.borrow:
+        raise PsuError(process.where, "its shim cannot start an agent on request")
+    machine = arch_package.for_machine(target.modules[0].machine, process.where).borrow
+    began = time.monotonic()
+    stops = 0
+    while time.monotonic() - began < PATIENCE:
+        waiting_only = time.monotonic() - began < PATIENCE_WAITING
+        thread = _candidate(process, machine, waiting_only)
+        if thread is not None:
+            stops += 1
+            with Seized(process, thread) as seized:
+                if not seized.interrupt():
+                    continue
+                if not _borrow(target, machine, seized, runtime.borrow):
+                    continue
+            return _await_agent(target, began, stops)
+        time.sleep(0.002)
+    raise PsuError(process.where, f"no thread could be borrowed to start the agent within {PATIENCE:.0f} s: "
+                                  "none waits, and those that run are inside the C library",
+                   "try again, or start the program with PSU_AGENT=start in its environment")
+
+
+def _await_agent(target: Target, began: float, stops: int) -> int:
+    process = target.process
+    while time.monotonic() - began < 2 * PATIENCE:
+        runtime = target.runtime()
+        if runtime.agent_state in (shim.AGENT_PARKED, shim.AGENT_BUSY) and agent_thread(process, runtime):
+            return stops
+        if not process.alive():
+            raise PsuError(process.where, "ended meanwhile")
+        time.sleep(0.0005)
+    raise PsuError(process.where, "the agent did not start: the program could not make a thread",
+                   "is a limit on threads or memory reached, or does a seccomp filter forbid clone?")
+
+
+def _candidate(process: Process, machine, waiting_only: bool) -> Thread | None:  # noqa: ANN001
+    for thread in process.threads():
+        try:
+            words = Path(f"/proc/{process.pid}/task/{thread.tid}/syscall").read_text().split()
+        except OSError:
+            continue
+        if words[0] == "running":
+            if not waiting_only and thread.state in "RS":
+                return thread
+        elif int(words[0]) in machine.WAITING_CALLS:
+            return thread
+    return None
+
+
+class _Iovec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+
+
+def _regset(request: int, tid: int, data: bytes = b"") -> bytes:
+    from ptrace.binding.func import ptrace
+    buffer = ctypes.create_string_buffer(data, len(data)) if data else ctypes.create_string_buffer(1024)
+    iov = _Iovec(ctypes.addressof(buffer), len(buffer))
+    ptrace(request, tid, NT_PRSTATUS, ctypes.addressof(iov))
+    return buffer.raw[:iov.length]
+
+
+def _borrow(target: Target, machine, seized: Seized, entry: int) -> bool:  # noqa: ANN001
+    """Redirect the stopped thread to `entry`; False when this is not the moment."""
+    process = target.process
+    regs = _regset(PTRACE_GETREGSET, seized.tid)
+    pc, sp, nr = machine.program_counter(regs)
+    maps = process.maps()
+    if _signal_pending(process, seized.tid):
+        return False  # its handler must see the system call interrupted, as without us
+    if nr >= 0:
+        if nr not in machine.WAITING_CALLS or _in_loader(maps, pc):
+            return False
+    elif not _outside_libraries(target, maps, pc, sp):
+        return False
+    new, at, back = machine.enter(regs, entry)
+    process.write(at, back)
+    _regset(PTRACE_SETREGSET, seized.tid, new)
+    return True
+
+
+def _signal_pending(process: Process, tid: int) -> bool:
+    try:
+        text = Path(f"/proc/{process.pid}/task/{tid}/status").read_text()
+    except OSError:
+        return True
+    f = {k: v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
+    return bool((int(f["SigPnd"], 16) | int(f["ShdPnd"], 16)) & ~int(f["SigBlk"], 16))
+
+
+def _in_loader(maps: tuple[Mapping, ...], pc: int) -> bool:
+    name = next((os.path.basename(m.path) for m in maps if m.start <= pc < m.end), "")
+    return name.startswith("ld-linux")
+
+
+def _outside_libraries(target: Target, maps: tuple[Mapping, ...], pc: int, sp: int) -> bool:
+    """Whether neither pc nor a return address on the stack is in code other than instrumented modules'."""
+    ours = [(m.start, m.end) for m in target.modules]
+    foreign = [(m.start, m.end) for m in maps if "x" in m.prot and not any(s <= m.start < e for s, e in ours)]
+    if not any(s <= pc < e for s, e in ours):
+        return False
+    limit = next((m.end for m in maps if m.start <= sp < m.end), 0)
+    if not limit or limit - sp > STACK_SEARCHED:
+        return False
+    words = memoryview(target.process.read(sp, (limit - sp) // 8 * 8)).cast("Q")
+    # The frames below main (from _start through the C library's start-up code) are always there.
+    start = max((i for i, w in enumerate(words) if any(s <= w < e for s, e in ours)), default=0)
+    return not any(s <= w < e for i, w in enumerate(words) if not start - START_FRAMES // 8 < i
+                   for s, e in foreign)

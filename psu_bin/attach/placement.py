@@ -1,0 +1,50 @@
+"""Where new memory goes in the target.
+
+Code must reach its module's stubs and variables with 32-bit displacements, so it lies within 2 GiB of the module; code
+compiled for a position-dependent program may hold absolute 32-bit addresses and must lie below 2 GiB.  The program's own
+heap (brk) grows upwards behind the executable: we stay below the executable, or far above the heap.
+"""
+
+from __future__ import annotations
+
+from psu_bin.attach.process import Process, find_gap
+from psu_bin.attach.target import Module
+from psu_bin.errors import PsuError
+
+REACH = (1 << 31) - (64 << 20)      # 64 MiB in hand for the sizes of module and object themselves
+LOWEST = 1 << 20                    # keep NULL plus an offset a fault
+HIGHEST_ABS32 = 0x7FF00000
+HEAP_ROOM = 256 << 20               # address space behind the present end of the heap that stays the heap's
+
+
+def near(process: Process, module: Module, size: int, taken: tuple[tuple[int, int], ...] = ()) -> int:
+    """An address with `size` free bytes within reach of all of `module`; `taken`: ranges promised already.
+
+    Raises PsuError when there is none."""
+    maps = process.maps()
+    low = max(LOWEST, module.end - REACH)
+    heap = next((m for m in maps if m.path == "[heap]"), None)
+    brk = _start_brk(process)
+    avoid = [*taken]
+    if heap or brk:
+        start = heap.start if heap else brk
+        avoid.append((start, (heap.end if heap else brk) + HEAP_ROOM))
+    if module.load_bias == 0:       # position-dependent: absolute addresses of 32 bits
+        at = find_gap(maps, size, low, min(HIGHEST_ABS32, module.start + REACH), tuple(avoid))
+    else:
+        at = find_gap(maps, size, low, module.start, tuple(avoid))
+        if at is None:
+            at = find_gap(maps, size, module.end, module.start + REACH, tuple(avoid))
+    if at is None:
+        raise PsuError(process.where, f"has no {size} free bytes within 2 GiB of {module.path}")
+    return at
+
+
+def _start_brk(process: Process) -> int:
+    """Where the heap begins, also when nothing was allocated there yet (field 47 of /proc/PID/stat)."""
+    try:
+        with open(f"/proc/{process.pid}/stat") as f:
+            text = f.read()
+        return int(text[text.rindex(")") + 2:].split()[44])
+    except (OSError, ValueError, IndexError):
+        return 0
