@@ -32,11 +32,20 @@ class Edit:
 
 @dataclass(frozen=True)
 class Detour:
-    """The first bytes of a function move to a copy that ends with a jump back; a jump to the stub takes their place."""
+    """The first bytes of a function move to a copy that ends with a jump back; a jump to the stub takes their place.
+
+    The jump to the stub is at `address + skip` of the function, the jump back leads to `address + skip + length`.
+    Pointers to a detoured function stay as they are: its canonical address is its original entry.
+    """
     function: int
     length: int                # bytes moved: whole instructions, at least the size of the jump
     copy: bytes                # the moved instructions, as they stand at the original address
-    fixups: tuple[tuple[int, int], ...]  # (offset in copy of a rel32 field, its target address)
+    # (offset in copy of a 4-byte relative field, the address that the field's end plus its value gives)
+    fixups: tuple[tuple[int, int], ...]
+    skip: int = 0              # bytes at the entry that stay before the jump (4: an endbr64), else 0
+    # DW_CFA_ instructions for the copy, locations relative to its start, for a CIE with code factor 1, data factor
+    # -8 and the frame of a function entry; what they say last holds for the jump back, too
+    cfi: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -63,3 +72,5 @@ class Plan:
     detours: tuple[Detour, ...]
     not_updatable: tuple[NotUpdatable, ...]
     call_sites: int
+    # (address of a static local variable `name.N`, entries of the functions that refer to it), ascending
+    static_users: tuple[tuple[int, tuple[int, ...]], ...] = ()
