@@ -1,0 +1,124 @@
+"""One commit: which gates serve which functions, and the record that makes the agent switch them all at one store.
+
+Everything is decided here, in psu-bin; the agent checks the record and runs it (shim/commit.c has the argument for the
+order of its steps).  Gates are given to a (function, counter index, kind) for ever (I3), so a function that is patched
+again and again alternates between two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psu_bin.attach import meta, shim
+from psu_bin.attach.process import Process
+from psu_bin.attach.tracing import AgentSession
+from psu_bin.errors import PsuError
+
+
+@dataclass(frozen=True)
+class NewObject:
+    """An injected object that this commit makes current."""
+    index: int                             # counter index
+    patch: int
+    eh_frame: int                          # run-time address, 0: none
+    regions: tuple[tuple[int, int], ...]   # (address, size), at most shim.REGIONS
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One function's way from its present version to another."""
+    function: meta.FunctionNotes
+    slot: int
+    original: int                          # run-time address of the original code; 0: there is none (new function)
+    body: int                              # the new version's entry; 0: back to the original
+    kind: int
+    index: int                             # counter index of the new version's object
+
+
+def choose_indices(runtime: shim.Runtime, process: Process, functions: list[list[meta.FunctionNotes]],
+                   ) -> list[int]:
+    """A free counter index for each new object; `functions`: what each replaces.
+
+    Prefers an index for which the functions have gates already.  Raises PsuError when all are taken."""
+    taken = {o.index for o in runtime.read_objects(process)}
+    out: list[int] = []
+    for replaced in functions:
+        score: dict[int, int] = {}
+        for f in replaced:
+            for _, _, index in f.gates:
+                if index not in taken:
+                    score[index] = score.get(index, 0) + 1
+        if score:
+            best = max(score, key=lambda i: (score[i], -i))
+        else:
+            best = next((i for i in range(runtime.indices) if i not in taken), -1)
+            if best < 0:
+                raise PsuError(process.where, f"holds {runtime.indices} patch objects: no more fit",
+                               "revert some, or join them into one patch")
+        taken.add(best)
+        out.append(best)
+    return out
+
+
+def gate_for(notes: meta.Notes, runtime: shim.Runtime, f: meta.FunctionNotes, kind: int, index: int,
+             where: str) -> int:
+    """The gate of function `f` for (kind, index): its own from earlier, or a fresh one (noted in `notes`)."""
+    for k, gate, i in f.gates:
+        if (k, i) == (kind, index):
+            return gate
+    gate = notes.next_gate[kind]
+    if gate >= runtime.pools[kind].count:
+        raise PsuError(where, f"has used all {runtime.pools[kind].count} gates of kind {kind}",
+                       "restart the program with the new version built in")
+    notes.next_gate[kind] += 1
+    f.gates.append([kind, gate, index])
+    return gate
+
+
+def commit(session: AgentSession, notes: meta.Notes, objects: list[NewObject], switches: list[Switch],
+           scratch_for) -> float:  # noqa: ANN001
+    """Switch everything at one instant.  Returns the seconds that the command took, as seen from here.
+
+    `notes` are the notes after the commit, complete but for the gates, which are filled in here.
+    scratch_for(size) -> address of staged memory, for a record that does not fit the fixed buffer, and for the notes.
+    Raises PsuError; then nothing was switched."""
+    import time
+    runtime, process = session.runtime, session.process
+    body = b""
+    retiring: set[int] = set()
+    for s in switches:
+        old = s.function.current
+        old_kind, old_gate = (old[0], old[1]) if old else (shim.NO_GATE, shim.NO_GATE)
+        if s.body:
+            gate = gate_for(notes, runtime, s.function, s.kind, s.index, process.where)
+            body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.function.preserve, old_kind, old_gate)
+            s.function.current = [s.kind, gate, s.index]
+        elif old:
+            body += shim.SWITCH.pack(s.slot, s.original, 0, 0, shim.NO_GATE, 0, 0, old_kind, old_gate)
+            s.function.current = []
+        else:
+            continue
+        if old:
+            retiring.add(old[2])
+    count = len(body) // shim.SWITCH.size
+    still = {f.current[2] for f in notes.functions if f.current}
+    alive = {o.index for o in runtime.read_objects(process) if o.state == shim.CURRENT}
+    retires = sorted((retiring & alive) - still)
+    head = b"".join(shim.NEW_OBJECT.pack(o.index, o.patch, o.eh_frame, *_flat(o.regions)) for o in objects)
+    tail = b"".join(i.to_bytes(4, "little") for i in retires)
+    blob = meta.encode(notes)
+    meta_size = -(-len(blob) // 4096) * 4096
+    meta_at = scratch_for(meta_size, True)
+    process.write(meta_at, blob)
+    record = shim.COMMIT.pack(len(objects), count, len(retires), 0, meta_at, meta_size) + head + body + tail
+    at = 0
+    if len(record) + shim.COMMAND.size > shim.BUFFER_SIZE:
+        at = scratch_for(len(record) + shim.COMMAND.size, False)
+    began = time.monotonic()
+    session.command(shim.OP_COMMIT, record, count, record_at=at, patience=60)
+    return time.monotonic() - began
+
+
+def _flat(regions: tuple[tuple[int, int], ...]) -> list[int]:
+    out = [n for r in regions for n in r]
+    return out + [0] * (2 * shim.REGIONS - len(out))
