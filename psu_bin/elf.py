@@ -46,11 +46,12 @@ STT_GNU_IFUNC = 10
 STB_LOCAL, STB_GLOBAL, STB_WEAK, STB_GNU_UNIQUE = 0, 1, 2, 10
 
 DT_NULL, DT_NEEDED, DT_STRTAB, DT_SYMTAB, DT_RELA, DT_RELASZ = 0, 1, 5, 6, 7, 8
-DT_STRSZ, DT_INIT, DT_FINI, DT_SONAME, DT_RPATH, DT_JMPREL, DT_RUNPATH = 10, 12, 13, 14, 15, 23, 29
+DT_PLTRELSZ, DT_STRSZ, DT_INIT, DT_FINI, DT_SONAME, DT_RPATH, DT_JMPREL, DT_RUNPATH = 2, 10, 12, 13, 14, 15, 23, 29
 DT_RELRSZ, DT_RELR, DT_GNU_HASH, DT_RELACOUNT = 35, 36, 0x6FFFFEF5, 0x6FFFFFF9
 
 SYMBOL_DTYPE = [("st_name", "<u4"), ("st_info", "u1"), ("st_other", "u1"), ("st_shndx", "<u2"),
                 ("st_value", "<u8"), ("st_size", "<u8")]
+R_X86_64_RELATIVE, R_X86_64_IRELATIVE = 8, 37
 RELA_DTYPE = [("r_offset", "<u8"), ("r_type", "<u4"), ("r_sym", "<u4"), ("r_addend", "<i8")]
 
 
@@ -88,6 +89,28 @@ class Segment:
     filesz: int
     memsz: int
     align: int
+
+
+@dataclass(frozen=True)
+class SymbolTable:
+    """A symbol table in bulk: `entries` are records of SYMBOL_DTYPE, `strings` the string table they name."""
+    entries: np.ndarray
+    strings: bytes
+    where: str
+
+    def name(self, index: int) -> str:
+        """The name of symbol `index`; "" where the string table has none."""
+        offset = int(self.entries["st_name"][index])
+        end = self.strings.find(b"\0", offset)
+        return self.strings[offset:end].decode("utf-8", "surrogateescape") if end >= 0 else ""
+
+
+@dataclass(frozen=True)
+class Relocations:
+    """The relocations that the linker kept for one section (`--emit-relocs`); offsets are file addresses."""
+    section: Section
+    entries: np.ndarray
+    symbols: SymbolTable
 
 
 class Binary:
@@ -228,3 +251,74 @@ class Binary:
                         return body[desc_at:desc_at + descsz]
                     at = desc_at + (descsz + 3) // 4 * 4
         return b""
+
+    def _symbols_of(self, s: Section | None) -> SymbolTable | None:
+        if s is None or s.type == SHT_NOBITS or not s.size or not 0 < s.link < len(self.sections):
+            return None
+        return SymbolTable(self.table(s, SYMBOL_DTYPE), self.contents(self.sections[s.link]), self.path)
+
+    @cached_property
+    def symtab(self) -> SymbolTable | None:
+        """The full symbol table (`.symtab`), or None in a stripped file."""
+        return self._symbols_of(next((s for s in self.sections if s.type == SHT_SYMTAB), None))
+
+    @cached_property
+    def dynsym(self) -> SymbolTable | None:
+        """The dynamic symbol table, or None."""
+        return self._symbols_of(next((s for s in self.sections if s.type == SHT_DYNSYM), None))
+
+    def _dynamic_table(self, at: int, size: int, dtype: list[tuple[str, str]]) -> np.ndarray:
+        import numpy as np
+        address, length = self.dyn(at), self.dyn(size)
+        if address is None or not length:
+            return np.zeros(0, dtype=dtype)
+        offset = self.offset_of(address)
+        item = np.dtype(dtype).itemsize
+        if offset + length > len(self.data):
+            raise PsuError(self.path, f"cut short: a dynamic table ends at {offset + length:#x}, "
+                                      f"the file at {len(self.data):#x}")
+        return np.frombuffer(self.data, dtype=dtype, count=length // item, offset=offset)
+
+    @cached_property
+    def rela(self) -> np.ndarray:
+        """The DT_RELA table: records of RELA_DTYPE."""
+        return self._dynamic_table(DT_RELA, DT_RELASZ, RELA_DTYPE)
+
+    @cached_property
+    def jmprel(self) -> np.ndarray:
+        """The DT_JMPREL table (of a RELA machine): records of RELA_DTYPE."""
+        return self._dynamic_table(DT_JMPREL, DT_PLTRELSZ, RELA_DTYPE)
+
+    @cached_property
+    def relr(self) -> np.ndarray:
+        """The addresses of all words that DT_RELR relocates, ascending as in the table.
+
+        An even entry is an address; an odd one a bitmap of the 63 words that follow what came before (gABI, SHT_RELR)."""
+        import numpy as np
+        out: list[int] = []
+        base = 0
+        for entry in self._dynamic_table(DT_RELR, DT_RELRSZ, [("word", "<u8")])["word"].tolist():
+            if entry & 1:
+                bits, at = entry >> 1, base
+                while bits:
+                    if bits & 1:
+                        out.append(at)
+                    bits >>= 1
+                    at += 8
+                base += 63 * 8
+            else:
+                out.append(entry)
+                base = entry + 8
+        return np.array(out, dtype=np.uint64).astype(np.int64)
+
+    @cached_property
+    def kept_relocations(self) -> tuple[Relocations, ...]:
+        """What `--emit-relocs` left: one element a loaded section that has any."""
+        out = []
+        for s in self.sections:
+            if s.type == SHT_RELA and not s.flags & SHF_ALLOC and 0 < s.info < len(self.sections):
+                target = self.sections[s.info]
+                symbols = self._symbols_of(self.sections[s.link]) if 0 < s.link < len(self.sections) else None
+                if target.flags & SHF_ALLOC and symbols is not None:
+                    out.append(Relocations(target, self.table(s, RELA_DTYPE), symbols))
+        return tuple(out)
