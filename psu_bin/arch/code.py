@@ -1,0 +1,104 @@
+"""What a scan of compiled code yields: Code, one array element an instruction, the same for every architecture.
+
+NAME_scan.py of an architecture produces it; the passes of instrument read it.  Arrays, because programs have millions
+of instructions.  Addresses are file addresses; NONE stands for "no address".
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+NONE = -1
+
+
+class Kind(enum.IntEnum):
+    """What an instruction does to the flow of control."""
+    OTHER = 0
+    NOP = 1              # padding: no effect at all
+    CALL = 2             # direct, to `target`
+    JUMP = 3             # direct, unconditional
+    BRANCH = 4           # direct, conditional
+    RETURN = 5
+    CALL_INDIRECT = 6
+    JUMP_INDIRECT = 7
+    TRAP = 8             # never goes on: ud2, hlt, int3; brk, udf
+
+
+class Field(enum.IntEnum):
+    """How an instruction encodes `target`."""
+    NONE = 0
+    REL8 = 1             # too short to lead to a stub
+    REL32 = 2            # x86-64: 4 bytes at `address + field_at`, relative to the end of the instruction
+
+
+class Use(enum.IntEnum):
+    """What an instruction does with `target`."""
+    NONE = 0
+    FLOW = 1             # goes there
+    ADDRESS = 2          # computes the address
+    MEMORY = 3           # reads or writes memory there (an indirect call or jump: reads its destination there)
+
+
+# Kinds after which the next instruction in memory is not executed next.
+ENDS = (Kind.JUMP, Kind.RETURN, Kind.JUMP_INDIRECT, Kind.TRAP)
+
+
+@dataclass(frozen=True)
+class Code:
+    """All instructions of a module, ascending by address."""
+    address: np.ndarray   # int64
+    length: np.ndarray    # uint8
+    kind: np.ndarray      # uint8, Kind
+    use: np.ndarray       # uint8, Use
+    field: np.ndarray     # uint8, Field
+    field_at: np.ndarray  # uint8: position of the field in the instruction
+    target: np.ndarray    # int64: the address that the instruction refers to relative to itself, or NONE
+    wrong: np.ndarray     # int64: addresses where decoding went wrong
+    chains: np.ndarray    # int64 (n, 2): stretches decoded without looking at what is around them: [start, end)
+    parts: Any            # the architecture's own: only its NAME_scan.py reads this
+
+    def at(self, addresses: np.ndarray) -> np.ndarray:
+        """The index of the instruction that begins at each address, or NONE."""
+        if not len(self.address):
+            return np.full(len(addresses), NONE, dtype=np.int64)
+        where = np.searchsorted(self.address, addresses).clip(0, len(self.address) - 1)
+        return np.where(self.address[where] == addresses, where, NONE)
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Registers of each instruction: `shape` gives the row of the other arrays, which hold one bit a register (uint64).
+
+    Bits 0 to 15 and 16 to 31 as in descriptor.Function.preserve; what further bits stand for is the architecture's.
+    """
+    shape: np.ndarray     # uint32, one an instruction
+    reads: np.ndarray     # uint64: registers whose value matters
+    writes: np.ndarray    # uint64: registers that may be changed
+    kills: np.ndarray     # uint64: registers whose old value is gone altogether
+    refused: np.ndarray   # bool: the disassembler does not know this instruction, or takes it for another length
+
+
+@dataclass(frozen=True)
+class RegisterFacts:
+    """An architecture's calling convention, in the bits of Effects."""
+    volatile: int         # a callee may change them
+    arguments: int        # may carry arguments
+    variadic: int         # may carry an extra argument to variadic functions and nested functions (al, r10)
+    variadic_count: int   # of these, the one that every call of a variadic function sets (al); 0: none
+    results: int          # may carry results
+    representable: int    # volatile ones that descriptor.Function.preserve can name
+    flags: int            # condition flags
+    dwarf_volatile: int   # bit set of the DWARF numbers of volatile general registers
+
+
+@dataclass(frozen=True)
+class Region:
+    """The code of a module as the scanner takes it: the bytes of one executable section."""
+    address: int
+    data: bytes
+    starts: np.ndarray    # int64: addresses where an instruction is known to begin, ascending, the first is `address`
+    ends: np.ndarray      # int64: where the chain of each start has to end

@@ -1,0 +1,248 @@
+"""Reading compiled x86-64 code: every instruction of a module, and what instrument has to know of it.
+
+`decode` gives Code (arch/code.py); the other functions answer questions that only this architecture can ask: absolute
+addresses in instructions, accesses to the caller's stack arguments, and which leading instructions of a function can
+be moved to make room for a jump.  What instructions do to registers is in x86_64_registers.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from psu_bin.arch import x86_64_boundaries as boundaries
+from psu_bin.arch.code import NONE, Code, Field, Kind, Region, Use
+from psu_bin.arch.x86_64_registers import FACTS as REGISTERS
+from psu_bin.arch.x86_64_registers import effects
+
+__all__ = ["REGISTERS", "Moved", "absolutes", "decode", "effects", "is_mark", "movable", "scaled_loads",
+           "stack_arguments", "thunk_names"]
+
+RSP, RBP = 4, 5
+DWARF_RSP, DWARF_RBP = 7, 6
+JUMP_SIZE = 5
+
+# Functions that only jump to an address in a register: compilers make them against speculation.
+thunk_names = ("__x86_indirect_thunk", "__llvm_retpoline", "__x86_return_thunk", "__llvm_lvi_thunk")
+
+_P66, _PF2, _PF3 = 1, 2, 4
+_ENDBR = b"\xf3\x0f\x1e\xfa"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The instruction fields that the functions below use, and the bytes of each region."""
+    fields: boundaries.Fields
+    regions: tuple[Region, ...]
+    padded: tuple[np.ndarray, ...]
+    first: tuple[int, ...]       # index of each region's first instruction, and the number of instructions
+
+
+def _int32(code: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The little-endian signed 32-bit values at positions `at`, as int64."""
+    words: np.ndarray = np.ndarray((len(code) - 3,), dtype="<i4", buffer=code.data, strides=(1,))
+    return words[at].astype(np.int64)
+
+
+def decode(regions: tuple[Region, ...]) -> Code:
+    """All instructions of `regions`, which ascend by address and do not overlap."""
+    padded, columns, wrong, parts, first, total = [], [], [], [], [], 0
+    for region in regions:
+        code = np.frombuffer(region.data + bytes(boundaries.PADDING), dtype=np.uint8)
+        size = boundaries.lengths(code)
+        starts, bad = boundaries.walk(size, region.starts - region.address, region.ends - region.address)
+        size = size[starts]
+        fields = boundaries.fields(code, starts, size)
+        columns.append((starts + region.address, size, *_classify(code, starts, size, fields, region.address)))
+        padded.append(code)
+        wrong.append(bad + region.address)
+        parts.append(fields)
+        first.append(total)
+        total += len(starts)
+    if not columns:
+        empty = np.zeros(0, dtype=np.int64)
+        columns.append((empty,) * 7)
+        parts.append(boundaries.fields(np.zeros(boundaries.PADDING, np.uint8), empty, empty))
+    names = boundaries.Fields.__dataclass_fields__
+    fields = boundaries.Fields(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+    chains = [np.stack([r.starts, r.ends], axis=1) for r in regions]
+    return Code(*(np.concatenate(c) for c in zip(*columns)),
+                wrong=np.concatenate(wrong) if wrong else np.zeros(0, dtype=np.int64),
+                chains=np.concatenate(chains) if chains else np.zeros((0, 2), dtype=np.int64),
+                parts=Parts(fields, regions, tuple(padded), (*first, total)))
+
+
+def _classify(code: np.ndarray, starts: np.ndarray, size: np.ndarray, f: boundaries.Fields,
+              base: int) -> tuple[np.ndarray, ...]:
+    """kind, use, field, field_at and target of each instruction, as in Code."""
+    one = (f.map == 0) & (f.encoding == boundaries.LEGACY)
+    two = (f.map == 1) & (f.encoding == boundaries.LEGACY)
+    op, reg = f.opcode, (f.modrm >> 3) & 7
+    kind = np.zeros(len(starts), dtype=np.uint8)
+    kind[one & (op == 0xE8)] = Kind.CALL
+    kind[one & ((op == 0xE9) | (op == 0xEB))] = Kind.JUMP
+    xbegin = one & (op == 0xC7) & (f.modrm == 0xF8)
+    short = one & (((op & 0xF0) == 0x70) | ((op & 0xFC) == 0xE0))
+    kind[short | two & ((op & 0xF0) == 0x80) | xbegin] = Kind.BRANCH
+    kind[one & ((op == 0xC3) | (op == 0xC2) | (op == 0xCB) | (op == 0xCA) | (op == 0xCF))] = Kind.RETURN
+    group5 = one & (op == 0xFF)
+    kind[group5 & ((reg == 2) | (reg == 3))] = Kind.CALL_INDIRECT
+    kind[group5 & ((reg == 4) | (reg == 5))] = Kind.JUMP_INDIRECT
+    kind[two & ((op == 0x0B) | (op == 0xFF) | (op == 0xB9))] = Kind.TRAP
+    kind[one & ((op == 0xF4) | (op == 0xCC) | (op == 0xF1))] = Kind.TRAP
+    plain = (f.mandatory & (_PF2 | _PF3)) == 0
+    kind[plain & (one & (op == 0x90) & ((f.rex & 1) == 0) | two & (op == 0x1F))] = Kind.NOP
+    kind[two & (op == 0x1E) & ((f.mandatory & _PF3) != 0) & ((f.modrm == 0xFA) | (f.modrm == 0xFB))] = Kind.NOP
+
+    use = np.zeros(len(starts), dtype=np.uint8)
+    field = np.zeros(len(starts), dtype=np.uint8)
+    field_at = np.zeros(len(starts), dtype=np.uint8)
+    target = np.full(len(starts), NONE, dtype=np.int64)
+    flow = (kind == Kind.CALL) | (kind == Kind.JUMP) | (kind == Kind.BRANCH)
+    end = starts + size
+    at = np.flatnonzero(flow & (f.imm_size == 4))
+    field[at], use[at], field_at[at] = Field.REL32, Use.FLOW, size[at] - 4
+    target[at] = base + end[at] + _int32(code, end[at] - 4)
+    at = np.flatnonzero(flow & (f.imm_size == 1))
+    field[at], use[at], field_at[at] = Field.REL8, Use.FLOW, size[at] - 1
+    target[at] = base + end[at] + code[end[at] - 1].view(np.int8)
+    at = np.flatnonzero((f.modrm >= 0) & ((f.modrm & 0xC7) == 5) & (kind != Kind.NOP))
+    lea = (one[at]) & (op[at] == 0x8D)
+    field[at], use[at], field_at[at] = Field.REL32, np.where(lea, Use.ADDRESS, Use.MEMORY), f.disp_at[at]
+    target[at] = base + end[at] + _int32(code, starts[at] + f.disp_at[at])
+    # With a segment prefix or 32-bit addressing the sum is not the address that is used.
+    odd = at[((f.mandatory[at] & 0x18) != 0) & ~lea]
+    target[odd], use[odd], field[odd] = NONE, Use.NONE, Field.NONE
+    return kind, use, field, field_at, target
+
+
+def absolutes(code: Code) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Operands that may be absolute addresses: (instruction index, address of the field, its size, its value).
+
+    imm32 and disp32 are as the instruction extends them to 64 bits: sign-extended.
+    """
+    out: list[tuple[np.ndarray, ...]] = []
+    parts: Parts = code.parts
+    f = parts.fields
+    for region, padded, first, last in zip(parts.regions, parts.padded, parts.first, parts.first[1:]):
+        here = slice(first, last)
+        flow = code.use[here] == Use.FLOW
+        start = code.address[here] - region.address
+        end = start + code.length[here]
+        for some, size, where in (
+                ((f.imm_size[here] == 4) & ~flow, 4, end - 4),
+                ((f.imm_size[here] == 8) & (f.encoding[here] == boundaries.LEGACY), 8, end - 8),
+                ((f.disp_size[here] == 4) & (code.field[here] != Field.REL32), 4, start + f.disp_at[here])):
+            at = np.flatnonzero(some)
+            if size == 4:
+                value = _int32(padded, where[at])
+            else:
+                words: np.ndarray = np.ndarray((len(padded) - 7,), dtype="<i8", buffer=padded.data, strides=(1,))
+                value = words[where[at]].copy()
+            out.append((at + first, where[at] + region.address, np.full(len(at), size), value))
+    if not out:
+        return (np.zeros(0, np.int64),) * 4
+    return tuple(np.concatenate(c) for c in zip(*out))
+
+
+def _memory(code: Code, base: int) -> tuple[np.ndarray, np.ndarray]:
+    """Instructions with a memory operand at register `base` (RSP or RBP) plus displacement: (index, displacement)."""
+    parts: Parts = code.parts
+    f = parts.fields
+    mode = f.modrm >> 6
+    if base == RSP:
+        some = (f.modrm >= 0) & (mode < 3) & ((f.modrm & 7) == 4) & ((f.sib & 7) == RSP) & ((f.rex & 1) == 0)
+    else:
+        some = (f.modrm >= 0) & ((mode == 1) | (mode == 2)) & ((f.rex & 1) == 0) & (
+            ((f.modrm & 7) == RBP) | ((f.modrm & 7) == 4) & ((f.sib & 7) == RBP))
+    at = np.flatnonzero(some & (code.kind != Kind.NOP))
+    displacement = np.zeros(len(at), dtype=np.int64)
+    for region, padded, first, last in zip(parts.regions, parts.padded, parts.first, parts.first[1:]):
+        mine = np.flatnonzero((at >= first) & (at < last))
+        i = at[mine]
+        where = code.address[i] - region.address + f.disp_at[i]
+        displacement[mine] = np.select([f.disp_size[i] == 1, f.disp_size[i] == 4],
+                                       [padded[where].view(np.int8), _int32(padded, where)], 0)
+        # A compressed displacement counts in units of the operand; the largest is a vector of 64 bytes.
+        displacement[mine] *= np.where((f.encoding[i] == boundaries.EVEX) & (f.disp_size[i] == 1), 64, 1)
+    return at, displacement
+
+
+def stack_arguments(code: Code, register: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """The indices of instructions that may touch their function's stack arguments: the CFA, or above it.
+
+    register, offset: where the CFA is before each instruction (DWARF number, or -1 for "not known").  An instruction
+    that copies the stack pointer counts when the copy may be used to reach beyond the frame.
+    """
+    found = []
+    at, displacement = _memory(code, RSP)
+    found.append(at[(register[at] == DWARF_RSP) & (displacement >= offset[at])])
+    at, displacement = _memory(code, RBP)
+    found.append(at[(register[at] == DWARF_RBP) & (displacement >= offset[at])])
+    found.append(np.flatnonzero((register != DWARF_RSP) & (register != DWARF_RBP) & (code.kind != Kind.NOP)))
+    # mov reg, rsp into anything but rbp, while the CFA is reckoned from rsp: where it goes is not followed.
+    f = code.parts.fields
+    copy = (f.map == 0) & (f.encoding == boundaries.LEGACY) & ((f.rex & 8) != 0) & (
+        (f.opcode == 0x89) & (f.modrm >= 0xC0) & (((f.modrm >> 3) & 7) == RSP) & ((f.rex & 4) == 0)
+        & ~(((f.modrm & 7) == RBP) & ((f.rex & 1) == 0))
+        | (f.opcode == 0x8B) & (f.modrm >= 0xC0) & ((f.modrm & 7) == RSP) & ((f.rex & 1) == 0)
+        & ~((((f.modrm >> 3) & 7) == RBP) & ((f.rex & 4) == 0)))
+    found.append(np.flatnonzero(copy & (register == DWARF_RSP)))
+    return np.unique(np.concatenate(found))
+
+
+def scaled_loads(code: Code) -> np.ndarray:
+    """bool, one an instruction: loads a 4-byte jump table entry (movslq (base,index,4)) or jumps through a scaled index."""
+    f = code.parts.fields
+    scale = (f.sib >> 6) & 3
+    return (f.map == 0) & (f.encoding == boundaries.LEGACY) & (f.sib >= 0) & (
+        (f.opcode == 0x63) & (scale == 2) | (code.kind == Kind.JUMP_INDIRECT) & (scale == 3))
+
+
+def is_mark(data: bytes) -> bool:
+    """Whether code begins with a landing mark (endbr64), which has to stay at an entry."""
+    return data[:4] == _ENDBR
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What `movable` found: bytes [skip, skip + length) of a function can move."""
+    skip: int
+    length: int
+    fixups: tuple[tuple[int, int], ...]
+
+
+def movable(code: Code, first: int, entry: int, limit: int, data: bytes) -> Moved | str:
+    """Which leading instructions of the function at `entry` make room for a jump.
+
+    first: index of its first instruction; limit: address where the room ends (the function, and padding behind it);
+    data: the bytes [entry, limit).  Returns the reason, as text, where it cannot be done.
+    """
+    f = code.parts.fields
+    skip = len(_ENDBR) if is_mark(data) else 0
+    at, fixups, ended = entry, [], False
+    i = first
+    while at - entry - skip < JUMP_SIZE:
+        if i >= len(code.address) or code.address[i] != at or at + int(code.length[i]) > limit:
+            return f"shorter than the {JUMP_SIZE} bytes of a jump"
+        kind, field = Kind(code.kind[i]), Field(code.field[i])
+        if at - entry >= skip:
+            if ended and kind not in (Kind.NOP, Kind.TRAP):
+                return f"shorter than the {JUMP_SIZE} bytes of a jump"
+            if kind in (Kind.CALL, Kind.CALL_INDIRECT):
+                return "calls something in its first bytes"
+            if field == Field.REL8:
+                return "has a 2-byte jump in its first bytes"
+            if f.map[i] == 0 and f.opcode[i] == 0xC7 and f.modrm[i] == 0xF8:
+                return "begins a transaction in its first bytes"
+            if field == Field.REL32:
+                inside = at - entry - skip + int(code.field_at[i])
+                after = int(code.length[i]) - int(code.field_at[i]) - 4
+                fixups.append((inside, int(code.target[i]) - after))
+            if kind == Kind.JUMP_INDIRECT:
+                return "jumps to a computed address in its first bytes"
+            ended = ended or kind in (Kind.JUMP, Kind.RETURN, Kind.TRAP)
+        at += int(code.length[i])
+        i += 1
+    return Moved(skip, at - entry - skip, tuple(fixups))
