@@ -33,7 +33,7 @@ class Module:
     machine: int
     build_id: bytes
     executable: bool
-    tls: tuple[int, int] | None         # (memory size, alignment) of PT_TLS
+    tls: tuple[int, int, int] | None    # (memory size, alignment, file address) of PT_TLS
     descriptor: descriptor.Descriptor
 
     @property
@@ -208,6 +208,6 @@ def _module(process: Process, image: _Image) -> Module:
     address = image.dynamic[descriptor.DT_PSU] + image.load_bias
     header = process.read(address, descriptor.HEADER.size)
     data = process.read(address, descriptor.packed_size(header, path))
-    tls = next(((size, align) for kind, _, size, align in image.segments if kind == PT_TLS), None)
+    tls = next(((size, align, va) for kind, va, size, align in image.segments if kind == PT_TLS), None)
     return Module(path, image.mapping.start, image.end, image.load_bias, image.machine, _build_id(process, image),
                   path == _executable(process), tls, descriptor.decode(data, path))
