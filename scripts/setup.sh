@@ -1,0 +1,34 @@
+# Sourced by scripts/test, demo, bench and real: Debian packages that are missing, and .venv with psu-bin installed.
+# Environment: PSU_PACKAGES, further Debian packages.
+# shellcheck shell=bash
+
+psu_packages="gcc g++ make libc6-dev clang lld binutils gdb musl-tools python3-venv patchelf ${PSU_PACKAGES:-}"
+psu_missing=""
+for p in $psu_packages; do
+    dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || psu_missing="$psu_missing $p"
+done
+if [ -n "$psu_missing" ]; then
+    echo "installing:$psu_missing"
+    as_root=""
+    [ "$(id -u)" = 0 ] || as_root="sudo"
+    $as_root apt-get update -qq
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $psu_missing >/dev/null
+fi
+
+psu_python=""
+for p in python3.13 python3.12 python3.11 python3; do
+    if command -v "$p" >/dev/null && "$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        psu_python=$p
+        break
+    fi
+done
+[ -n "$psu_python" ] || { echo "psu-bin: needs Python 3.11 or later with venv" >&2; exit 1; }
+[ -x .venv/bin/python ] || "$psu_python" -m venv .venv
+# Again whenever something that is installed changed: Python code is used in place, the shim is compiled.
+psu_stamp=$(cat setup.cfg setup.py shim/Makefile shim/*.[ch] shim/arch/*/* | cksum)
+if [ "$(cat .venv/psu-stamp 2>/dev/null)" != "$psu_stamp" ]; then
+    .venv/bin/pip install --quiet --disable-pip-version-check -e ".[test]"
+    echo "$psu_stamp" > .venv/psu-stamp
+fi
+export PATH="$PWD/.venv/bin:$PATH"
