@@ -16,7 +16,7 @@ from psu_bin.arch.code import NONE, Code, Field, Kind, Region, Use
 from psu_bin.arch.x86_64_registers import FACTS as REGISTERS
 from psu_bin.arch.x86_64_registers import effects
 
-__all__ = ["REGISTERS", "Moved", "absolutes", "decode", "effects", "is_mark", "movable", "scaled_loads",
+__all__ = ["ABSOLUTE_WIDTH", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_TYPES", "Moved", "absolutes", "decode", "effects", "is_mark", "movable", "scaled_loads",
            "stack_arguments", "thunk_names"]
 
 RSP, RBP = 4, 5
@@ -25,6 +25,13 @@ JUMP_SIZE = 5
 
 # Functions that only jump to an address in a register: compilers make them against speculation.
 thunk_names = ("__x86_indirect_thunk", "__llvm_retpoline", "__x86_return_thunk", "__llvm_lvi_thunk")
+
+# Relocation types (psABI, table 4.9): those that make pointers at run time, absolute ones in the linker's input with
+# their width in bytes, and relative ones.
+IRELATIVE = 37
+POINTERS = (1, 6, 7)                       # 64, GLOB_DAT, JUMP_SLOT
+ABSOLUTE_WIDTH = {1: 8, 10: 4, 11: 4}      # 64, 32, 32S
+RELATIVE_TYPES = (2, 4, 24)                # PC32, PLT32, PC64
 
 _P66, _PF2, _PF3 = 1, 2, 4
 _ENDBR = b"\xf3\x0f\x1e\xfa"

@@ -1,0 +1,145 @@
+"""Entry detours: whether a function's first instructions can move away to make room for a jump to its stub.
+
+For a function with a reference that no edit can reroute (a 2-byte jump, a word that may be a pointer).  It must be
+certain that nothing leads into the middle of the bytes that the jump replaces, that the moved instructions mean the
+same elsewhere, and that unwinding through them works.  Where it is not, the function is not updatable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from psu_bin.arch import Arch
+from psu_bin.arch.code import NONE, Code, Kind
+from psu_bin.elf import ET_EXEC, SHF_ALLOC, SHF_EXECINSTR, SHT_NOBITS, Binary
+from psu_bin.instrument.functions import Functions
+from psu_bin.instrument.plan_types import Detour
+from psu_bin.instrument.references import References, unclear, words_at
+from psu_bin.instrument.tables import Tables
+from psu_bin.instrument.unwind import Cie, Frames
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What the decision rests on, made once for a module."""
+    binary: Binary
+    arch: Arch
+    functions: Functions
+    frames: Frames
+    code: Code
+    references: References
+    tables: Tables
+    named: np.ndarray        # int64, ascending: every address in code that anything may refer to
+    vague: np.ndarray        # stretches of code that could not be read
+
+
+def survey(binary: Binary, arch: Arch, functions: Functions, frames: Frames, code: Code, references: References,
+           tables: Tables) -> Ground:
+    """Collect every address that code or data may refer to: exactly where it can be known, all that is possible else."""
+    named = [code.target[code.target != NONE], binary.rela["r_addend"], words_at(binary, binary.relr),
+             tables.target, functions.labels]
+    if binary.dynsym is not None:
+        named.append(binary.dynsym.entries["st_value"].astype(np.int64))
+    vague = unclear(code)
+    for start, end in vague.tolist():
+        offset = binary.offset_of(start)
+        named.append(_possible(np.frombuffer(binary.data[offset:offset + end - start], dtype=np.uint8), start))
+    if binary.type == ET_EXEC and len(functions.entry):
+        named.append(arch.scan.absolutes(code)[3])
+        low, high = functions.entry[0], functions.end.max()
+        for s in binary.sections:
+            if s.flags & SHF_ALLOC and not s.flags & SHF_EXECINSTR and s.type != SHT_NOBITS:
+                for width, step in ((8, 1), (4, 4)):
+                    data = binary.contents(s)
+                    if len(data) >= width:
+                        words: np.ndarray = np.ndarray(((len(data) - width) // step + 1,), dtype=f"<i{width}",
+                                                       buffer=data, strides=(step,))
+                        named.append(words[(words >= low) & (words < high)].astype(np.int64))
+    return Ground(binary, arch, functions, frames, code, references, tables,
+                  np.unique(np.concatenate(named).astype(np.int64)), vague)
+
+
+def _possible(data: np.ndarray, start: int) -> np.ndarray:
+    """Every address that bytes could lead to if a jump or operand ended after each of them."""
+    out = [np.arange(start + 1, start + len(data) + 1) + data.view(np.int8)]
+    if len(data) >= 4:
+        words: np.ndarray = np.ndarray((len(data) - 3,), dtype="<i4", buffer=data, strides=(1,))
+        after = np.arange(start + 4, start + len(data) + 1)
+        out += [after + words, after + 1 + words, after + 4 + words, words.astype(np.int64)]
+    return np.concatenate(out)
+
+
+def make(g: Ground, function: int) -> Detour | str:
+    """The detour of `function` (an index of Functions), its number still that index; or why there can be none."""
+    entry, end = int(g.functions.entry[function]), int(g.functions.end[function])
+    if function in g.references.loops:
+        return "jumps back to its own entry"
+    if ((g.vague[:, 0] < end) & (g.vague[:, 1] > entry)).any():
+        return "contains bytes that could not be read as code"
+    first = int(g.code.at(np.array([entry]))[0])
+    if first == NONE:
+        return "its entry could not be read as code"
+    if g.tables.puzzling(g.functions, g.code, function):
+        return "has a jump table that was not understood"
+    limit = _room(g, first, entry, end)
+    offset = g.binary.offset_of(entry)
+    data = g.binary.data[offset:offset + limit - entry]
+    moved = g.arch.scan.movable(g.code, first, entry, limit, data)
+    if isinstance(moved, str):
+        return moved
+    start, stop = entry + moved.skip, entry + moved.skip + moved.length
+    low, high = np.searchsorted(g.named, [start + (moved.skip == 0), stop])
+    if low != high:
+        return f"something may refer to {int(g.named[low]):#x}, behind its entry"
+    cfi = _cfi(g.frames, entry, moved.skip, moved.length)
+    if cfi is None:
+        return "its unwind information cannot be moved"
+    return Detour(function, moved.length, data[moved.skip:moved.skip + moved.length], moved.fixups, moved.skip, cfi)
+
+
+def _room(g: Ground, first: int, entry: int, end: int) -> int:
+    """Where the bytes that the jump may use end: the function, and the padding between it and what follows."""
+    following = np.searchsorted(g.functions.entry, entry, side="right")
+    stop = int(g.functions.entry[following]) if following < len(g.functions.entry) else end + 16
+    i = int(np.searchsorted(g.code.address, end))
+    while (end < stop and i < len(g.code.address) and g.code.address[i] == end
+           and g.code.kind[i] in (Kind.NOP, Kind.TRAP)):
+        end += int(g.code.length[i])
+        i += 1
+    return min(end, stop)
+
+
+def _cfi(frames: Frames, entry: int, skip: int, length: int) -> bytes | None:
+    """The call frame instructions for bytes [skip, skip + length) of the function at `entry`; None: cannot be said."""
+    fde = int(frames.covering(np.array([entry]))[0])
+    if fde < 0:
+        return b""
+    if int(frames.begin[fde]) != entry or not _standard(frames.cie[fde]):
+        return None
+    out, program, at, where, told = b"", frames.program[fde], 0, 0, skip
+    while at < len(program):
+        op = program[at]
+        size = {0x00: 1, 0x02: 2, 0x03: 3, 0x04: 5, 0x0D: 2, 0x0E: 2, 0x0C: 3}.get(op, 2 if op >> 6 == 2 else 1)
+        if op >> 6 == 1 or op in (0x02, 0x03, 0x04):
+            where += op & 0x3F if op >> 6 == 1 else int.from_bytes(program[at + 1:at + size], "little")
+            if where > skip + length:
+                return out
+        elif op != 0:
+            known = op in (0x0C, 0x0D, 0x0E) or op >> 6 == 2
+            if not known or any(b >= 0x80 for b in program[at + 1:at + size]) or where < skip:
+                return None     # nothing else, and no number of two bytes, belongs to a function's first instructions
+            if where > told:
+                out += b"\x02" + bytes([where - told])     # DW_CFA_advance_loc1
+                told = where
+            out += program[at:at + size]
+        at += size
+    return out
+
+
+def _standard(cie: Cie) -> bool:
+    """Whether a frame begins as a call leaves it: CFA = rsp + 8, return address at CFA - 8."""
+    program = cie.program.rstrip(b"\0")
+    return (not cie.signal and cie.code_factor == 1 and cie.data_factor == -8 and cie.return_register == 16
+            and program == b"\x0c\x07\x08\x90\x01")

@@ -1,0 +1,135 @@
+"""Decide what instrument does: which functions become updatable, and how every reference to each is rerouted.
+
+`make` is a list of passes over the module: unwind table, functions, code, references, then one decision a function:
+
+    every reference can be edited               -> updatable, canonical address = its stub
+    some reference cannot, but the entry can
+    safely be replaced by a jump to the stub    -> updatable, detoured, canonical address = its entry
+    else                                        -> not updatable, with the reason
+
+**I1**: a function of the plan has no path to its original entry but through its stub.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fnmatch import translate
+
+import numpy as np
+
+from psu_bin import descriptor
+from psu_bin.arch import Arch
+from psu_bin.arch.code import Code
+from psu_bin.elf import Binary
+from psu_bin.errors import PsuError
+from psu_bin.instrument import detour, functions, references, reliance, tables, traits, unwind
+from psu_bin.instrument import symbols as symbol_list
+from psu_bin.instrument.functions import REASONS, Functions, Role
+from psu_bin.instrument.plan_types import Detour, Edit, NotUpdatable, Plan, PlannedFunction
+
+symbols = symbol_list.collect
+
+
+@dataclass(frozen=True)
+class Module:
+    """What the passes before the decision found."""
+    functions: Functions
+    frames: unwind.Frames
+    code: Code
+    references: references.References
+    tables: tables.Tables
+
+
+def read(binary: Binary, arch: Arch, debug: Binary | None) -> Module:
+    """Read a module: everything that a decision needs.  Raises PsuError when it has no function symbols."""
+    frames = unwind.read(binary)
+    known = functions.find(binary, frames, references.resolvers(binary, arch), debug, arch.scan.thunk_names)
+    code = arch.scan.decode(references.regions(binary, known, frames))
+    found = references.find(binary, arch, known, frames, code)
+    return Module(known, frames, code, found, tables.find(binary, arch, known, code))
+
+
+def make(binary: Binary, arch: Arch, include: tuple[str, ...], exclude: tuple[str, ...],
+         debug: Binary | None) -> Plan:
+    """The plan for `binary`.
+
+    include, exclude: shell patterns of function names; no `include` means every function that can be updated.
+    debug: its separate debug file, where the symbols are when it is stripped itself.
+    Raises PsuError when a pattern matches nothing, or no function is left.
+    """
+    m = read(binary, arch, debug)
+    chosen = _choose(binary, m.functions, include, exclude)
+    ground = detour.survey(binary, arch, m.functions, m.frames, m.code, m.references, m.tables)
+    planned: dict[int, Detour | None] = {}
+    refused: list[NotUpdatable] = []
+    for f in chosen:
+        name, reason = m.functions.names[f], REASONS.get(Role(m.functions.role[f]), "")
+        if reason:
+            if m.functions.role[f] != Role.STARTUP or name in include:
+                refused.append(NotUpdatable(name, reason))
+        elif f in m.references.forbidden:
+            refused.append(NotUpdatable(name, m.references.forbidden[f]))
+        elif f in m.references.uncertain:
+            found = detour.make(ground, f)
+            if isinstance(found, Detour):
+                planned[f] = found
+            else:
+                refused.append(NotUpdatable(name, f"{m.references.uncertain[f][0]}; no room for a jump at its entry: "
+                                                  f"{found}"))
+        else:
+            planned[f] = None
+    relied = reliance.find(binary, arch, m.functions, m.code, m.references, m.tables)
+    for f in [f for f in planned if f in relied.unkeepable]:
+        del planned[f]
+        refused.append(NotUpdatable(m.functions.names[f], "callers keep values in registers that no gate can preserve"))
+    if not planned:
+        raise PsuError(binary.path, "no function to update",
+                       f"{refused[0].name}: {refused[0].reason}" if refused else "")
+    statics = symbol_list.static_users(binary, arch, m.functions, m.code, debug)
+    return _assemble(arch, m, planned, refused, relied, statics)
+
+
+def _choose(binary: Binary, known: Functions, include: tuple[str, ...], exclude: tuple[str, ...]) -> list[int]:
+    """The indices of the functions that the patterns choose, parts of functions left out."""
+    whole = [i for i in range(len(known.names)) if known.role[i] != Role.PART]
+
+    def matching(patterns: tuple[str, ...], option: str) -> set[int]:
+        out: set[int] = set()
+        for pattern in patterns:
+            match = re.compile(translate(pattern)).match
+            hits = {i for i in whole if any(match(name) for name in known.aliases[i])}
+            if not hits:
+                raise PsuError(binary.path, f"no function matches {option} {pattern!r}",
+                               "psu-bin analyze lists the functions")
+            out |= hits
+        return out
+
+    wanted = matching(include, "--functions") if include else set(whole)
+    unwanted = matching(exclude, "--exclude")
+    return [i for i in whole if i in wanted and i not in unwanted]
+
+
+def _assemble(arch: Arch, m: Module, planned: dict[int, Detour | None], refused: list[NotUpdatable],
+              relied: reliance.Reliance, statics: tuple[tuple[int, tuple[int, ...]], ...]) -> Plan:
+    """Number the planned functions, keep what concerns them."""
+    order = sorted(planned)
+    number = {f: i for i, f in enumerate(order)}
+    edits = [Edit(e.kind, e.at, number[e.function], e.call_site) for e in m.references.edits
+             if e.function in number and (planned[e.function] is None or e.call_site)]
+    callers = np.bincount(m.references.calls[:, 1], minlength=len(m.functions.names))
+    stack = traits.stack_arguments(arch, m.functions, m.frames, m.code)
+    own = traits.own_convention(arch, m.functions, m.frames) | relied.odd
+    out = []
+    for f in order:
+        flags = descriptor.STACK_ARGS if stack[f] else 0
+        flags |= descriptor.DETOURED if planned[f] is not None else 0
+        flags |= descriptor.ADDRESS_TAKEN if f in m.references.taken else 0
+        flags |= descriptor.OWN_CONVENTION if own[f] else 0
+        out.append(PlannedFunction(m.functions.names[f], int(m.functions.entry[f]),
+                                   int(m.functions.end[f] - m.functions.entry[f]), flags, int(relied.preserve[f]),
+                                   int(callers[f])))
+    detours = tuple(Detour(number[f], d.length, d.copy, d.fixups, d.skip, d.cfi)
+                    for f, d in sorted(planned.items()) if d is not None)
+    return Plan(tuple(out), tuple(edits), detours, tuple(sorted(refused, key=lambda n: n.name)),
+                sum(e.call_site for e in edits), statics)
