@@ -219,10 +219,10 @@ def _fields(code: np.ndarray, starts: np.ndarray, length: np.ndarray) -> tuple[n
     opcode = code[at]
     has_modrm = np.stack(_MODRM)[np.minimum(table, 3), opcode] != 0
     has_modrm |= (encoding == EVEX) | (encoding == VEX) & ((opcode != 0x77) | (table != 1))
-    modrm = np.where(has_modrm, code[at + 1], -1).astype(np.int16)
+    modrm = np.where(has_modrm, code[at + 1].astype(np.int16), -1)
     at += 1 + has_modrm
     has_sib = has_modrm & (modrm < 0xC0) & ((modrm & 7) == 4)
-    sib = np.where(has_sib, code[at], -1).astype(np.int16)
+    sib = np.where(has_sib, code[at].astype(np.int16), -1)
     at += has_sib
     disp = np.where(has_modrm, _DISP[modrm & 0xFF], 0).astype(np.uint8)
     disp += ((has_sib & (modrm < 0x40) & ((sib & 7) == 5)) << 2).astype(np.uint8)

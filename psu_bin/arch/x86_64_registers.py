@@ -55,7 +55,7 @@ def _names() -> dict[str, tuple[int, bool]]:
             out[f"{kind}mm{n}"] = (1 << 16 + n, True)
     out.update({f"k{n}": (1 << 48 + n, True) for n in range(8)})
     out.update({f"mm{n}": (MMX, False) for n in range(8)})
-    out["rflags"] = (FLAGS, False)
+    out["rflags"] = (FLAGS, True)
     return out
 
 

@@ -21,8 +21,9 @@ _LONGEST = 1 << 16      # entries of one table
 
 @dataclass(frozen=True)
 class Tables:
-    """Entries of possible jump tables: an instruction in `function` names a table with a way to `target`."""
-    function: np.ndarray    # int64: index of Functions, or -1
+    """Entries of possible jump tables: instruction `source` names a table with a way to `target`."""
+    source: np.ndarray      # int64: index of the instruction that names the table
+    function: np.ndarray    # int64: index of Functions that it is in, or -1
     target: np.ndarray      # int64: an address where an instruction begins
     scaled: np.ndarray      # bool, one an instruction: reads a table entry
 
@@ -38,11 +39,11 @@ def find(binary: Binary, arch: Arch, functions: Functions, code: Code) -> Tables
     scaled = arch.scan.scaled_loads(code)
     bases = code.use == Use.ADDRESS
     at = np.flatnonzero(bases)
-    start, source = code.target[at], functions.holding(code.address[at])
+    start, source = code.target[at], at
     if binary.type == ET_EXEC:
         owner, _, _, value = arch.scan.absolutes(code)
         start = np.concatenate([start, value])
-        source = np.concatenate([source, functions.holding(code.address[owner])])
+        source = np.concatenate([source, owner])
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for s in binary.sections:
         if not s.flags & SHF_ALLOC or s.type == SHT_NOBITS or s.size < 4:
@@ -67,6 +68,6 @@ def find(binary: Binary, arch: Arch, functions: Functions, code: Code) -> Tables
                 if not len(base):
                     break
                 found.append((who, target[ok]))
-    if not found:
-        return Tables(np.zeros(0, np.int64), np.zeros(0, np.int64), scaled)
-    return Tables(np.concatenate([f for f, _ in found]), np.concatenate([t for _, t in found]), scaled)
+    who = np.concatenate([f for f, _ in found]) if found else np.zeros(0, np.int64)
+    target = np.concatenate([t for _, t in found]) if found else np.zeros(0, np.int64)
+    return Tables(who, functions.holding(code.address[who]), target, scaled)
