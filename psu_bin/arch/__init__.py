@@ -28,6 +28,7 @@ class Arch:
     stub: Callable[[int, int, int], bytes]        # (stub address, slot address, module flags) -> stub_size bytes
     jump: Callable[[int, int], bytes]             # (from, to) -> unconditional direct jump, JUMP_SIZE bytes
     jump_size: int
+    padding: bytes                                # one byte that traps, for room that nothing may run into
     reroute: Callable[..., bytes]                 # (Reroute, field address, target, old field bytes) -> new field bytes
     relative: int                                 # R_*_RELATIVE
     stub_cfi: bytes                               # CIE initial instructions that describe a stub's frame

@@ -66,6 +66,6 @@ def reroute(kind: Reroute, at: int, target: int, old: int, expected: int) -> byt
 
 
 ARCH = Arch(name="x86_64", machine=EM_X86_64, elf_class=64, page_size=4096, stub_size=stub_size, stub=stub, jump=jump,
-            jump_size=JUMP_SIZE, reroute=reroute, relative=R_X86_64_RELATIVE,
+            jump_size=JUMP_SIZE, padding=bytes([PADDING]), reroute=reroute, relative=R_X86_64_RELATIVE,
             # def_cfa rsp+8; return address at cfa-8
             stub_cfi=bytes.fromhex("0c07089001"))

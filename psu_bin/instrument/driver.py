@@ -1,0 +1,112 @@
+"""The instrument command as a list of passes: read, plan, write, read back.
+
+Files are the only effects: the output appears under its name complete and verified, or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from psu_bin import arch as arch_package
+from psu_bin import descriptor, elf
+from psu_bin.arch import Arch
+from psu_bin.elf import Binary
+from psu_bin.errors import PsuError
+from psu_bin.instrument.plan_types import NotUpdatable, Plan
+
+
+@dataclass(frozen=True)
+class InstrumentResult:
+    output: Path
+    shim: Path
+    functions: int
+    call_sites: int
+    not_updatable: tuple[NotUpdatable, ...]
+
+
+def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclude: tuple[str, ...],
+               debug_file: Path | None) -> InstrumentResult:
+    """Write an updatable copy of the program or shared library at `path`, and the shim beside it.
+
+    output: default `path`.psu.  include, exclude: shell patterns of function names.
+    debug_file: where the symbols are when the program is stripped.  Raises PsuError; then nothing was written."""
+    from psu_bin.instrument import image, plan, verify
+    output = output or path.with_name(path.name + ".psu")
+    binary, arch, debug = _read(path, debug_file)
+    if output.exists() and os.path.samefile(path, output):
+        raise PsuError(str(output), "is the input: it is never overwritten", "give another name with -o")
+    if output.is_dir():
+        raise PsuError(str(output), "is a folder")
+    shim = shim_file()
+    beside = output.parent / descriptor.SHIM_SONAME
+    planned = plan.make(binary, arch, include, exclude, debug)
+    symbols, files = plan.symbols(binary, planned, debug)
+    data = image.build(binary, arch, planned, symbols, files)
+    verify.verify(binary, arch, planned, data, str(output))
+    try:
+        _replace(output, data, path.stat().st_mode & 0o7777 & ~0o6000)
+        if not (beside.exists() and (os.path.samefile(shim, beside) or beside.read_bytes() == shim.read_bytes())):
+            _replace(beside, shim.read_bytes(), 0o755)
+    except OSError as e:
+        raise PsuError(e.filename or str(output), f"cannot be written: {e.strerror}") from e
+    return InstrumentResult(output, beside, len(planned.functions), planned.call_sites, planned.not_updatable)
+
+
+def analyze(path: Path, include: tuple[str, ...], debug_file: Path | None) -> Plan:
+    """What instrument would do.  Raises PsuError as instrument."""
+    from psu_bin.instrument import plan
+    binary, arch, debug = _read(path, debug_file)
+    return plan.make(binary, arch, include, (), debug)
+
+
+def shim_file() -> Path:
+    """The shim of this installation.  Raises PsuError when it was not built."""
+    path = Path(__file__).resolve().parent.parent / "shim" / descriptor.SHIM_SONAME
+    if not path.exists():
+        raise PsuError(str(path), "is missing: psu-bin was not installed completely", "pip install . builds it")
+    return path
+
+
+def _read(path: Path, debug_file: Path | None) -> tuple[Binary, Arch, Binary | None]:
+    binary = Binary.read(path)
+    where = str(path)
+    arch = arch_package.for_machine(binary.machine, where)
+    if binary.type == elf.ET_REL:
+        raise PsuError(where, "is a relocatable object", "instrument takes linked programs; objects are for attach")
+    if binary.type == elf.ET_CORE:
+        raise PsuError(where, "is a core dump", "give the program that dumped it")
+    if binary.type not in (elf.ET_EXEC, elf.ET_DYN):
+        raise PsuError(where, f"is no program or shared library: ELF type {binary.type}")
+    if binary.dyn(descriptor.DT_PSU) is not None:
+        raise PsuError(where, "is instrumented already", "instrument the file that it was made from")
+    if binary.segment(elf.PT_DYNAMIC) is None:
+        raise PsuError(where, "is statically linked: it cannot load the shim", "link it dynamically")
+    if not binary.segments:
+        raise PsuError(where, "has no program headers")
+    debug = None
+    if debug_file:
+        debug = Binary.read(debug_file)
+        if debug.machine != binary.machine:
+            raise PsuError(str(debug_file), "is for another architecture")
+        if binary.build_id and debug.build_id and binary.build_id != debug.build_id:
+            raise PsuError(str(debug_file), f"belongs to another build: build-id {debug.build_id.hex()}",
+                           f"{where} has {binary.build_id.hex()}")
+    return binary, arch, debug
+
+
+def _replace(path: Path, data: bytes, mode: int) -> None:
+    """Write a file so that it appears complete: processes that run the old one keep it."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(data)
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
