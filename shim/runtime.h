@@ -38,7 +38,8 @@ struct psu_side {
     uint64_t cfa;          /* the caller's sp after the return */
     uint64_t gate;         /* address of the gate's psu_gate */
     struct psu_side *next; /* free list of the thread */
-    uint64_t reserved[3];
+    struct psu_save *save; /* PSU_FULL: registers to restore, or 0 */
+    uint64_t reserved[2];
 };
 
 #define PSU_SIDES_IN_BLOCK 16
@@ -50,9 +51,12 @@ struct psu_block {
     uint32_t tid;             /* owner (its own PID namespace), 0: free */
     struct psu_side *free;    /* head of the owner's list of free side-frame entries */
     struct psu_block *all;    /* next in the list of all blocks (runtime.blocks), never changes */
-    uint32_t free_next;       /* number of the next block in the free stack */
     uint32_t epoch;           /* start order of the owner; of two blocks with one tid the lower is dead */
-    uint64_t reserved[4];
+    uint32_t reserved32;
+    struct psu_block *free_next;  /* next in the stack of free blocks */
+    struct psu_side *deferred;    /* entry given up by an unwinder that may still read it; freed by the next one */
+    struct psu_save *saves;       /* free list of areas for the registers that PSU_FULL gates restore */
+    uint64_t reserved;
     struct psu_side sides[PSU_SIDES_IN_BLOCK];
     struct psu_counter count[PSU_INDICES];
 };
@@ -73,7 +77,7 @@ struct psu_gate {
     uint64_t code;         /*  0: what the gate calls: body, or a routine of the shim (pending, redirect) */
     uint32_t counter;      /*  8: 8 * index: byte offset in psu_block.count */
     uint32_t preserve;     /* 12: PSU_FULL: registers to restore after the call: bit 0..15 GPR by hardware number,
-                                  16..31 vector register */
+                                  16..31 vector register; other kinds: 0, they read counter as 64 bits */
     uint64_t slot;         /* 16: address of the function's slot; 0: this gate was never used */
     uint64_t body;         /* 24: entry of the injected version */
     uint64_t enter_txn;    /* 32: before commit_seq reaches this, calls go to `before` */
@@ -192,7 +196,8 @@ struct psu_runtime {
     struct { uint64_t address, size; uint32_t keep, reserved; } staged[PSU_STAGED]; /* 224 */
     uint64_t start_agent;      /* address of the function that starts the agent (one borrowed thread calls it) */
     uint64_t borrow;           /* address of the entry for a borrowed thread, see arch/ARCH/borrow.S */
-    uint64_t reserved[6];
+    int64_t agent_error;       /* 0, or why the last attempt to start the agent failed (errno) */
+    uint64_t reserved[5];
     uint8_t command_buffer[PSU_COMMAND_BUFFER] __attribute__((aligned(16)));
 };
 

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Numbers that the gates (gates.S, routes.S) share with C: sizes of the pools, and offsets of fields, asserted in routes.c.
+ */
+#ifndef PSU_GATES_H
+#define PSU_GATES_H
+
+/* Strides are powers of two and pools are aligned to them, so that the unwind rules can find the offset in a gate from
+ * the program counter alone. */
+#define PSU_PLAIN_STRIDE 128
+#define PSU_PLAIN_GATES 8192
+#define PSU_SIDE_STRIDE 128
+#define PSU_SIDE_GATES 8192
+#define PSU_FULL_STRIDE 32
+#define PSU_FULL_GATES 2048
+
+#define GATE_SIZE 64
+#define GATE_CODE 0
+#define GATE_COUNTER 8
+
+#define BLOCK_FREE 8
+#define BLOCK_ENTER 1088   /* offset of psu_block.count[0].enter, relative to which psu_gate.counter counts */
+#define BLOCK_LEAVE 1092
+
+#define SIDE_FP 0
+#define SIDE_RETURN 8
+#define SIDE_NEXT 32
+
+#endif

@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * routes.S: the ways out of a gate that are not the fast one: no block of counters yet, a commit under way, a retired gate, and
+ * the whole of PSU_FULL's entering and leaving.  All are rare, so all are made alike: save every general register and the
+ * flags (struct psu_frame in arch.h), let C decide (routes.c, compiled without vector registers), restore, and do one of
+ * enum psu_action.  Nothing of the interrupted call is lost: arguments, al, r10, r11, flags, vectors.
+ *
+ * A jump with all registers full takes its target from the stack, just below where the stack pointer ends up: 128 bytes
+ * there are nobody else's (red zone), not even a signal handler's.
+ *
+ * A gate that is undone leaves one return address too many on a CET shadow stack, if there is one: it is taken off.
+ */
+#include "gates.h"
+#include <cet.h>
+
+        .text
+
+.macro SAVE
+        pushq   $0                              # target
+        .cfi_adjust_cfa_offset 8
+        pushfq
+        .cfi_adjust_cfa_offset 8
+        push    %rbp
+        .cfi_adjust_cfa_offset 8
+        .cfi_rel_offset rbp, 0
+        SAVE_REST
+.endm
+
+.macro SAVE_REST
+        push    %rax
+        .cfi_adjust_cfa_offset 8
+        push    %rcx
+        .cfi_adjust_cfa_offset 8
+        push    %rdx
+        .cfi_adjust_cfa_offset 8
+        push    %rsi
+        .cfi_adjust_cfa_offset 8
+        push    %rdi
+        .cfi_adjust_cfa_offset 8
+        push    %r8
+        .cfi_adjust_cfa_offset 8
+        push    %r9
+        .cfi_adjust_cfa_offset 8
+        push    %r10
+        .cfi_adjust_cfa_offset 8
+        push    %r11
+        .cfi_adjust_cfa_offset 8
+        push    %rbx
+        .cfi_adjust_cfa_offset 8
+        .cfi_rel_offset rbx, 0
+        cld
+.endm
+
+.macro RESTORE
+        pop     %rbx
+        .cfi_adjust_cfa_offset -8
+        .cfi_restore rbx
+        pop     %r11
+        .cfi_adjust_cfa_offset -8
+        pop     %r10
+        .cfi_adjust_cfa_offset -8
+        pop     %r9
+        .cfi_adjust_cfa_offset -8
+        pop     %r8
+        .cfi_adjust_cfa_offset -8
+        pop     %rdi
+        .cfi_adjust_cfa_offset -8
+        pop     %rsi
+        .cfi_adjust_cfa_offset -8
+        pop     %rdx
+        .cfi_adjust_cfa_offset -8
+        pop     %rcx
+        .cfi_adjust_cfa_offset -8
+        pop     %rax
+        .cfi_adjust_cfa_offset -8
+        pop     %rbp
+        .cfi_adjust_cfa_offset -8
+        .cfi_restore rbp
+        popfq
+        .cfi_adjust_cfa_offset -8
+.endm
+
+/* uint32_t c_function(struct psu_frame *, second) -> eax */
+.macro CALL_C c_function, second
+        mov     \second, %rsi
+        mov     %rsp, %rdi
+        mov     %rsp, %rbx
+        .cfi_def_cfa_register rbx
+        and     $-16, %rsp
+        call    \c_function
+        mov     %rbx, %rsp
+        .cfi_def_cfa_register rsp
+.endm
+
+/* Restore and go on at `target` with the stack pointer `words` above `back`. */
+.macro FINISH_JUMP words
+        RESTORE
+        lea     8 + 8 * \words(%rsp), %rsp
+        .cfi_def_cfa rsp, 8
+        notrack jmp *-8 - 8 * \words(%rsp)
+.endm
+
+.macro FINISH_RETURN
+        RESTORE
+        lea     8(%rsp), %rsp
+        .cfi_adjust_cfa_offset -8
+        ret
+.endm
+
+/* One frame off the shadow stack; rdsspq leaves 0 where there is none. */
+.macro DROP_SHADOW
+        xor     %ecx, %ecx
+        rdsspq  %rcx
+        test    %rcx, %rcx
+        jz      9f
+        mov     $1, %ecx
+        incsspq %rcx
+9:
+.endm
+
+.macro FUNCTION name
+        .p2align 4
+        .globl  \name
+        .hidden \name
+        .type   \name, @function
+\name:
+        .cfi_startproc
+.endm
+
+.macro END_FUNCTION name
+        .cfi_endproc
+        .size   \name, . - \name
+.endm
+
+/* Called by gates without a block, at entry (r11 := block) and on leaving. */
+FUNCTION psu_plain_slow
+        SAVE
+        CALL_C  psu_slow_plain, $0
+        FINISH_RETURN
+END_FUNCTION psu_plain_slow
+
+FUNCTION psu_slow_leave
+        SAVE
+        CALL_C  psu_slow_leaving, $0
+        FINISH_RETURN
+END_FUNCTION psu_slow_leave
+
+/* Called by a SIDE gate without a block or a free entry: r11 := block, rbp := first free entry.  Without memory the gate is
+ * undone; above `back` are then the saved rbp and the caller's return address. */
+FUNCTION psu_side_slow
+        SAVE
+        CALL_C  psu_slow_side, $0
+        .cfi_remember_state
+        test    %eax, %eax
+        jnz     1f
+        FINISH_RETURN
+        .cfi_restore_state
+1:      DROP_SHADOW
+        FINISH_JUMP 2
+END_FUNCTION psu_side_slow
+
+/* What psu_gate.code holds when it is not a version: called by the gate in the version's place. */
+.macro ROUTE name, kind, redirect, words
+FUNCTION \name
+        SAVE
+        CALL_C  psu_route, $(\kind+256*\redirect)
+        .cfi_remember_state
+        test    %eax, %eax
+        jnz     1f
+        FINISH_JUMP 0                           # go on to the version
+        .cfi_restore_state
+1:      DROP_SHADOW
+        FINISH_JUMP \words                      # undone: stack and registers are as at the stub
+END_FUNCTION \name
+.endm
+
+        ROUTE   psu_plain_pending, 0, 0, 2
+        ROUTE   psu_plain_redirect, 0, 1, 2
+        ROUTE   psu_side_pending, 1, 0, 0
+        ROUTE   psu_side_redirect, 1, 1, 0
+        ROUTE   psu_full_pending, 2, 0, 0
+        ROUTE   psu_full_redirect, 2, 1, 0
+
+/* Called first by a FULL gate.  For unwinders it stands in the gate's place: its frame is the gate's caller's callee. */
+FUNCTION psu_full_enter
+        .cfi_def_cfa_offset 16
+        SAVE
+        CALL_C  psu_entering_full, $0
+        .cfi_remember_state
+        test    %eax, %eax
+        jnz     1f
+        RESTORE
+        /* rbp is the entry now: the caller's rbp is in it */
+        .cfi_escape 0x16, 6, 3, 0x76, SIDE_FP, 0x06     # DW_CFA_val_expression rbp: breg6 + SIDE_FP, deref
+        lea     8(%rsp), %rsp
+        .cfi_adjust_cfa_offset -8
+        popq    (%rsp)                          # the gate's address over the caller's: pop counts rsp up, then stores
+        .cfi_def_cfa rsp, 8
+        .cfi_escape 0x10, 16, 2, 0x76, SIDE_RETURN      # DW_CFA_expression return address: breg6 + SIDE_RETURN
+        ret
+        .cfi_restore_state
+1:      DROP_SHADOW
+        FINISH_JUMP 1
+END_FUNCTION psu_full_enter
+
+/* Jumped to by a FULL gate, when the version has returned: rbp is the entry, the caller's return address is in it. */
+FUNCTION psu_full_leave
+        .cfi_def_cfa_offset 0
+        .cfi_escape 0x10, 16, 2, 0x76, SIDE_RETURN
+        .cfi_escape 0x16, 6, 3, 0x76, SIDE_FP, 0x06
+        pushq   SIDE_RETURN(%rbp)
+        .cfi_def_cfa_offset 8
+        .cfi_offset 16, -8
+        pushq   $0                              # as SAVE, but the rbp to go back to is in the entry
+        .cfi_adjust_cfa_offset 8
+        pushfq
+        .cfi_adjust_cfa_offset 8
+        pushq   SIDE_FP(%rbp)
+        .cfi_adjust_cfa_offset 8
+        .cfi_rel_offset rbp, 0
+        SAVE_REST
+        CALL_C  psu_leaving_full, %rbp
+        FINISH_RETURN
+END_FUNCTION psu_full_leave
+
+        .section .note.GNU-stack, "", @progbits

@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * commit.c: make a set of new versions current, all at one instant, while every thread goes on.
+ *
+ * Order, and why (S: slot, A: the gate it leads to now or the original code, B: the gate of the new version):
+ *
+ *   1. check everything; refuse with nothing changed.
+ *   2. arm B: body, enter_txn = n+1, before = A, and last code = pending.  Nobody can reach B yet, but for a thread that
+ *      loaded S in an earlier life of B: it finds the old redirection or the complete new words, because `code`
+ *      is stored last (release; its pair is the gate's load of code, then of the rest: routes.c).
+ *   3. S := B.  From here calls of S go to B, are counted there, find `pending`, and, as commit_seq is still n, B is
+ *      undone and they go to A.  For a way back to the original, A itself is armed (after, exit_txn, code = pending) and S
+ *      stays: pending at A goes on to A's body while commit_seq is n.
+ *   4. barrier: no thread is left with an older S in hand that it loaded before step 3 and will *count* later without seeing
+ *      what follows; whoever still carries A's address began its call before the commit.
+ *   5. commit_seq := n+1: the commit, one aligned 8-byte store (I5).  Every pending gate of every function of
+ *      this record changes its answer at this store.  A thread that saw one function's new version has seen the
+ *      store, so it sees it at the next function too (loads are in order on x86-64; on AArch64 routes.c loads acquire).
+ *   6. settle: B.code := body; S := original where going back.  Faster, same answers.
+ *   7. A.code := redirect for every gate that was left.  Late threads at A undo A and go through S again.
+ *   8. barrier (I4): each thread has either made its count at A visible, or will load A.code = redirect.  Only now an object
+ *      may be RETIRED: from here "enters == leaves" means that nobody is inside nor will be.
+ *
+ * Each step can be done again without harm, which psu_commit_repair uses in a fork child whose parent was half-way.
+ */
+#include "internal.h"
+
+uint32_t psu_live_gates[PSU_INDICES];
+uint32_t psu_object_limit;
+struct psu_object psu_objects[PSU_INDICES];
+
+struct record {
+    const struct psu_commit *head;
+    const struct psu_new_object *objects;
+    const struct psu_switch *switches;
+    const uint32_t *retires;
+};
+
+/* What is under way, for a fork child that inherits it.  Set before step 2, cleared after step 8. */
+static struct { struct record record; uint64_t txn; } under_way;
+
+/* Marks of the checks, valid when they carry the number of this check: no clearing, no memory of their own. */
+static uint32_t check_number;
+static struct { uint32_t check; int32_t delta; uint8_t new, retired; } object_mark[PSU_INDICES];
+static uint32_t gate_mark[PSU_GATE_KINDS][8192];
+
+static struct psu_gate *gate_of(uint32_t kind, uint32_t gate)
+{
+    return kind < PSU_GATE_KINDS && gate < psu_kinds[kind].count ? &psu_kinds[kind].data[gate] : 0;
+}
+
+/* ---- 1. check --------------------------------------------------------------------------------------- */
+
+static int mark_gate(uint32_t kind, uint32_t gate)
+{
+    if (gate_mark[kind][gate] == check_number)
+        return 0;
+    gate_mark[kind][gate] = check_number;
+    return 1;
+}
+
+static void touch(uint32_t index)
+{
+    if (object_mark[index].check != check_number) {
+        object_mark[index].check = check_number;
+        object_mark[index].delta = 0;
+        object_mark[index].new = object_mark[index].retired = 0;
+    }
+}
+
+/* Reading a bad slot address must be an error, not a crash.  Where the call is forbidden we believe the address. */
+static int64_t load_slot(uint64_t slot, uint64_t *value)
+{
+    struct { void *base; size_t size; } here = {value, 8}, there = {(void *)slot, 8};
+    if (!slot || slot % 8)
+        return -PSU_EINVAL;
+    long r = psu_syscall(NR_process_vm_readv, psu_getpid(), &here, 1, &there, 1, 0);
+    if (r == -PSU_EFAULT)
+        return -PSU_EFAULT;
+    *value = __atomic_load_n((uint64_t *)slot, __ATOMIC_RELAXED);
+    return 0;
+}
+
+static int64_t check_object(const struct psu_new_object *o)
+{
+    if (o->index >= PSU_INDICES || psu_objects[o->index].state != PSU_FREE)
+        return -PSU_EINVAL;
+    touch(o->index);
+    if (object_mark[o->index].new)
+        return -PSU_EINVAL;
+    object_mark[o->index].new = 1;
+    for (int i = 0; i < PSU_REGIONS; i++)
+        if (o->region[i].size && psu_staged(o->region[i].address, o->region[i].size, 0) < 0)
+            return -PSU_EINVAL;
+    return 0;
+}
+
+static int in_regions(const struct record *r, uint32_t index, uint64_t body)
+{
+    for (uint32_t i = 0; i < r->head->objects; i++)
+        if (r->objects[i].index == index)
+            for (int j = 0; j < PSU_REGIONS; j++)
+                if (body - r->objects[i].region[j].address < r->objects[i].region[j].size)
+                    return 1;
+    return 0;
+}
+
+static int64_t check_switch(const struct record *r, const struct psu_switch *s)
+{
+    uint64_t now;
+    int64_t error = load_slot(s->slot, &now);
+    if (error)
+        return error;
+    if (s->old_kind == PSU_NO_GATE) {
+        for (uint32_t k = 0; k < PSU_GATE_KINDS; k++)
+            if (psu_gate_at(k, now))
+                return -PSU_EBUSY; /* the record was made from stale notes */
+    } else {
+        struct psu_gate *old = gate_of(s->old_kind, s->old_gate);
+        if (!old || old->slot != s->slot || !psu_gate_live(&psu_kinds[s->old_kind], old)
+            || !mark_gate(s->old_kind, s->old_gate))
+            return -PSU_EINVAL;
+        if (now != psu_gate_address(s->old_kind, s->old_gate))
+            return -PSU_EBUSY;
+        touch(old->counter / 8);
+        object_mark[old->counter / 8].delta--;
+    }
+    if (s->to_original)
+        return s->old_kind == PSU_NO_GATE ? -PSU_EINVAL : 0;
+    struct psu_gate *new = gate_of(s->kind, s->gate);
+    if (!new || s->index >= PSU_INDICES || psu_gate_live(&psu_kinds[s->kind], new) || !mark_gate(s->kind, s->gate))
+        return -PSU_EINVAL;
+    if (new->slot && (new->slot != s->slot || new->counter != 8 * s->index)) /* I3 */
+        return -PSU_EINVAL;
+    touch(s->index);
+    if (!object_mark[s->index].new || !in_regions(r, s->index, s->body))
+        return -PSU_EINVAL;
+    object_mark[s->index].delta++;
+    return 0;
+}
+
+static int64_t check_retire(uint32_t index)
+{
+    if (index >= PSU_INDICES || psu_objects[index].state != PSU_CURRENT)
+        return -PSU_EINVAL;
+    touch(index);
+    if (object_mark[index].retired || psu_live_gates[index] + (uint32_t)object_mark[index].delta != 0)
+        return -PSU_EINVAL;
+    object_mark[index].retired = 1;
+    return 0;
+}
+
+/* `failed` counts through objects, switches and retires in the order of the record. */
+static int64_t check(const struct record *r, uint64_t *failed)
+{
+    int64_t error;
+    if (psu_runtime.membarrier_error)
+        return -(int64_t)psu_runtime.membarrier_error;
+    check_number++;
+    *failed = 0;
+    for (uint32_t i = 0; i < r->head->objects; i++, ++*failed)
+        if ((error = check_object(&r->objects[i])))
+            return error;
+    for (uint32_t i = 0; i < r->head->switches; i++, ++*failed)
+        if ((error = check_switch(r, &r->switches[i])))
+            return error;
+    for (uint32_t i = 0; i < r->head->retires; i++, ++*failed)
+        if ((error = check_retire(r->retires[i])))
+            return error;
+    if (r->head->meta && psu_staged(r->head->meta, r->head->meta_size, 1) < 0)
+        return -PSU_EINVAL;
+    *failed = 0;
+    return psu_membarrier(); /* it must work now, there is no way back later */
+}
+
+/* ---- 2, 3: arm, point ------------------------------------------------------------------------------- */
+
+static void arm(const struct psu_switch *s, uint64_t txn)
+{
+    if (s->to_original) {
+        struct psu_gate *old = gate_of(s->old_kind, s->old_gate);
+        __atomic_store_n(&old->after, s->to_original, __ATOMIC_RELAXED);
+        __atomic_store_n(&old->exit_txn, txn, __ATOMIC_RELEASE);
+        __atomic_store_n(&old->code, (uint64_t)psu_kinds[s->old_kind].pending, __ATOMIC_RELEASE);
+        return;
+    }
+    struct psu_gate *new = gate_of(s->kind, s->gate);
+    new->counter = 8 * s->index;
+    new->preserve = s->kind == PSU_FULL ? s->preserve : 0;
+    new->body = s->body;
+    __atomic_store_n(&new->exit_txn, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&new->before, __atomic_load_n((uint64_t *)s->slot, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
+    __atomic_store_n(&new->enter_txn, txn, __ATOMIC_RELEASE);
+    __atomic_store_n(&new->slot, s->slot, __ATOMIC_RELAXED);
+    __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].pending, __ATOMIC_RELEASE);
+    psu_live_gates[s->index]++;
+}
+
+static void store_slot(uint64_t slot, uint64_t value) { __atomic_store_n((uint64_t *)slot, value, __ATOMIC_RELEASE); }
+
+/* ---- 6, 7: settle, redirect ------------------------------------------------------------------------- */
+
+static void settle(const struct psu_switch *s)
+{
+    if (s->to_original)
+        store_slot(s->slot, s->to_original);
+    else
+        __atomic_store_n(&gate_of(s->kind, s->gate)->code, s->body, __ATOMIC_RELEASE);
+}
+
+static void redirect(uint32_t kind, uint32_t gate)
+{
+    struct psu_gate *g = gate_of(kind, gate);
+    if (psu_gate_live(&psu_kinds[kind], g)) {
+        psu_live_gates[g->counter / 8]--;
+        __atomic_store_n(&g->code, (uint64_t)psu_kinds[kind].redirect, __ATOMIC_RELEASE);
+    }
+}
+
+/* ---- after the commit: everything here is bookkeeping of the agent ---------------------------------- */
+
+static void finish(const struct record *r)
+{
+    for (uint32_t i = 0; i < r->head->switches; i++)
+        settle(&r->switches[i]);
+    for (uint32_t i = 0; i < r->head->switches; i++)
+        if (r->switches[i].old_kind != PSU_NO_GATE)
+            redirect(r->switches[i].old_kind, r->switches[i].old_gate);
+    psu_membarrier(); /* 8 */
+
+    for (uint32_t i = 0; i < r->head->objects; i++) {
+        const struct psu_new_object *n = &r->objects[i];
+        struct psu_object *o = &psu_objects[n->index];
+        if (o->state != PSU_FREE)
+            continue; /* done before, by a parent's agent */
+        o->patch = n->patch;
+        for (int j = 0; j < PSU_REGIONS; j++) {
+            o->region[j].address = n->region[j].address;
+            o->region[j].size = n->region[j].size;
+            psu_unstage(n->region[j].address, n->region[j].size);
+        }
+        o->eh_frame = n->eh_frame;
+        __atomic_store_n(&o->state, PSU_CURRENT, __ATOMIC_RELEASE);
+    }
+    for (uint32_t i = 0; i < r->head->retires; i++)
+        if (psu_objects[r->retires[i]].state == PSU_CURRENT) {
+            __atomic_store_n(&psu_objects[r->retires[i]].state, PSU_RETIRED, __ATOMIC_RELEASE);
+            psu_runtime.retired_count++;
+        }
+    for (uint32_t i = psu_runtime.staged_count; i-- > 0;)
+        if (psu_runtime.staged[i].keep)
+            psu_runtime.staged[i] = psu_runtime.staged[--psu_runtime.staged_count];
+    if (r->head->meta && r->head->meta != psu_runtime.meta) {
+        uint64_t old = psu_runtime.meta, old_size = psu_runtime.meta_size;
+        psu_runtime.meta_size = r->head->meta_size;
+        __atomic_store_n(&psu_runtime.meta, r->head->meta, __ATOMIC_RELEASE);
+        if (old)
+            psu_syscall(NR_munmap, old, old_size);
+    }
+}
+
+int64_t psu_commit(const struct psu_commit *head, size_t room, uint64_t *failed)
+{
+    struct record r = {.head = head};
+    if (room < sizeof *head)
+        return -PSU_EINVAL;
+    room -= sizeof *head;
+    if (head->objects > room / sizeof *r.objects)
+        return -PSU_EINVAL;
+    r.objects = (const struct psu_new_object *)(head + 1);
+    room -= head->objects * sizeof *r.objects;
+    if (head->switches > room / sizeof *r.switches)
+        return -PSU_EINVAL;
+    r.switches = (const struct psu_switch *)(r.objects + head->objects);
+    room -= head->switches * sizeof *r.switches;
+    if (head->retires > room / sizeof *r.retires)
+        return -PSU_EINVAL;
+    r.retires = (const uint32_t *)(r.switches + head->switches);
+
+    int64_t error = check(&r, failed);
+    if (error)
+        return error;
+    for (uint32_t i = 0; i < head->objects; i++) {
+        if (r.objects[i].index >= psu_object_limit) /* before the first count, see fold() and psu_reclaim() */
+            psu_object_limit = r.objects[i].index + 1;
+        psu_register_frames(r.objects[i].index, r.objects[i].eh_frame);
+    }
+    under_way.record = r;
+    __atomic_store_n(&under_way.txn, psu_runtime.commit_seq + 1, __ATOMIC_RELEASE);
+    for (uint32_t i = 0; i < head->switches; i++)
+        arm(&r.switches[i], under_way.txn);
+    for (uint32_t i = 0; i < head->switches; i++)
+        if (!r.switches[i].to_original)
+            store_slot(r.switches[i].slot, psu_gate_address(r.switches[i].kind, r.switches[i].gate));
+    psu_membarrier(); /* 4 */
+    __atomic_store_n(&psu_runtime.commit_seq, under_way.txn, __ATOMIC_SEQ_CST);
+    finish(&r);
+    __atomic_store_n(&under_way.txn, 0, __ATOMIC_RELEASE);
+    return 0;
+}
+
+/* In a fork child, before its own agent serves: the parent's agent may have been anywhere in psu_commit. */
+void psu_commit_repair(void)
+{
+    const struct record *r = &under_way.record;
+    uint64_t txn = __atomic_load_n(&under_way.txn, __ATOMIC_ACQUIRE);
+    if (!txn)
+        return;
+    if (psu_runtime.commit_seq >= txn) {
+        finish(r);
+    } else {
+        for (uint32_t i = 0; i < r->head->switches; i++) {
+            const struct psu_switch *s = &r->switches[i];
+            if (s->to_original) {
+                struct psu_gate *old = gate_of(s->old_kind, s->old_gate);
+                __atomic_store_n(&old->code, old->body, __ATOMIC_RELEASE);
+            } else {
+                uint64_t gate = psu_gate_address(s->kind, s->gate);
+                if (*(uint64_t *)s->slot == gate)
+                    store_slot(s->slot, gate_of(s->kind, s->gate)->before);
+                redirect(s->kind, s->gate);
+            }
+        }
+        psu_membarrier();
+        for (uint32_t i = 0; i < r->head->objects; i++)
+            psu_deregister_frames(r->objects[i].index, r->objects[i].eh_frame);
+    }
+    __atomic_store_n(&under_way.txn, 0, __ATOMIC_RELEASE);
+}

@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * counters.c: each thread's block of counters, and the side-frame entries that live in it.
+ *
+ * A thread gets its block on its first counted call (the gates' slow path) and keeps it until it dies; the agent then folds
+ * the counts into the totals and puts the block on a stack from which new threads take theirs.  Blocks are never unmapped:
+ * an agent that sums, and a thread that pops the stack, may read a block that was just recycled.
+ *
+ * Everything but the recycling runs on application threads, inside any function, also in signal handlers: lock-free, no
+ * heap, and correct when a handler interrupts it anywhere and does the same.  Lists of one thread (side entries, save
+ * areas) need no atomic instructions: a handler leaves such a list as it found it, because its calls end before it does.
+ *
+ * Without memory for a block, counts go to one shared table with locked instructions: slow but right.
+ */
+#include "internal.h"
+
+__thread struct psu_block *psu_self __attribute__((tls_model("initial-exec")));
+struct psu_counter psu_totals[PSU_INDICES], psu_shared[PSU_INDICES];
+
+/* Stack of free blocks: page number of the top block in the low 40 bits, above it a tag that every change increments.
+ * The tag makes a pop fail when the top was popped and pushed back meanwhile (ABA). */
+static uint64_t free_blocks;
+#define PAGE_BITS 40
+#define PAGE_MASK ((1ull << PAGE_BITS) - 1)
+
+static uint32_t blocks_made, blocks_at_scan, spare_at_scan, epoch, recycling_wanted;
+#define RECYCLE_MIN 16u /* blocks made since the last look at dead threads, at least, before the agent is woken */
+
+#define SIDES_IN_CHUNK 64u
+#define SAVES_IN_CHUNK 16u
+
+static struct psu_block *block_of(uint64_t word) { return (struct psu_block *)((word & PAGE_MASK) * PSU_PAGE); }
+
+static void push_free(struct psu_block *b)
+{
+    uint64_t old = __atomic_load_n(&free_blocks, __ATOMIC_RELAXED), new;
+    do {
+        b->free_next = block_of(old);
+        new = ((old & ~PAGE_MASK) + PAGE_MASK + 1) | (uint64_t)b / PSU_PAGE;
+    } while (!__atomic_compare_exchange_n(&free_blocks, &old, new, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
+}
+
+static struct psu_block *pop_free(void)
+{
+    uint64_t old = __atomic_load_n(&free_blocks, __ATOMIC_ACQUIRE), new;
+    struct psu_block *b;
+    do {
+        b = block_of(old);
+        if (!b)
+            return 0;
+        new = ((old & ~PAGE_MASK) + PAGE_MASK + 1) | (uint64_t)b->free_next / PSU_PAGE;
+    } while (!__atomic_compare_exchange_n(&free_blocks, &old, new, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+    return b;
+}
+
+static struct psu_side *chain(struct psu_side *sides, uint32_t count)
+{
+    for (uint32_t i = 0; i + 1 < count; i++)
+        sides[i].next = &sides[i + 1];
+    return sides;
+}
+
+static struct psu_block *make_block(void)
+{
+    struct psu_block *b = psu_map_anonymous(PSU_PAGES(sizeof *b));
+    if (!b)
+        return 0;
+    uint32_t made = __atomic_add_fetch(&blocks_made, 1, __ATOMIC_RELAXED);
+    b->number = made;
+    b->free = chain(b->sides, PSU_SIDES_IN_BLOCK);
+    b->tid = psu_gettid(); /* before anybody sees it, so that it is never taken for a dead thread's */
+    uint64_t head = __atomic_load_n(&psu_runtime.blocks, __ATOMIC_RELAXED);
+    do
+        b->all = (struct psu_block *)head;
+    while (!__atomic_compare_exchange_n(&psu_runtime.blocks, &head, (uint64_t)b, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
+    if (made - __atomic_load_n(&blocks_at_scan, __ATOMIC_RELAXED) > __atomic_load_n(&spare_at_scan, __ATOMIC_RELAXED)
+                                                                        + RECYCLE_MIN
+        && !__atomic_exchange_n(&recycling_wanted, 1, __ATOMIC_ACQ_REL))
+        psu_agent_wake();
+    return b;
+}
+
+struct psu_block *psu_block_get(void)
+{
+    struct psu_block *b = psu_self;
+    if (b)
+        return b;
+    b = pop_free();
+    if (!b)
+        b = make_block();
+    if (!b)
+        return 0;
+    b->epoch = __atomic_add_fetch(&epoch, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&b->tid, psu_gettid(), __ATOMIC_RELEASE);
+    uint64_t other = psu_claim_word((volatile uint64_t *)&psu_self, (uint64_t)b);
+    if (other) { /* a signal handler was quicker */
+        __atomic_store_n(&b->tid, 0, __ATOMIC_RELEASE);
+        push_free(b);
+        return (struct psu_block *)other;
+    }
+    return b;
+}
+
+void psu_count_leave(uint32_t index)
+{
+    struct psu_block *b = psu_block_get();
+    if (b)
+        psu_count(&b->count[index].leave);
+    else
+        __atomic_add_fetch(&psu_shared[index].leave, 1, __ATOMIC_RELEASE);
+}
+
+void psu_blocks_adopt(void)
+{
+    struct psu_block *b = psu_self;
+    if (b && b->tid != psu_gettid())
+        __atomic_store_n(&b->tid, psu_gettid(), __ATOMIC_RELEASE);
+}
+
+/* ---- lists of one thread ---------------------------------------------------------------------------- */
+
+struct psu_side *psu_side_claim(struct psu_block *b)
+{
+    struct psu_side *volatile *head = &b->free;
+    struct psu_side *s;
+    while (!(s = *head)) {
+        struct psu_side *chunk = psu_map_anonymous(SIDES_IN_CHUNK * sizeof *chunk);
+        if (!chunk)
+            return 0;
+        chain(chunk, SIDES_IN_CHUNK);
+        chunk[SIDES_IN_CHUNK - 1].next = *head;
+        *head = chunk;
+    }
+    *head = s->next; /* before anything is written into it: a handler may want one too */
+    return s;
+}
+
+void psu_side_release(struct psu_block *b, struct psu_side *s)
+{
+    struct psu_side *volatile *head = &b->free;
+    s->next = *head;
+    *head = s;
+}
+
+struct psu_save *psu_save_claim(struct psu_block *b)
+{
+    struct psu_save *volatile *head = &b->saves;
+    struct psu_save *s;
+    while (!(s = *head)) {
+        struct psu_save *chunk = psu_map_anonymous(PSU_PAGES(SAVES_IN_CHUNK * sizeof *chunk));
+        if (!chunk)
+            return 0;
+        for (uint32_t i = 0; i + 1 < SAVES_IN_CHUNK; i++)
+            chunk[i].next = &chunk[i + 1];
+        chunk[SAVES_IN_CHUNK - 1].next = *head;
+        *head = chunk;
+    }
+    *head = s->next;
+    return s;
+}
+
+void psu_save_release(struct psu_block *b, struct psu_save *s)
+{
+    struct psu_save *volatile *head = &b->saves;
+    s->next = *head;
+    *head = s;
+}
+
+/* ---- recycling: the agent only ---------------------------------------------------------------------- */
+
+int psu_blocks_want_recycling(void) { return (int)__atomic_load_n(&recycling_wanted, __ATOMIC_ACQUIRE); }
+
+/* A dead thread's stores are visible to whoever learns from the kernel that it is dead. */
+static void fold(struct psu_block *b)
+{
+    for (uint32_t i = 0; i < psu_object_limit; i++) {
+        struct psu_counter *c = &b->count[i];
+        if (c->enter || c->leave) {
+            psu_totals[i].enter += c->enter;
+            psu_totals[i].leave += c->leave;
+            c->enter = c->leave = 0;
+        }
+    }
+}
+
+void psu_blocks_recycle(void)
+{
+    uint32_t in_use = 0;
+    __atomic_store_n(&recycling_wanted, 0, __ATOMIC_RELEASE);
+    uint32_t made = __atomic_load_n(&blocks_made, __ATOMIC_RELAXED);
+    for (struct psu_block *b = (struct psu_block *)__atomic_load_n(&psu_runtime.blocks, __ATOMIC_ACQUIRE); b; b = b->all) {
+        uint32_t tid = __atomic_load_n(&b->tid, __ATOMIC_ACQUIRE);
+        if (!tid)
+            continue;
+        if (psu_thread_alive(tid)) {
+            in_use++;
+            continue;
+        }
+        fold(b);
+        __atomic_store_n(&b->tid, 0, __ATOMIC_RELEASE);
+        push_free(b);
+    }
+    __atomic_store_n(&spare_at_scan, in_use, __ATOMIC_RELAXED);
+    __atomic_store_n(&blocks_at_scan, made, __ATOMIC_RELAXED);
+}

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * internal.h: what the shim's C files share.  runtime.h is the contract with the outside; nothing here is visible there.
+ *
+ * Rules for all of it: raw system calls, errno untouched, no heap, no abort, no lock on a path of an application thread.
+ * What runs on application threads (counters.c, routes.c) is async-signal-safe.
+ */
+#ifndef PSU_INTERNAL_H
+#define PSU_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "arch.h"
+#include "runtime.h"
+
+#define PSU_PAGE 4096ul
+#define PSU_PAGES(size) (((size) + PSU_PAGE - 1) & ~(PSU_PAGE - 1))
+
+enum { PSU_EPERM = 1, PSU_ESRCH = 3, PSU_EAGAIN = 11, PSU_ENOMEM = 12, PSU_EFAULT = 14, PSU_EBUSY = 16, PSU_EEXIST = 17,
+       PSU_EINVAL = 22, PSU_ENOSPC = 28, PSU_ENOSYS = 38, PSU_ENOENT = 2 };
+
+#define psu_syscall(nr, ...) psu_syscall_(nr, ##__VA_ARGS__, 0, 0, 0, 0, 0, 0)
+#define psu_syscall_(nr, a, b, c, d, e, f, ...) \
+    psu_syscall6(nr, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+
+/* ---- syscalls.c: the few that are used in more than one place; results are addresses/0 or -errno ---- */
+enum { PSU_PROT_READ = 1, PSU_PROT_WRITE = 2, PSU_PROT_EXEC = 4 };
+void *psu_map_anonymous(size_t size);         /* private, zero, no huge pages, not reserved; 0 when there is none */
+int psu_thread_alive(uint32_t tid);           /* of this process */
+long psu_thread_count(void);                  /* 0: unknown (no /proc) */
+void psu_futex_wake(uint32_t *word, int waiters);
+/* Waits while *word == value, at most `milliseconds` (0: no limit). */
+void psu_futex_wait(uint32_t *word, uint32_t value, uint32_t milliseconds);
+uint32_t psu_getpid(void);
+uint32_t psu_gettid(void);
+
+/* ---- counters.c ---- */
+/* Where a PSU_FULL gate keeps the registers that it restores: general ones by hardware number, vector ones in full. */
+struct psu_save {
+    struct psu_save *next;
+    uint64_t reserved[7];
+    uint64_t general[16];
+    uint8_t vector[16][64];
+};
+extern __thread struct psu_block *psu_self;   /* the only thread-local variable */
+extern struct psu_counter psu_totals[PSU_INDICES], psu_shared[PSU_INDICES];
+struct psu_block *psu_block_get(void);        /* this thread's block, made if need be; 0 without memory */
+struct psu_side *psu_side_claim(struct psu_block *b);  /* 0 without memory */
+void psu_side_release(struct psu_block *b, struct psu_side *side);
+struct psu_save *psu_save_claim(struct psu_block *b);
+void psu_save_release(struct psu_block *b, struct psu_save *save);
+void psu_count_leave(uint32_t index);         /* on behalf of the calling thread */
+void psu_blocks_adopt(void);                  /* the calling thread's block carries its own tid (after fork) */
+void psu_blocks_recycle(void);                /* agent only */
+int psu_blocks_want_recycling(void);
+
+/* ---- gates (arch/ARCH/gates.S, routes.S, vectors.S) ---- */
+struct psu_kind {
+    const char *first;                        /* gate 0 */
+    struct psu_gate *data;
+    uint32_t stride, count;
+    const void *pending, *redirect;           /* routines that psu_gate.code may point at instead of a body */
+};
+extern const struct psu_kind psu_kinds[PSU_GATE_KINDS];
+static inline int psu_gate_live(const struct psu_kind *k, const struct psu_gate *g)
+{
+    uint64_t code = __atomic_load_n(&g->code, __ATOMIC_RELAXED);
+    return code && code != (uint64_t)k->redirect;
+}
+static inline uint64_t psu_gate_address(uint32_t kind, uint32_t gate)
+{
+    return (uint64_t)psu_kinds[kind].first + (uint64_t)gate * psu_kinds[kind].stride;
+}
+/* The gate that `address` lies in, 0 when it is none of this kind. */
+static inline struct psu_gate *psu_gate_at(uint32_t kind, uint64_t address)
+{
+    const struct psu_kind *k = &psu_kinds[kind];
+    uint64_t offset = address - (uint64_t)k->first;
+    return offset < (uint64_t)k->stride * k->count ? &k->data[offset / k->stride] : 0;
+}
+
+/* ---- membarrier.c ---- */
+void psu_membarrier_register(void);
+int64_t psu_membarrier(void);                 /* 0 or -errno */
+
+/* ---- libc.c: what the C library offers, all of it optional ---- */
+void *psu_find(const char *name);             /* a function of the process, not one of ours; 0: absent */
+void *psu_find_symbol(void *handle, const char *name, const char *version);  /* handle 0: the default scope */
+void *psu_open_library(const char *path, int load);  /* load 0: only when it is there already */
+void psu_close_library(void *library);
+int psu_errno_get(void);
+void psu_errno_set(int value);
+
+/* ---- environment.c ---- */
+int psu_environment(const char *name, char *value, size_t size);  /* 1: found; value is cut to size */
+
+/* ---- commands.c, commit.c, reclaim.c: agent only ---- */
+void psu_run_command(void);
+int64_t psu_commit(const struct psu_commit *record, size_t size, uint64_t *failed);
+void psu_commit_repair(void);                 /* a fork child got a half-made commit of its parent's agent */
+int psu_staged(uint64_t address, uint64_t size, uint32_t keep);   /* exact match: index in staged, or -1 */
+void psu_unstage(uint64_t address, uint64_t size);
+extern uint32_t psu_live_gates[PSU_INDICES];  /* gates whose code leads into the object */
+extern uint32_t psu_object_limit;             /* one more than the highest index ever used */
+extern struct psu_object psu_objects[PSU_INDICES];
+uint32_t psu_reclaim(void);                   /* frees what is quiescent; returns how many it freed */
+
+/* ---- agent.c, threads.c ---- */
+void psu_agent_ensure(void);                  /* start it unless there is one */
+void *psu_agent_main(void *unused);
+void psu_agent_wake(void);
+void psu_threads_start(void);                 /* from the constructor: find the real functions */
+extern uint32_t psu_main_exited;              /* the main thread called pthread_exit */
+
+/* ---- unwind.c ---- */
+void psu_register_frames(uint32_t index, uint64_t eh_frame);
+void psu_deregister_frames(uint32_t index, uint64_t eh_frame);
+
+/* ---- memory.c ---- */
+void *memcpy(void *to, const void *from, size_t size);
+void *memset(void *to, int byte, size_t size);
+
+#endif

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * reclaim.c: give back the memory of retired objects that nobody executes any more.  Runs in the agent only.
+ *
+ * An object is quiescent when its leaves equal its enters, summed over all threads: leaves first, then a barrier, then
+ * enters.  A leave that we saw has its enter before it, so the enters we read later are at least those leaves; if they are no
+ * more, no call was inside when the leaves were read, and as the object's gates were redirected before a barrier (commit.c,
+ * step 8), none can come in.  Late threads that pass a redirected gate count one enter and one leave: they can only
+ * make us wait for another turn.  A block that joins the list between the two sums adds enters only: the same.
+ */
+#include "internal.h"
+
+static struct psu_counter sum(uint32_t index)
+{
+    struct psu_counter s = {0, 0};
+    struct psu_block *b;
+    const struct psu_counter *tables[] = {&psu_totals[index], &psu_shared[index]};
+    for (int i = 0; i < 2; i++)
+        s.leave += __atomic_load_n(&tables[i]->leave, __ATOMIC_ACQUIRE);
+    for (b = (struct psu_block *)__atomic_load_n(&psu_runtime.blocks, __ATOMIC_ACQUIRE); b; b = b->all)
+        s.leave += __atomic_load_n(&b->count[index].leave, __ATOMIC_ACQUIRE);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    for (int i = 0; i < 2; i++)
+        s.enter += __atomic_load_n(&tables[i]->enter, __ATOMIC_ACQUIRE);
+    for (b = (struct psu_block *)__atomic_load_n(&psu_runtime.blocks, __ATOMIC_ACQUIRE); b; b = b->all)
+        s.enter += __atomic_load_n(&b->count[index].enter, __ATOMIC_ACQUIRE);
+    return s;
+}
+
+static void release(uint32_t index)
+{
+    struct psu_object *o = &psu_objects[index];
+    psu_deregister_frames(index, o->eh_frame);
+    for (int i = 0; i < PSU_REGIONS; i++)
+        if (o->region[i].size)
+            psu_syscall(NR_munmap, o->region[i].address, PSU_PAGES(o->region[i].size));
+    __builtin_memset(o->region, 0, sizeof o->region);
+    o->eh_frame = 0;
+    psu_runtime.retired_count--;
+    __atomic_store_n(&o->state, PSU_FREE, __ATOMIC_RELEASE);
+}
+
+uint32_t psu_reclaim(void)
+{
+    uint32_t freed = 0;
+    for (uint32_t i = 0; i < psu_object_limit && psu_runtime.retired_count; i++)
+        if (psu_objects[i].state == PSU_RETIRED) {
+            struct psu_counter s = sum(i);
+            if (s.enter == s.leave) {
+                release(i);
+                freed++;
+            }
+        }
+    return freed;
+}

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * threads.c: when the agent starts, and the functions that we put in front of the C library's to know the moment.
+ *
+ * The agent comes with the program's own first thread: before that, a second thread would switch the C library's stdio,
+ * malloc and reference counts to locked paths.  PSU_AGENT=start starts it at once, PSU_AGENT=never leaves it to psu-bin.
+ * A shim that arrives with a plugin in a process that has threads already starts it at once, too.
+ *
+ * pthread_exit and thrd_exit are here because of the agent: see agent.c, end_with_the_last_thread.
+ */
+#include "internal.h"
+
+#define EXPORT __attribute__((visibility("default")))
+enum { ON_FIRST_THREAD = 1, NEVER = 2, AT_ONCE = 3 };
+
+uint32_t psu_main_exited;
+static uint32_t when; /* 0: not known yet */
+
+extern char __libc_single_threaded __attribute__((weak, visibility("default")));
+
+static int equal(const char *a, const char *b)
+{
+    while (*a && *a == *b) {
+        a++;
+        b++;
+    }
+    return *a == *b;
+}
+
+static uint32_t agent_when(void)
+{
+    char value[16];
+    if (!when) {
+        uint32_t w = ON_FIRST_THREAD;
+        if (psu_environment("PSU_AGENT", value, sizeof value)) {
+            if (equal(value, "start"))
+                w = AT_ONCE;
+            else if (equal(value, "never"))
+                w = NEVER;
+        }
+        when = w;
+    }
+    return when;
+}
+
+typedef int create_function(void *, const void *, void *(*)(void *), void *);
+typedef int thrd_create_function(void *, int (*)(void *), void *);
+typedef void exit_function(void *);
+typedef void thrd_exit_function(int);
+static create_function *real_create;
+static thrd_create_function *real_thrd_create;
+static exit_function *real_exit;
+static thrd_exit_function *real_thrd_exit;
+
+static void *once(void *known, const char *name)
+{
+    void *f = __atomic_load_n((void **)known, __ATOMIC_RELAXED);
+    if (!f) {
+        f = psu_find(name);
+        __atomic_store_n((void **)known, f, __ATOMIC_RELAXED);
+    }
+    return f;
+}
+
+static void before_thread(void)
+{
+    int saved = psu_errno_get();
+    psu_blocks_adopt();
+    if (agent_when() != NEVER)
+        psu_agent_ensure();
+    psu_errno_set(saved);
+}
+
+EXPORT int pthread_create(void *thread, const void *attributes, void *(*start)(void *), void *argument)
+{
+    before_thread();
+    create_function *f = once(&real_create, "pthread_create");
+    return f ? f(thread, attributes, start, argument) : PSU_ENOSYS;
+}
+
+EXPORT int thrd_create(void *thread, int (*start)(void *), void *argument)
+{
+    before_thread();
+    thrd_create_function *f = once(&real_thrd_create, "thrd_create");
+    return f ? f(thread, start, argument) : 2; /* thrd_error in glibc and musl */
+}
+
+static void note_exit(void)
+{
+    if (psu_gettid() == psu_getpid()) {
+        __atomic_store_n(&psu_main_exited, 1, __ATOMIC_RELEASE);
+        psu_agent_wake();
+    }
+}
+
+EXPORT void pthread_exit(void *value)
+{
+    exit_function *f = once(&real_exit, "pthread_exit");
+    note_exit();
+    f(value); /* whoever calls pthread_exit has it */
+}
+
+EXPORT void thrd_exit(int value)
+{
+    thrd_exit_function *f = once(&real_thrd_exit, "thrd_exit");
+    note_exit();
+    f(value);
+}
+
+static int already_threaded(void)
+{
+    if (&__libc_single_threaded)
+        return !__libc_single_threaded;
+    return psu_thread_count() > 1;
+}
+
+__attribute__((constructor)) static void loaded(void)
+{
+    int saved = psu_errno_get();
+    /* Now, while no error of the program's own dlopen can be pending that our dlsym would clear. */
+    once(&real_create, "pthread_create");
+    once(&real_exit, "pthread_exit");
+    once(&real_thrd_create, "thrd_create");
+    once(&real_thrd_exit, "thrd_exit");
+    if (agent_when() == AT_ONCE || (agent_when() == ON_FIRST_THREAD && already_threaded()))
+        psu_agent_ensure();
+    psu_errno_set(saved);
+}

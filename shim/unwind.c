@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * unwind.c: leaving a gate by unwinding (C++ exceptions, pthread_cancel, pthread_exit) is leaving it, and is counted.
+ *
+ * The gates' unwind rules name a personality routine for each pool.  The unwinder calls it for every frame it goes through; in
+ * the cleanup phase the frame is as good as gone.  The program counter says what the gate had done by then: normally it is
+ * in the middle of the call, but an asynchronous cancellation can hit any instruction.
+ *
+ * Also here: .eh_frame of injected objects, made known to the unwinder.
+ */
+#include "internal.h"
+
+/* Itanium C++ ABI, level I */
+enum { CONTINUE_UNWIND = 8, CLEANUP_PHASE = 2 };
+struct _Unwind_Context;
+#define DW_REG_FRAME_POINTER 6
+
+extern uint64_t _Unwind_GetIP(struct _Unwind_Context *) __attribute__((weak, visibility("default")));
+extern uint64_t _Unwind_GetGR(struct _Unwind_Context *, int) __attribute__((weak, visibility("default")));
+
+/* Offsets in a gate of each kind (gates.S). */
+struct offsets { uint32_t claimed, counted, released, left, slow_leave; };
+extern const struct offsets psu_gate_offsets[PSU_GATE_KINDS];
+
+/* A C program gets libgcc_s only when it first unwinds, as a private library of the C library: find it there.  We are called
+ * by the unwinder, so it is loaded. */
+static void *unwinder(void *known, const char *name)
+{
+    if (known)
+        return known;
+    void *library = psu_open_library("libgcc_s.so.1", 0);
+    void *f = library ? psu_find_symbol(library, name, 0) : 0;
+    if (library)
+        psu_close_library(library);
+    return f;
+}
+
+static int personality(uint32_t kind, int actions, struct _Unwind_Context *context)
+{
+    if (!(actions & CLEANUP_PHASE))
+        return CONTINUE_UNWIND;
+    uint64_t (*get_ip)(struct _Unwind_Context *) =
+        (uint64_t(*)(struct _Unwind_Context *))unwinder((void *)_Unwind_GetIP, "_Unwind_GetIP");
+    uint64_t (*get_register)(struct _Unwind_Context *, int) =
+        (uint64_t(*)(struct _Unwind_Context *, int))unwinder((void *)_Unwind_GetGR, "_Unwind_GetGR");
+    struct psu_block *b = psu_block_get();
+    if (!get_ip || !get_register || !b)
+        return CONTINUE_UNWIND; /* counts stay too high: the object is kept, which is safe */
+    uint64_t ip = get_ip(context);
+    struct psu_gate *g = psu_gate_at(kind, ip);
+    if (!g)
+        return CONTINUE_UNWIND;
+    const struct offsets *o = &psu_gate_offsets[kind];
+    uint32_t offset = (uint32_t)(ip - psu_gate_address(kind, (uint32_t)(g - psu_kinds[kind].data)));
+    int leaving = offset >= o->slow_leave && o->slow_leave; /* in the slow path on the way out */
+    if (kind != PSU_PLAIN && ((offset >= o->claimed && offset < o->released) || leaving)) {
+        struct psu_side *s = (struct psu_side *)get_register(context, DW_REG_FRAME_POINTER);
+        /* The unwinder is about to read the caller's registers from the entry; a signal handler must not be given it
+         * before that.  So it goes back to the list with the next one. */
+        if (b->deferred)
+            psu_side_release(b, b->deferred);
+        if (kind == PSU_FULL && s->save)
+            psu_save_release(b, s->save);
+        b->deferred = s;
+    }
+    if ((offset >= o->counted && offset <= o->left) || leaving)
+        psu_count_leave(g->counter / 8);
+    return CONTINUE_UNWIND;
+}
+
+#define PERSONALITY(name, kind) \
+    int name(int version, int actions, uint64_t class, void *exception, struct _Unwind_Context *context); \
+    int name(int version, int actions, uint64_t class, void *exception, struct _Unwind_Context *context) \
+    { \
+        (void)version, (void)class, (void)exception; \
+        return personality(kind, actions, context); \
+    }
+
+PERSONALITY(psu_plain_personality, PSU_PLAIN)
+PERSONALITY(psu_side_personality, PSU_SIDE)
+PERSONALITY(psu_full_personality, PSU_FULL)
+
+/* ---- .eh_frame of injected objects ------------------------------------------------------------------ */
+
+/* libgcc's registration functions, which take the memory for their own notes (struct object, 48 bytes) from us. */
+static struct { uint64_t words[12]; } notes[PSU_INDICES];
+
+static void *registration(const char *name, int load)
+{
+    void *f = psu_find(name);
+    if (f)
+        return f;
+    void *library = psu_open_library("libgcc_s.so.1", load);
+    f = library ? psu_find_symbol(library, name, 0) : 0;
+    if (library && !load)
+        psu_close_library(library);
+    return f;
+}
+
+void psu_register_frames(uint32_t index, uint64_t eh_frame)
+{
+    void (*add)(const void *, void *) = 0;
+    if (eh_frame)
+        add = (void (*)(const void *, void *))registration("__register_frame_info", 1);
+    if (add)
+        add((const void *)eh_frame, &notes[index]);
+}
+
+void psu_deregister_frames(uint32_t index, uint64_t eh_frame)
+{
+    void *(*drop)(const void *) = 0;
+    (void)index;
+    if (eh_frame)
+        drop = (void *(*)(const void *))registration("__deregister_frame_info", 0);
+    if (drop)
+        drop((const void *)eh_frame);
+}

@@ -1,0 +1,64 @@
+"""The shim, driven from inside one process: each program in shim/test plays psu-bin against the real agent and gates.
+
+The programs are C because they must call through stubs; each says in its head comment what it proves, exits 0 and prints
+"ok", or names the check that failed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SHIM = Path(__file__).parents[2] / "shim"
+FLAGS = ["-std=gnu11", "-g", "-O2", "-fPIC", "-Wall", "-Wextra", "-pthread"]
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A freshly built libpsu_shim.so."""
+    out = tmp_path_factory.mktemp("shim") / "libpsu_shim.so"
+    subprocess.run(["make", "-s", "-C", str(SHIM), f"OUT={out}"], check=True)
+    return out
+
+
+def build(shim: Path, source: str, compiler: str = "gcc", *flags: str) -> Path:
+    """Compile shim/test/SOURCE against the shim, which comes first in its DT_NEEDED."""
+    out = shim.parent / f"{Path(source).stem}-{compiler}{''.join(flags).replace('/', '_')}"
+    base = [f for f in FLAGS if not (f.startswith("-std") and source.endswith(".cc"))]
+    subprocess.run([compiler, *base, *flags, str(SHIM / "test" / source), "-o", str(out), f"-L{shim.parent}",
+                    "-Wl,--no-as-needed", "-l:libpsu_shim.so", f"-Wl,-rpath,{shim.parent}", "-rdynamic"], check=True)
+    return out
+
+
+def run(program: Path, *arguments: str, timeout: float = 60, **environment: str) -> str:
+    """Run it; its standard output.  Fails when it does not exit with 0."""
+    done = subprocess.run([str(program), *arguments], capture_output=True, text=True, timeout=timeout,
+                          env={**os.environ, **environment})
+    assert done.returncode == 0, f"{program.name}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_needs_no_library_and_exports_only_its_contract(shim: Path) -> None:
+    dynamic = subprocess.run(["readelf", "-dW", "--dyn-syms", str(shim)], capture_output=True, text=True,
+                             check=True).stdout
+    assert "NEEDED" not in dynamic
+    rows = [line.split() for line in dynamic.splitlines() if " DEFAULT " in line]
+    exported = {r[7] for r in rows if r[6] != "UND" and len(r) > 7}
+    assert exported == {"psu_runtime", "pthread_create", "thrd_create", "pthread_exit", "thrd_exit"}
+    assert all(r[4] == "WEAK" and "@" not in r[7] for r in rows if r[6] == "UND" and len(r) > 7)
+    segments = subprocess.run(["readelf", "-lW", str(shim)], capture_output=True, text=True, check=True).stdout
+    tls = next(line.split() for line in segments.splitlines() if line.split()[:1] == ["TLS"])
+    assert int(tls[5], 16) == 8, "static TLS must be one pointer"
+
+
+def test_patch_repatch_revert_and_refuse(shim: Path) -> None:
+    assert run(build(shim, "basic.c")) == "ok\n"
+
+
+@pytest.mark.skipif(not shutil.which("musl-gcc"), reason="no musl-gcc")
+def test_same_file_serves_musl(shim: Path) -> None:
+    assert run(build(shim, "basic.c", "musl-gcc")) == "ok\n"
