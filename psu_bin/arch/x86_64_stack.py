@@ -1,0 +1,78 @@
+"""Does a function touch its caller's stack arguments?  Decides between the cheap gate and the one that keeps them in place.
+
+The caller's stack arguments begin at the CFA, just above the return address.  With the CFA rows of .eh_frame, every memory
+operand based on rsp (or on rbp, where that is the frame register) is either below the CFA, the function's own, or at or
+above it.  A tail call hands the stack arguments on without touching them, so where it leads counts as well.  What cannot
+be decided counts as touching: the wrong gate would give the function somebody else's stack words.
+
+Not seen: stack arguments reached through a copy of rsp in another register.  Compilers make such copies of the CFA with a
+`lea` of an address at or above it (varargs, realigned stacks), which counts; hand-written code has no rows, which counts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from psu_bin.arch import x86_64_decode as decode
+from psu_bin.arch.x86_64_decode import RBP, RSP, Insn
+
+DWARF_RBP, DWARF_RSP = 6, 7
+RETURN_ADDRESS = 8          # CFA - 8: where rsp points at entry
+
+
+class StackUse(NamedTuple):
+    """touched: it reads, writes or takes the address of stack arguments, or that is not known.
+    jumps: fields of direct jumps that leave it (tail calls, or jumps to its own cold part)."""
+    touched: bool
+    jumps: tuple[int, ...]
+
+
+def stack_use(code: bytes, start: int, end: int, rows: tuple[tuple[int, int, int], ...]) -> StackUse:
+    """Examine code[start:end]; rows: (offset from which it holds, DWARF register, offset) of the CFA, ascending.
+
+    Raises ValueError where the bytes are no instructions."""
+    insns = decode.walk(code, start, end)
+    jumps = tuple(i.imm_at for i in insns
+                  if decode.is_jump(i) and not start <= decode.branch_target(code, i) < end)
+    if not rows or rows[0][0] > start:
+        return StackUse(True, jumps)
+    touched = False
+    n = 0
+    for k, i in enumerate(insns):
+        while n + 1 < len(rows) and rows[n + 1][0] <= i.at:
+            n += 1
+        _, register, offset = rows[n]
+        if register not in (DWARF_RBP, DWARF_RSP):
+            touched = True
+            break
+        if i.memory and not _padding(i):
+            base = {RSP: DWARF_RSP, RBP: DWARF_RBP}.get(i.base)
+            reach = decode.displacement(code, i)
+            # Where rbp is the frame register, compilers name arguments by it and only the frame's lower end by rsp.
+            if base == register and reach >= offset:
+                touched = True
+                break
+        if decode.is_indirect_jump(i) and register == DWARF_RSP and offset == RETURN_ADDRESS and not _switch(insns, k):
+            touched = True                                   # tail call through a pointer: could hand them on
+            break
+        if i.map == 0 and i.opcode in (0xC2, 0xCA, 0xC8):    # ret n, enter
+            touched = True
+            break
+    return StackUse(touched, jumps)
+
+
+def _padding(i: Insn) -> bool:
+    return i.map == 1 and i.opcode in (0x1E, 0x1F)           # nop with an operand, endbr64
+
+
+def _switch(insns: list[Insn], k: int) -> bool:
+    """The indirect jump is that of a jump table: jmp *table(,%reg,8), or a table load just before it."""
+    i = insns[k]
+    if i.memory:
+        return i.index >= 0 and i.scale == 8
+    for before in insns[max(0, k - 4):k]:
+        if before.map == 0 and before.opcode == 0x63 and before.index >= 0 and before.scale == 4:
+            return True
+        if before.map == 0 and before.opcode == 0x8B and before.index >= 0 and before.scale == 8:
+            return True
+    return False

@@ -1,0 +1,373 @@
+"""What each symbol of a patch means in the target: Binder.
+
+The rules are those of the linker that made the program, with the program already running:
+
+- a global is the module's global of that name; a static is the module's static of that name from the same source file.
+  Patches are often compiled from a copy with another file name: when the patch's STT_FILE does not occur in the module at
+  all, a static that is the only one of its name matches.  When the file occurs but has no such static, it is new.
+- what the module does not have: other objects of the same transaction, what earlier patches brought along, other
+  instrumented modules, then whatever the dynamic linker finds.
+- variables keep the program's storage, functions go to their stubs.
+
+Static locals (`count.0`, `handler.count`) are matched in statics.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from psu_bin import descriptor, elf
+from psu_bin.attach import statics
+from psu_bin.attach.meaning import BoundFunction, Exported, External, Fixed, Target, Thread, Unclear
+from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol, is_clone, program_name, without_clone
+from psu_bin.attach.view import Identity, ModuleView, base_name
+from psu_bin.descriptor import NO_FUNCTION, Symbol
+from psu_bin.errors import PsuError
+
+_CODE_KINDS = (descriptor.KIND_FUNCTION, descriptor.KIND_IFUNC, descriptor.KIND_NOTYPE)
+_DATA_KINDS = (descriptor.KIND_OBJECT, descriptor.KIND_TLS, descriptor.KIND_NOTYPE)
+
+
+Row = TypeVar("Row")
+
+
+class Ambiguous(Exception):
+    """Several statics of the module match; never leaves this package."""
+
+    def __init__(self, name: str, files: Iterable[str]) -> None:
+        self.what = f"{name} is static in several files of the program: {', '.join(sorted(set(files)))}"
+        self.hint = "compile the patch from a file with the name of the one that is meant"
+        super().__init__(self.what)
+
+
+class Binder:
+    """Symbols of all patch objects of one transaction."""
+
+    def __init__(self, patches: tuple[PatchObject, ...], views: tuple[ModuleView, ...]) -> None:
+        self.patches = patches
+        self.views = views
+        self.problems: list[PsuError] = []
+        self.warnings: list[str] = []
+        self.exports: dict[str, tuple[int, PatchSymbol]] = _exports(patches)
+        self.module: list[int] = []
+        self.functions: list[dict[tuple[int, int], BoundFunction]] = []   # by patch: (section, start) ->
+        self._variables: dict[tuple[int, int], Target | None] = {}
+        self._preferred: dict[tuple[int, int, str], set[int]] = {}
+        for n in range(len(patches)):
+            self.module.append(self._choose_module(n))
+        for n in range(len(patches)):
+            self.functions.append(self._bind_functions(n))
+
+    # ---- which module, which file ---------------------------------------------------------------------------------
+
+    def _choose_module(self, n: int) -> int:
+        """The module that has most of the patch's functions; the first one of several."""
+        scores = []
+        for m in range(len(self.views)):
+            score = 0
+            for f in self.patches[n].functions:
+                if not f.clone:
+                    try:
+                        score += self._program_function(n, m, f) is not None
+                    except Ambiguous:
+                        score += 1
+            scores.append(score)
+        return max(range(len(scores)), key=lambda m: (scores[m], -m))
+
+    def files(self, n: int, m: int, file: str) -> set[int]:
+        """The module's source files that a static of the patch's `file` may come from; empty: not there at all.
+
+        Of several files with one name, those with most of the patch's statics."""
+        key = (n, m, file)
+        if key not in self._preferred:
+            view, patch = self.views[m], self.patches[n]
+            found = view.files.get(base_name(file), set()) if file else set()
+            if len(found) > 1:
+                score = dict.fromkeys(found, 0)
+                for s in patch.symbols:
+                    if s.local and s.file == file and s.type in (elf.STT_FUNC, elf.STT_OBJECT):
+                        for theirs in {x.file for x in view.locals.get(s.name, ())} & found:
+                            score[theirs] += 1
+                found = {f for f in found if score[f] == max(score.values())}
+            self._preferred[key] = found
+        return self._preferred[key]
+
+    def static_candidates(self, n: int, m: int, name: str, file: str, kinds: tuple[int, ...]) -> list[Symbol]:
+        """The module's statics that a static `name` of the patch's `file` can be, one for each address."""
+        found = [s for s in self.views[m].locals.get(name, ()) if s.kind in kinds]
+        files = self.files(n, m, file)
+        if files:
+            found = [s for s in found if s.file in files]
+        return list({(s.kind, s.address): s for s in found}.values())
+
+    def file_known(self, n: int, m: int, file: str) -> bool:
+        return bool(self.files(n, m, file))
+
+    def _only(self, m: int, name: str, candidates: list[Symbol]) -> Symbol | None:
+        if len(candidates) > 1:
+            raise Ambiguous(name, (self.views[m].file_name(s) for s in candidates))
+        return candidates[0] if candidates else None
+
+    def _internal(self, n: int, m: int, name: str, file: str, kinds: tuple[int, ...]) -> Symbol | None:
+        """A static of the module that stands for a global of the sources: from the same file, or of an LTO program,
+        whose globals became static and belong to no source file."""
+        view = self.views[m]
+        found = [s for s in view.locals.get(name, ()) if s.kind in kinds and (
+            base_name(view.file_name(s)) == base_name(file) if file else False) or _lto(view, s) and s.kind in kinds]
+        return self._only(m, name, list({s.address: s for s in found}.values()))
+
+    # ---- functions ------------------------------------------------------------------------------------------------
+
+    def _program_function(self, n: int, m: int, f: PatchFunction) -> Symbol | None:
+        """The module's symbol that the patch's function replaces, updatable or not.  Raises Ambiguous."""
+        patch = self.patches[n]
+        for s in f.names:
+            if is_clone(s.name):
+                continue
+            found: Symbol | None
+            if s.local:
+                found = self._only(m, s.name, self.static_candidates(n, m, s.name, s.file, _CODE_KINDS))
+            else:
+                found = self.views[m].globals.get(s.name)
+                if found is None or found.kind not in _CODE_KINDS:
+                    found = self._internal(n, m, s.name, patch.file, _CODE_KINDS)
+            if found is not None and (found.kind != descriptor.KIND_NOTYPE or found.function != NO_FUNCTION):
+                return found
+        return None
+
+    def _bind_functions(self, n: int) -> dict[tuple[int, int], BoundFunction]:
+        patch, home = self.patches[n], self.module[n]
+        out: dict[tuple[int, int], BoundFunction] = {}
+        taken: dict[tuple[int, int], PatchFunction] = {}
+        for f in patch.functions:
+            bound = self._bind_function(n, home, f)
+            if not bound.new:
+                other = taken.setdefault((bound.module, bound.number), f)
+                if other is not f:
+                    self.problems.append(PsuError(
+                        patch.path, f"{other.name} and {f.name} are one function in {self.views[bound.module].path}: "
+                                    "its linker folded them", "link the program without identical code folding"))
+            out[f.section, f.start] = bound
+        if all(b.new and not b.known_stub for b in out.values()) and not self.problems:
+            self.problems.append(self._nothing_to_replace(n))
+        return out
+
+    def _bind_function(self, n: int, home: int, f: PatchFunction) -> BoundFunction:
+        patch = self.patches[n]
+        first = f.names[0]
+        identity = (first.file if first.local else "", first.name)
+        if not f.clone:
+            order = [home] + [m for m in range(len(self.views)) if m != home and not first.local]
+            for m in order:
+                try:
+                    found = self._program_function(n, m, f) if m == home else self._exported_function(m, f)
+                except Ambiguous as e:
+                    self.problems.append(PsuError(patch.path, e.what, e.hint))
+                    break
+                if found is None:
+                    continue
+                if found.function == NO_FUNCTION:
+                    self.problems.append(PsuError(
+                        patch.path, f"{f.name} is not updatable in {self.views[m].path}",
+                        f"`psu-bin analyze {self.views[m].path}` says why; take {f.name} out of the patch"))
+                    break
+                self._warn_inlined(m, f, found)
+                return BoundFunction(n, f, m, found.function, identity, 0)
+        known = 0
+        for s in f.names:
+            if not is_clone(s.name):
+                known = known or self.known(n, home, self.views[home].known_functions,
+                                            (s.file if s.local else "", s.name)) or 0
+        return BoundFunction(n, f, home, -1, identity, known)
+
+    def _exported_function(self, m: int, f: PatchFunction) -> Symbol | None:
+        """A global function of another instrumented module."""
+        for s in f.names:
+            found = None if s.local or is_clone(s.name) else self.views[m].globals.get(s.name)
+            if found is not None and found.kind == descriptor.KIND_FUNCTION:
+                return found
+        return None
+
+    def known(self, n: int, m: int, table: Mapping[Identity, Row], identity: Identity) -> Row | None:
+        """table[identity]; a static from a file that the module does not have also matches the only one of its name
+        that other such files brought along."""
+        if identity in table or not identity[0]:
+            return table.get(identity)
+        if self.file_known(n, m, identity[0]):
+            return None
+        same = [v for (file, name), v in table.items() if name == identity[1] and file and not self.file_known(n, m, file)]
+        return same[0] if len(same) == 1 else None
+
+    def _warn_inlined(self, m: int, f: PatchFunction, found: Symbol) -> None:
+        view = self.views[m]
+        row = view.descriptor.functions[found.function]
+        exported = found.bind != descriptor.BIND_LOCAL and view.descriptor.flags & descriptor.MODULE_PIC
+        clones = sorted({s.name for s in view.descriptor.symbols
+                         if s.kind == descriptor.KIND_FUNCTION and s.bind == descriptor.BIND_LOCAL
+                         and is_clone(s.name) and without_clone(s.name) == f.name and ".cold" not in s.name})
+        if clones:
+            self.warnings.append(f"{f.name}: {view.path} also has the specialised {', '.join(clones)}, whose callers do "
+                                 "not see the new version unless they are in the patch too")
+        elif row.callers == 0 and not row.flags & descriptor.ADDRESS_TAKEN and not exported:
+            self.warnings.append(f"{f.name}: nothing in {view.path} calls it: inlined into all its callers, which must be "
+                                 "in the patch too, or unused")
+
+    def _nothing_to_replace(self, n: int) -> PsuError:
+        patch, view = self.patches[n], self.views[self.module[n]]
+        mine = [f.name for f in patch.functions if not f.clone]
+        for name in mine:
+            clones = sorted({s.name for s in view.descriptor.symbols if s.kind == descriptor.KIND_FUNCTION
+                             and is_clone(s.name) and without_clone(s.name) == name})
+            statics = sorted({view.file_name(s) for s in view.locals.get(name, ()) if s.kind == descriptor.KIND_FUNCTION})
+            if clones:
+                return PsuError(patch.path, f"{name} exists in {view.path} only as {', '.join(clones)}: the compiler "
+                                            "inlined or specialised it", "put its callers into the patch")
+            if statics:
+                return PsuError(patch.path, f"defines {name}, which {view.path} has as a static of {', '.join(statics)}",
+                                "compile the patch from a file of that name, with the function static")
+            if name in view.globals:
+                return PsuError(patch.path, f"defines {name} as static, {view.path} has it as a global",
+                                "remove `static`")
+        names = ", ".join(mine[:8]) + (", ..." if len(mine) > 8 else "")
+        where = " or ".join(v.path for v in self.views)
+        return PsuError(patch.path, f"defines no function that {where} has: {names or 'nothing but compiler clones'}",
+                        "the functions may be inlined into all their callers: put those into the patch")
+
+    # ---- other symbols --------------------------------------------------------------------------------------------
+
+    def undefined(self, n: int, s: PatchSymbol) -> Target:
+        """What a symbol means that patch `n` refers to and does not define."""
+        home, name = self.module[n], s.name
+        file = self.patches[n].file
+        view = self.views[home]
+        found = view.globals.get(name)
+        if found is not None and found.kind != descriptor.KIND_IFUNC:
+            return self._bound(home, home, found)
+        if name in self.exports and found is None:
+            return Exported(*self.exports[name])
+        for m in (home, *(m for m in range(len(self.views)) if m != home)):
+            if ("", name) in self.views[m].known_functions:
+                return Fixed(self.views[m].known_functions["", name], m != home)
+            if ("", name) in self.views[m].known_variables:
+                return Fixed(self.views[m].known_variables["", name][0], m != home)
+        special = self._special(home, name)
+        if special is not None:
+            return special
+        kinds = (*_CODE_KINDS, *_DATA_KINDS)
+        try:
+            internal = self._internal(n, home, name, file, kinds)
+        except Ambiguous as e:
+            return Unclear(e.what, e.hint)
+        if internal is not None and internal.kind != descriptor.KIND_IFUNC:
+            return self._bound(home, home, internal)
+        for m, other in enumerate(self.views):
+            found = other.globals.get(name)
+            if m != home and found is not None and found.kind != descriptor.KIND_IFUNC:
+                return self._bound(home, m, found)
+        if s.type == elf.STT_TLS:
+            return Unclear(f"thread-local variable {name} is in no instrumented module",
+                           "psu-bin cannot know its offset in another library")
+        statics_ = [x for x in view.locals.get(name, ()) if x.kind != descriptor.KIND_IFUNC]
+        fallback = self._bound(home, home, statics_[0]) if len({x.address for x in statics_}) == 1 else None
+        return External(home, name, s.bind == elf.STB_WEAK, fallback.address if isinstance(fallback, Fixed) else None)
+
+    def _special(self, home: int, name: str) -> Target | None:
+        """Symbols that linkers make."""
+        view = self.views[home]
+        if name in ("__dso_handle", "_DYNAMIC", "__ehdr_start", "__executable_start"):
+            for s in view.locals.get(name, ()):
+                return Fixed(s.address + view.load_bias)
+            if name == "__dso_handle":
+                return Fixed(view.stub(0))       # any address of the module names it to __cxa_finalize
+        return None
+
+    def _bound(self, home: int, m: int, s: Symbol) -> Target:
+        """A symbol of a module as a target: its stub, its address, or its offset from the thread pointer."""
+        view = self.views[m]
+        if s.function != NO_FUNCTION:
+            return Fixed(view.stub(s.function), m != home)
+        if s.kind == descriptor.KIND_TLS:
+            if view.tls_offset is None:
+                return Unclear(f"thread-local variable {s.name} of {view.path} has no fixed offset from the thread pointer",
+                               "the library was loaded with dlopen: its thread-local variables cannot be used in a patch")
+            return Thread(view.tls_offset + s.address)
+        return Fixed(view.load_bias + s.address, m != home)
+
+    def variable(self, n: int, s: PatchSymbol) -> Target | None:
+        """What a variable means that patch `n` defines; None: it is new.
+
+        A size that differs is added to `problems`."""
+        key = (n, s.number)
+        if key not in self._variables:
+            self._variables[key] = self._variable(n, s)
+        return self._variables[key]
+
+    def _variable(self, n: int, s: PatchSymbol) -> Target | None:
+        home = self.module[n]
+        m, found = home, None
+        if s.local:
+            try:
+                found = statics.match(self, n, home, s)
+            except Ambiguous as e:
+                return Unclear(e.what, e.hint)
+        else:
+            for m in (home, *(m for m in range(len(self.views)) if m != home)):
+                found = self.views[m].globals.get(s.name)
+                if found is not None:
+                    break
+            if found is None:
+                try:
+                    m, found = home, self._internal(n, home, s.name, self.patches[n].file, _DATA_KINDS)
+                except Ambiguous as e:
+                    return Unclear(e.what, e.hint)
+        path = self.patches[n].path
+        if found is None:
+            return self._known_variable(n, home, s)
+        if found.kind not in _DATA_KINDS:
+            self.problems.append(PsuError(path, f"{s.name} is a variable in the patch and a function in "
+                                                f"{self.views[m].path}"))
+            return Unclear(f"{s.name} is a function in {self.views[m].path}", "")
+        if (found.kind == descriptor.KIND_TLS) != (s.type == elf.STT_TLS) and found.kind != descriptor.KIND_NOTYPE:
+            self.problems.append(PsuError(path, f"{s.name} is thread-local on one side only: patch or "
+                                                f"{self.views[m].path}"))
+        if found.size and s.size and found.size != s.size:
+            self.problems.append(PsuError(
+                path, f"size of {s.name} differs: {s.size} bytes in the patch, {found.size} in {self.views[m].path}",
+                "the program's data cannot change its layout while it runs"))
+        return self._bound(home, m, found)
+
+    def _known_variable(self, n: int, m: int, s: PatchSymbol) -> Target | None:
+        found = self.known(n, m, self.views[m].known_variables, statics.identity(self.patches[n], s))
+        if found is None and s.local:
+            found = statics.known_local(self.patches[n], s, self.views[m].known_variables)
+        if found is None:
+            return None
+        address, size = found
+        if size != s.size:
+            self.problems.append(PsuError(
+                self.patches[n].path, f"size of {s.name} differs: {s.size} bytes in the patch, {size} in the "
+                                      "earlier patch that made it", "the data cannot change its layout while it is used"))
+        return Fixed(address)
+
+
+def _exports(patches: tuple[PatchObject, ...]) -> dict[str, tuple[int, PatchSymbol]]:
+    """Which patch's definition stands for each global: strong before common before weak, then the first."""
+    out: dict[str, tuple[int, PatchSymbol]] = {}
+
+    def rank(s: PatchSymbol) -> int:
+        return 2 if s.bind == elf.STB_WEAK else 1 if s.section == elf.SHN_COMMON else 0
+    for n, p in enumerate(patches):
+        for s in p.symbols:
+            if not s.local and s.section != elf.SHN_UNDEF and s.name:
+                if s.name not in out or rank(s) < rank(out[s.name][1]):
+                    out[s.name] = (n, s)
+    return out
+
+
+def _lto(view: ModuleView, s: Symbol) -> bool:
+    """The symbol comes from a link-time optimised object, which belongs to no source file."""
+    if program_name(s.name) != s.name.split("@", 1)[0]:
+        return False                     # renamed: it was static in its source
+    name = base_name(view.file_name(s))
+    return s.file == descriptor.NO_FILE or name in ("<artificial>", "ld-temp.o") or ".ltrans" in name

@@ -1,0 +1,119 @@
+"""Which of two neighbouring objects an address means, when it is the end of one and the start of the other.
+
+C allows the address one past an array's end, and the assembler has thrown the symbol away.  The reasoning, in order:
+
+1. Both readings give the same address: it does not matter.
+2. A load or store right there, or through a register that the address was put into only to index it, is of the object
+   that starts there: nothing may be read past an end.
+3. The base of a jump table is the table.  A table that nothing refers to does not exist, so an only reference to the start
+   of a run is its table, too.
+4. An address that is only compared with is most likely an end; one that is passed on is most likely a start.  Each is
+   believed when the rest of the function agrees: an end's function also takes the start of that array, and not that of
+   the object behind it.
+5. Otherwise it is Undecided.  Constants are then all taken from the patch's own image of the section, where both readings
+   are one address; for variables the patch is refused: `-fdata-sections` gives each object its section, and certainty.
+
+The same doubt is about an indexed access (`a-4(,%rax,4)`) shortly before an object's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from psu_bin.arch.link_types import Access, Use
+from psu_bin.attach.patch import PatchFunction
+
+if TYPE_CHECKING:
+    from psu_bin.attach.layout import Layout, Object
+    from psu_bin.attach.meaning import Piece
+
+BEFORE = 16            # how far before an object's start an indexed access may begin (a[i-1], a[i-2] of large elements)
+Mentions = Iterable[tuple[int, Access]]
+
+
+class Undecided(NamedTuple):
+    """Neither reading is likely enough."""
+    what: str
+    objects: tuple[Object, ...]
+
+
+def choose(objects: list[Object], at: int, access: Access, mentions: Callable[[], Mentions],
+           image: Piece | None) -> Object | Undecided | None:
+    """The object meant by offset `at` of its section; None: no object (the image of the section, if it has one).
+
+    mentions: what the function at hand refers to in this section."""
+    if len(objects) == 1 and (image is None or objects[0].start == 0 and objects[0].end == image.end):
+        return objects[0]
+    covering = next((o for o in objects if o.start <= at < o.end), None)
+    ending = next((o for o in objects if o.end == at and o.end > o.start), None)
+    if covering is None:
+        return _outside(objects, at, access, ending, mentions, image)
+    if covering.start == at and ending is not None and ending.shift != covering.shift:
+        return _at_boundary(covering, ending, at, access, list(mentions()))
+    following = next((o for o in objects if covering.end <= o.start <= at + BEFORE), None)
+    if following is not None and following.shift != covering.shift and at != covering.start:
+        if access is Access.INDEXED and following.start - at <= 8 and not any(
+                following.start <= a < following.end for a, _ in mentions()):
+            return Undecided(f"cannot tell {_name(covering)} from an index below {_name(following)}", (covering, following))
+        if access in (Access.ADDRESS, Access.COMPARED) and covering.end - covering.start <= 8:
+            return Undecided(f"cannot tell {_name(covering)} from an address below {_name(following)}",
+                             (covering, following))
+    return covering
+
+
+def _outside(objects: list[Object], at: int, access: Access, ending: Object | None,
+             mentions: Callable[[], Mentions], image: Piece | None) -> Object | Undecided | None:
+    """No object has the byte: the end of the one before, an unnamed constant, or an index below the next."""
+    if image is not None:
+        if ending is not None and ending.target is not image and access in (Access.COMPARED, Access.ADDRESS) and any(
+                ending.start <= a < ending.end and (access is Access.COMPARED or how is Access.ADDRESS)
+                for a, how in mentions()):
+            return Undecided(f"cannot tell the end of {_name(ending)} from an unnamed constant", (ending,))
+        return None
+    if ending is not None:
+        return ending
+    following = min((o for o in objects if at < o.start <= at + BEFORE), key=lambda o: o.start, default=None)
+    return following if access is not Access.EXACT else None
+
+
+def _at_boundary(starting: Object, ending: Object, at: int, access: Access,
+                 mentions: list[tuple[int, Access]]) -> Object | Undecided:
+    if access in (Access.EXACT, Access.INDEXED, Access.TABLE, Access.DATA):
+        return starting
+    if starting.symbol is None and access is Access.ADDRESS and sum(a == at for a, _ in mentions) <= 1:
+        return starting              # a run: its table is referred to at least once
+    held = (Access.ADDRESS, Access.INDEXED)          # the address is in a register
+    inside_ending = any(ending.start <= a < ending.end for a, _ in mentions)
+    if access is Access.COMPARED:
+        if any(a == ending.start and how in held for a, how in mentions) and not any(
+                starting.start <= a < starting.end and how is Access.ADDRESS for a, how in mentions):
+            return ending
+        if not inside_ending:
+            return starting
+    elif not any(a == ending.start and how is Access.ADDRESS for a, how in mentions) or any(
+            starting.start <= a < starting.end and (a != at or how in (Access.EXACT, Access.INDEXED))
+            for a, how in mentions):
+        return starting
+    return Undecided(f"cannot tell the end of {_name(ending)} from the start of {_name(starting)}", (starting, ending))
+
+
+def _name(o: Object) -> str:
+    return o.symbol.name if o.symbol else "a jump table"
+
+
+def mentions(layout: Layout, function: PatchFunction | None, section: int) -> list[tuple[int, Access]]:
+    """(offset, how) of each reference into `section` from `function`'s code; from all code when it is None."""
+    out = []
+    patch = layout.patch
+    for code, survey in layout.surveys.items():
+        if function is not None and code != function.section:
+            continue
+        for r in patch.relocs.get(code, ()):
+            s = patch.symbols[r.symbol]
+            if s.section != section or function is not None and not function.start <= r.offset < function.end:
+                continue
+            field = survey.fields.get(r.offset)
+            if field is not None and field.use in (Use.ADDRESS, Use.BRANCH):
+                out.append((s.value + r.addend + field.tail, field.access))
+    return out

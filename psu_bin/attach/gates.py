@@ -1,0 +1,115 @@
+"""Which kind of gate each function of a patch needs, and what registers it must keep.
+
+PLAIN where neither the new version nor the original touches its caller's stack arguments, SIDE where one does or may, FULL
+where callers rely on registers that the ABI gives away, or on a convention of their own (DESIGN.md, "Gate").
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+from psu_bin import descriptor
+from psu_bin.attach import cfi
+from psu_bin.attach.layout import Layout
+from psu_bin.attach.meaning import BoundFunction
+from psu_bin.attach.patch import PatchFunction, PatchSymbol, without_clone
+from psu_bin.attach.references import Reader
+from psu_bin.attach.shim import FULL, PLAIN, SIDE
+
+
+class Gate(NamedTuple):
+    kind: int
+    preserve: int
+
+
+def decide(layouts: list[Layout], reader: Reader, link: ModuleType) -> tuple[
+        dict[BoundFunction, Gate], dict[int, dict[BoundFunction, int]]]:
+    """(the gate of each function with a stub; by patch, the registers that its code relies on from each such function)."""
+    stack = _StackArguments(layouts, reader, link)
+    relied: dict[int, dict[BoundFunction, int]] = {}
+    out: dict[BoundFunction, Gate] = {}
+    for layout in layouts:
+        for bound in layout.binder.functions[layout.n].values():
+            if not reader.has_stub(bound):
+                continue
+            view = layout.binder.views[bound.module]
+            stub = view.stub(bound.number) if not bound.new else bound.known_stub
+            preserve = view.relied.get(stub, 0)
+            touches = stack.touches(bound)
+            own = False
+            if not bound.new:
+                original = view.descriptor.functions[bound.number]
+                preserve |= original.preserve
+                touches = touches or bool(original.flags & descriptor.STACK_ARGS)
+                own = bool(original.flags & descriptor.OWN_CONVENTION)
+            kind = FULL if preserve or own else SIDE if touches else PLAIN
+            out[bound] = Gate(kind, preserve)
+    return out, relied
+
+
+class _StackArguments:
+    """Whether functions touch their stack arguments, over tail calls."""
+
+    def __init__(self, layouts: list[Layout], reader: Reader, link: ModuleType) -> None:
+        self._layouts = layouts
+        self._reader = reader
+        self._link = link
+        self._frames = [cfi.frames(layout.patch) for layout in layouts]
+        self._known: dict[BoundFunction, bool] = {}
+
+    def touches(self, bound: BoundFunction) -> bool:
+        if bound not in self._known:
+            self._known[bound] = False            # a cycle of tail calls adds nothing
+            self._known[bound] = self._examine(bound)
+        return self._known[bound]
+
+    def _examine(self, bound: BoundFunction) -> bool:
+        layout = self._layouts[bound.patch]
+        patch = layout.patch
+        name = without_clone(bound.function.name)
+        # The cold part is the same function, moved away; it shares the frame.
+        parts = [bound.function] + [f for f in patch.functions if f is not bound.function and f.clone
+                                    and without_clone(f.name) == name and ".cold" in f.name]
+        for f in parts:
+            rows = self._rows(bound.patch, f)
+            use = self._link.stack_use(patch.contents[f.section], f.start, f.end, rows)
+            if use.touched or any(self._jump_touches(layout, f, at, name) for at in use.jumps):
+                return True
+        return False
+
+    def _rows(self, n: int, f: PatchFunction) -> tuple[tuple[int, int, int], ...]:
+        for frame in self._frames[n].get(f.section, ()):
+            if frame.start <= f.start < frame.end:
+                return tuple(r for r in frame.rows)
+        return ()
+
+    def _jump_touches(self, layout: Layout, f: PatchFunction, at: int, name: str) -> bool:
+        """A jump out of the function, at field `at`: does the code that it leads to touch stack arguments?"""
+        patch = layout.patch
+        callee = self._reader.calls.get((layout.n, f.section, at))
+        if callee is not None:
+            original = not callee.new and layout.binder.views[callee.module].descriptor.functions[
+                callee.number].flags & descriptor.STACK_ARGS
+            return bool(original) or self.touches(callee)
+        survey = layout.surveys[f.section]
+        for ref in survey.resolved:
+            if ref.at == at:
+                other = patch.function_covering(f.section, ref.target)
+                return other is None or without_clone(other.name) != name
+        r = next((r for r in patch.relocs.get(f.section, ()) if r.offset == at), None)
+        if r is None:
+            return True
+        s = patch.symbols[r.symbol]
+        if 0 < s.section < len(patch.sections):
+            other = patch.function_covering(s.section, s.value + r.addend + 4)
+            return other is None or without_clone(other.name) != name
+        return self._program_touches(layout, s)
+
+    def _program_touches(self, layout: Layout, s: PatchSymbol) -> bool:
+        """A tail call to a function that the patch does not define."""
+        view = layout.binder.views[layout.binder.module[layout.n]]
+        found = view.globals.get(s.name)
+        if found is None or found.function == descriptor.NO_FUNCTION:
+            return True                           # a library's: not known
+        return bool(view.descriptor.functions[found.function].flags & descriptor.STACK_ARGS)

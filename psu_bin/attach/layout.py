@@ -1,0 +1,321 @@
+"""How a patch object is taken apart: which bytes stay together, and which object a reference means: Layout.
+
+Only code is versioned, data is interned (DESIGN.md).  So a section is placed whole only when it is code, or read-only data
+that nothing in the program shares; the rest is cut into pieces:
+
+- mergeable strings and constants: one piece an entry, interned by content;
+- read-only data: the section as one piece, interned by content after relocation.  Constant objects that the program has
+  under the same name are `Twin`s: the program's own is used when it is equal, because programs compare their addresses;
+- *runs*: jump tables and tables of labels, recognised by relocations that point inside functions.  They are placed with
+  the code, and are zero in the interned image of their section;
+- writable data: variables that the program has stay where they are; neighbouring new ones form one piece.
+
+The assembler turns `x+8` of a local x into `.bss+24`, so references must be traced back to the object.  The byte says which,
+except at a boundary, where one object's end is the next one's start: C allows an address one past an array.  Where both
+readings give the same address (both objects moved by the same distance, the normal case) nothing has to be decided; else
+boundary.py looks at the instruction.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from psu_bin import descriptor, elf
+from psu_bin.arch.link_types import Access, CodeSurvey, Howto, Use
+from psu_bin.attach import boundary, runs, statics
+from psu_bin.attach.binding import Ambiguous, Binder
+from psu_bin.attach.meaning import Exported, Fixed, NewVariable, Piece, Room, Target, Twin, Unclear
+from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol
+from psu_bin.attach.sections import Role, role
+from psu_bin.elf import Section
+from psu_bin.errors import PsuError
+
+
+class Object(NamedTuple):
+    """An object of a section, with the target that stands for it."""
+    start: int
+    end: int
+    symbol: PatchSymbol | None
+    target: Target
+    base: int              # offset in the section that the target's address stands for
+
+    @property
+    def shift(self) -> object:
+        """What a reference gains by being bound to this object; equal for two objects: it does not matter which."""
+        return self.target.address - self.base if isinstance(self.target, Fixed) else (self.target, self.base)
+
+
+class Layout:
+    """One patch object, taken apart."""
+
+    def __init__(self, n: int, binder: Binder, howto: dict[int, Howto], surveys: dict[int, CodeSurvey]) -> None:
+        self.n = n
+        self.binder = binder
+        self.patch: PatchObject = binder.patches[n]
+        self.howto = howto
+        self.surveys = surveys
+        self.roles = tuple(role(s) for s in self.patch.sections)
+        self.new_variables: list[NewVariable] = []
+        self.demoted: set[Twin] = set()        # twins that a doubtful reference keeps from being used
+        self._pieces: dict[tuple[int, int], Piece] = {}
+        self._objects: dict[int, list[Object]] = {}
+        self._commons: dict[int, Piece] = {}
+        self.runs = runs.find(self.patch, self.roles, howto)
+        self.private = runs.sections_with_labels(self.patch, self.roles, self.runs)
+
+    # ---- pieces ---------------------------------------------------------------------------------------------------
+
+    def piece(self, section: int, start: int, end: int, room: Room, align: int = 0) -> Piece:
+        """The piece that starts at `start`, made on first use."""
+        key = (section, start)
+        made = self._pieces.get(key)
+        if made is None:
+            s = self.patch.sections[section]
+            data = self.patch.contents[section][start:end]
+            made = self._pieces[key] = Piece(self.n, section, start, end, align or max(s.align, 1), room, data, s.name)
+        return made
+
+    def whole(self, section: int) -> Piece:
+        """The piece of a section that is placed whole."""
+        s = self.patch.sections[section]
+        kind = self.roles[section]
+        inner = kind is not Role.CONSTANT or section in self.private
+        made = self._pieces.get((section, -1))
+        if made is None:
+            made = Piece(self.n, section, 0, s.size, max(s.align, 1), Room.CODE if inner else Room.CONSTANT,
+                         self.patch.contents[section], s.name)
+            if kind is Role.CONSTANT:
+                made.blank = list(self.runs.get(section, ()))
+            self._pieces[section, -1] = made
+        return made
+
+    def _run(self, section: int, start: int, end: int) -> Piece:
+        writable = self.roles[section] is Role.WRITABLE
+        return self.piece(section, start, end, Room.LABELS if writable else Room.CODE)
+
+    def is_unnamed_run(self, piece: Piece) -> bool:
+        """A compiler's jump table: all its entries are places inside functions, even one at a function's entry."""
+        return (piece.start, piece.end) in self.runs.get(piece.section, ()) and not any(
+            s.section == piece.section and s.type == elf.STT_OBJECT and s.value <= piece.start < s.value + s.size
+            for s in self.patch.symbols)
+
+    def _string(self, section: int, offset: int) -> Piece:
+        s, data = self.patch.sections[section], self.patch.contents[section]
+        width = s.entsize
+        offset = min(offset, len(data) - 1)
+        if width == 1:
+            start = data.rfind(b"\0", 0, offset) + 1
+            end = data.find(b"\0", offset) + 1 or len(data)
+        else:
+            zero = bytes(width)
+            start = end = offset // width * width
+            while start > 0 and data[start - width:start] != zero:
+                start -= width
+            while end < len(data) and data[end:end + width] != zero:
+                end += width
+            end = min(end + width, len(data))
+        return self.piece(section, start, end, Room.CONSTANT, _align_at(s, start))
+
+    # ---- objects of a section -------------------------------------------------------------------------------------
+
+    def objects(self, section: int) -> list[Object]:
+        """The objects of a constant or writable section, ascending, with what each stands for."""
+        found = self._objects.get(section)
+        if found is None:
+            writable = self.roles[section] is Role.WRITABLE
+            found = self._objects[section] = self._variables(section) if writable else self._constants(section)
+        return found
+
+    def _symbols(self, section: int) -> list[tuple[int, int, PatchSymbol]]:
+        """(start, end, symbol) of the objects of a section, one for each start: globals before locals."""
+        size = self.patch.sections[section].size
+        best: dict[int, PatchSymbol] = {}
+        for s in self.patch.symbols:
+            if s.section == section and s.type in (elf.STT_OBJECT, elf.STT_NOTYPE, elf.STT_TLS) and s.name and (
+                    not s.name.startswith(".L")) and s.value < size:
+                old = best.get(s.value)
+                if old is None or (s.type == elf.STT_NOTYPE, s.local, -s.size) < (
+                        old.type == elf.STT_NOTYPE, old.local, -old.size):
+                    best[s.value] = s
+        starts = sorted(best)
+        out = []
+        for n, start in enumerate(starts):
+            following = starts[n + 1] if n + 1 < len(starts) else size
+            end = start + best[start].size if best[start].size else following
+            out.append((start, end, best[start]))
+        return out
+
+    def _variables(self, section: int) -> list[Object]:
+        label_runs = self.runs.get(section, ())
+        out: list[Object] = []
+        group: list[tuple[int, int, PatchSymbol]] = []
+
+        def close() -> None:
+            """Make one piece of the new variables in `group`."""
+            if not group:
+                return
+            piece = self.piece(section, group[0][0], max(e for _, e, _ in group), Room.VARIABLE)
+            for start, end, s in group:
+                out.append(Object(start, end, s, piece, piece.start))
+                self.new_variables.append(NewVariable(statics.identity(self.patch, s), piece, start, end - start))
+            group.clear()
+
+        for start, end, s in self._symbols(section):
+            run = next(((a, b) for a, b in label_runs if a <= start < b), None)
+            if run:
+                piece = self._run(section, *run)
+                out.append(Object(start, end, s, piece, piece.start))
+                continue
+            target = self._variable_target(s)
+            if target is None:
+                group.append((start, end, s))
+            else:
+                close()
+                out.append(Object(start, end, s, target, start))
+        close()
+        for a, b in label_runs:
+            if not any(o.start <= a < o.end for o in out):
+                out.append(Object(a, b, None, self._run(section, a, b), a))
+        return sorted(out, key=lambda o: o.start)
+
+    def _variable_target(self, s: PatchSymbol) -> Target | None:
+        target = self.binder.variable(self.n, s)
+        if target is None and not s.local and self.binder.exports[s.name][0] != self.n:
+            return Exported(*self.binder.exports[s.name])
+        return target
+
+    def _constants(self, section: int) -> list[Object]:
+        image = self.whole(section)
+        label_runs = self.runs.get(section, ())
+        out = [Object(a, b, None, self._run(section, a, b), a) for a, b in label_runs]
+        for start, end, s in self._symbols(section):
+            if any(a <= start < b for a, b in label_runs):
+                continue
+            target = self._twin(image, start, end, s) if image.room is Room.CONSTANT else None
+            out.append(Object(start, end, s, target or image, start if target else 0))
+        return sorted(out, key=lambda o: o.start)
+
+    def _twin(self, image: Piece, start: int, end: int, s: PatchSymbol) -> Target | None:
+        binder = self.binder
+        if not s.local and binder.exports[s.name][0] != self.n:
+            return Exported(*binder.exports[s.name])
+        view = binder.views[binder.module[self.n]]
+        if s.local:
+            try:
+                found = statics.match(binder, self.n, binder.module[self.n], s)
+            except Ambiguous:
+                return None
+        else:
+            found = view.globals.get(s.name)
+        if found is None or found.kind != descriptor.KIND_OBJECT or found.size != s.size or not s.size:
+            return None
+        return Twin(image, start, end, view.load_bias + found.address)
+
+    # ---- meanings -------------------------------------------------------------------------------------------------
+
+    def meaning(self, s: PatchSymbol) -> tuple[Target, int]:
+        """What a named symbol stands for: a target, and an offset from its address."""
+        if s.section == elf.SHN_UNDEF:
+            return self.binder.undefined(self.n, s), 0
+        if s.section == elf.SHN_ABS:
+            return Fixed(s.value, True), 0
+        if s.section == elf.SHN_COMMON:
+            return self._common(s), 0
+        kind = self.roles[s.section]
+        if kind is Role.CODE:
+            bound = self.binder.functions[self.n].get((s.section, s.value))
+            if bound is None:
+                return self.whole(s.section), s.value
+            if bound.new and not s.local and self.binder.exports[s.name][0] != self.n:
+                return Exported(*self.binder.exports[s.name]), 0
+            return bound, 0
+        if kind is Role.IGNORED and self.patch.sections[s.section].flags & elf.SHF_ALLOC:
+            return Unclear(f"{s.name or self.patch.sections[s.section].name} is in section "
+                           f"{self.patch.sections[s.section].name}, which is not placed", ""), 0
+        if kind is Role.IGNORED:
+            return Unclear(f"{s.name} is in section {self.patch.sections[s.section].name}, which is not loaded", ""), 0
+        return self.locate(s.section, s.value, s.value, Access.EXACT, None)
+
+    def _common(self, s: PatchSymbol) -> Target:
+        target = self._variable_target(s)
+        if target is not None:
+            return target
+        piece = self._commons.get(s.number)
+        if piece is None:
+            # st_value of a common symbol is its alignment.
+            piece = self._commons[s.number] = Piece(self.n, -1, 0, s.size, max(s.value, 1), Room.VARIABLE, b"", s.name)
+            self.new_variables.append(NewVariable(("", s.name), piece, 0, s.size))
+        return piece
+
+    def thread(self, section: int, symbol: PatchSymbol, offset: int) -> tuple[Target, int]:
+        """The thread-local variable at `offset` of a TLS section (or the undefined `symbol`), as (target, offset)."""
+        if symbol.section == elf.SHN_UNDEF:
+            return self.binder.undefined(self.n, symbol), offset
+        for start, end, s in self._symbols(section):
+            if start <= offset < end or symbol.number == s.number:
+                target = self._variable_target(s)
+                if target is None:
+                    return Unclear(f"new thread-local variable {s.name}",
+                                   "a patch cannot add thread-local variables: threads that run have no room for them"), 0
+                return target, offset - start
+        return Unclear(f"thread-local data at {self.patch.sections[section].name}+{offset:#x} belongs to no variable", ""), 0
+
+    def locate(self, section: int, base: int, offset: int, access: Access,
+               function: PatchFunction | None) -> tuple[Target, int]:
+        """What lies at `offset` of a section that is not code, as (target, offset from its address).
+
+        base: the offset that decides which object is meant; the symbol's own, where a symbol is named."""
+        kind = self.roles[section]
+        if kind in (Role.CODE, Role.UNWIND, Role.PRIVATE):
+            return self.whole(section), offset
+        if kind is Role.THREAD:
+            return self.thread(section, self.patch.symbols[0]._replace(section=section), offset)
+        if kind is Role.STRINGS:
+            piece = self._string(section, base)
+            return piece, offset - piece.start
+        if kind is Role.ENTRIES:
+            s = self.patch.sections[section]
+            start = min(base, s.size - 1) // s.entsize * s.entsize
+            piece = self.piece(section, start, min(start + s.entsize, s.size), Room.CONSTANT, _align_at(s, start))
+            return piece, offset - piece.start
+        if kind is Role.IGNORED:
+            return Unclear(f"section {self.patch.sections[section].name} is not loaded", ""), 0
+        image = self.whole(section) if kind is Role.CONSTANT else None
+        chosen = boundary.choose(self.objects(section), base, access,
+                                 lambda: boundary.mentions(self, function, section), image)
+        if isinstance(chosen, boundary.Undecided):
+            twins = [o.target for o in chosen.objects if isinstance(o.target, Twin)]
+            if image is not None and all(isinstance(o.target, Twin) or o.target is image for o in chosen.objects):
+                self.demoted.update(twins)       # with all of them in the image, both readings are one address
+                return image, offset
+            return Unclear(f"{chosen.what} at {self.patch.sections[section].name}+{base:#x}",
+                           "compile the patch with -fdata-sections"), 0
+        if chosen is None and image is not None:
+            return image, offset
+        if chosen is None:
+            return Unclear(f"nothing has a name at {self.patch.sections[section].name}+{base:#x}",
+                           "compile the patch with -fdata-sections"), 0
+        return chosen.target, offset - chosen.base
+
+    def table_base(self, section: int, offset: int) -> int:
+        """Where the table of PC-relative entries that has one at `offset` starts: entries count from there."""
+        starts = [s.value for s in self.patch.symbols if s.section == section and s.type == elf.STT_OBJECT
+                  and s.value <= offset < s.value + s.size]
+        if starts:
+            return max(starts)
+        named = [at for at, _ in boundary.mentions(self, None, section) if at <= offset]
+        return max(named, default=0)
+
+    def refuse(self, function: PatchFunction | None, section: int, at: int, problem: Unclear) -> PsuError:
+        """The error for a reference to something unclear."""
+        where = f"{function.name}+{at - function.start:#x}" if function else f"{self.patch.sections[section].name}+{at:#x}"
+        return PsuError(self.patch.path, f"{where}: {problem.what}", problem.hint)
+
+
+def _align_at(s: Section, offset: int) -> int:
+    """The alignment that the compiler can have asked for at `offset`."""
+    return min(max(s.align, 1), offset & -offset) if offset else max(s.align, 1)
+
+
+def uses_thread_pointer(use: Use) -> bool:
+    return use in (Use.TLS_OFFSET, Use.TLS_GOT, Use.TLS_GENERAL, Use.TLS_DESCRIPTOR, Use.TLS_DESCRIPTOR_CALL)

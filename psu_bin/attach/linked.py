@@ -1,0 +1,121 @@
+"""What the linker asks for and what it gives: Demand, ModulePlacement, LinkedPatch and their parts.  Values only.
+
+All addresses are run-time addresses of the target, sizes bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from psu_bin.attach.view import Identity, ModuleView, Stored
+
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+
+
+@dataclass(frozen=True)
+class Space:
+    """Bytes wanted, at an address that is a multiple of `align`."""
+    size: int
+    align: int
+
+
+@dataclass(frozen=True)
+class ObjectDemand:
+    """One patch object's own memory: one mapping, freed with the object."""
+    path: str
+    size: int                      # a multiple of the page size
+    functions: tuple[str, ...]     # names of the functions it replaces
+
+
+@dataclass(frozen=True)
+class ModuleDemand:
+    """What one module's patches want near it."""
+    view: ModuleView
+    objects: tuple[ObjectDemand, ...]
+    constants: Space               # upper bound: LinkedStore.used says what was needed
+    variables: Space
+    stubs: tuple[Identity, ...]    # new functions that need a canonical stub
+    names: tuple[str, ...]         # to look up in the dynamic scope
+    low: bool                      # everything must lie below 2 GiB
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What plan found out.  `modules` are those that a patch belongs to."""
+    modules: tuple[ModuleDemand, ...]
+    warnings: tuple[str, ...]
+    work: object = field(repr=False, compare=False)   # linker.Work: intermediate results, nobody else's business
+
+
+@dataclass(frozen=True)
+class ModulePlacement:
+    """Addresses for a ModuleDemand, in its order.  An address whose Space is empty is not looked at."""
+    objects: tuple[int, ...]
+    constants: int
+    variables: int
+    stubs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Region:
+    """Bytes to write into the target, and the protection they end up with."""
+    address: int
+    data: bytes
+    prot: int
+    what: str                      # "code", "labels", "constants", "variables"
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A function of a module that gets a new version."""
+    view: ModuleView
+    function: int                  # index in its descriptor
+    name: str
+    body: int
+    size: int
+    kind: int                      # gates.PLAIN, SIDE, FULL
+    preserve: int                  # registers that the gate must keep
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A new function with a stub of its own, made now or by an earlier patch."""
+    identity: Identity
+    stub: int
+    body: int
+    size: int
+    kind: int
+    preserve: int
+    made_before: bool
+
+
+@dataclass(frozen=True)
+class LinkedObject:
+    """One patch object, placed."""
+    path: str
+    address: int
+    size: int
+    replaced: tuple[Replaced, ...]
+    canonical: tuple[Canonical, ...]
+    code: tuple[tuple[str, int, int], ...]     # (name, address, size) of every function, private ones too
+    regions: tuple[Region, ...]
+    eh_frame: int                  # to register, 0: none
+    relied: tuple[tuple[int, int], ...]        # (stub, registers that this object's code expects it to leave alone)
+
+
+@dataclass(frozen=True)
+class LinkedStore:
+    """What one module's store gets."""
+    view: ModuleView
+    regions: tuple[Region, ...]
+    constants: tuple[Stored, ...]              # new ones
+    constants_used: int                        # bytes of Space.constants that hold something, from its start
+    variables: tuple[tuple[Identity, int, int], ...]   # new ones: (identity, address, size)
+
+
+@dataclass(frozen=True)
+class LinkedPatch:
+    """What to write where.  `modules` as in Demand.modules: (objects, store)."""
+    modules: tuple[tuple[tuple[LinkedObject, ...], LinkedStore], ...]
+    bytes: int                                 # all that is written
+    warnings: tuple[str, ...]

@@ -1,0 +1,76 @@
+"""The memory of one injected object: code, PLT entries, GOT, what only the code reads, writable tables of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from psu_bin.arch.link_types import Use
+from psu_bin.attach.meaning import Piece, Target
+
+
+class ObjectRoom:
+    """Offsets from the object's address.  Filled in order: add (code), add_tables, add (private data), add_unwind, close,
+    add (writable), end."""
+
+    def __init__(self, plt_size: int, slot_size: int) -> None:
+        self.plt_size = plt_size
+        self._slot_size = slot_size
+        self.size = 0
+        self.closed = 0        # where the executable part ends, a multiple of the page size
+        self.got = 0
+        self.unwind = 0        # offset of .eh_frame, 0: none
+        self._slots: dict[tuple[Target, int], int] = {}
+        self._plts: dict[Target, int] = {}
+
+    def add(self, piece: Piece, align: int = 0) -> None:
+        """Give `piece` its offset."""
+        align = align or max(piece.align, 1)
+        skew = piece.start % align
+        self.size = -(-(self.size - skew) // align) * align + skew
+        piece.offset = self.size
+        self.size += piece.size
+
+    def add_tables(self, needs: list[tuple[Use, Target, int]], far: Callable[[Target], bool]) -> None:
+        """PLT entries for branches that may lead out of reach, GOT slots for them and for what asks for one."""
+        branches = list(dict.fromkeys(t for use, t, _ in needs if use is Use.BRANCH and far(t)))
+        wanted = [(t, 0) for t in branches] + [
+            (t, offset) for use, t, offset in needs if use in (Use.GOT, Use.GOT_SLOT_OFFSET, Use.TLS_GOT)]
+        self.size = -(-self.size // 16) * 16
+        for t in branches:
+            self._plts[t] = self.size
+            self.size += self.plt_size
+        self.size = -(-self.size // self._slot_size) * self._slot_size
+        self.got = self.size
+        for key in dict.fromkeys(wanted):
+            self._slots[key] = self.size
+            self.size += self._slot_size
+
+    def add_unwind(self, pieces: list[Piece]) -> None:
+        """.eh_frame sections back to back, and the zero that ends them."""
+        for n, p in enumerate(pieces):
+            self.add(p, 8 if n == 0 else 4)
+        if pieces:
+            self.unwind = pieces[0].offset
+            self.size = -(-self.size // 4) * 4 + 4
+
+    def close(self, page: int) -> None:
+        """End of the executable part."""
+        self.size = self.closed = -(-self.size // page) * page
+
+    def end(self, page: int) -> None:
+        self.size = -(-self.size // page) * page
+
+    def slot(self, target: Target | None, offset: int) -> int:
+        """Offset of the GOT slot for `target` + `offset`."""
+        assert target is not None
+        return self._slots[target, offset]
+
+    def plt(self, target: Target | None) -> int | None:
+        return self._plts.get(target) if target is not None else None
+
+    def slots(self) -> list[tuple[Target, int, int]]:
+        """(target, offset, where the slot is)."""
+        return [(t, offset, at) for (t, offset), at in self._slots.items()]
+
+    def plts(self) -> list[tuple[Target, int]]:
+        return list(self._plts.items())

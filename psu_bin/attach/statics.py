@@ -1,0 +1,187 @@
+"""Which variable of the program a static variable of a patch is; static locals above all.
+
+A compiler names a static local `count.0` (GCC; the number changes from one compilation to the next) or `handler.count`
+(clang).  Several functions of a file may have one of the same name, so the functions that use a variable decide: in the
+program the descriptor lists them, in the patch its relocations do.  What stays undecided is refused, never guessed: the
+wrong storage corrupts the program's state silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from psu_bin import descriptor, elf
+from psu_bin.attach.patch import PatchObject, PatchSymbol, numbered, program_name, without_clone
+from psu_bin.attach.view import Identity, ModuleView
+from psu_bin.descriptor import Symbol
+
+if TYPE_CHECKING:
+    from psu_bin.attach.binding import Binder
+
+_DATA = (descriptor.KIND_OBJECT, descriptor.KIND_TLS)
+
+
+def parts(name: str, functions: frozenset[str]) -> tuple[str, str]:
+    """(function or "", variable) of a static local's name; ("", "") when `name` is none.
+
+    functions: names of functions, without which clang's `handler.count` cannot be told from other names with a dot."""
+    base = numbered(name)
+    for candidate in (name, base):
+        at = candidate.find(".")
+        if at > 0 and candidate[:at] in functions:
+            return candidate[:at], candidate[at + 1:]
+    return ("", base) if base else ("", "")
+
+
+def match(binder: Binder, n: int, m: int, s: PatchSymbol) -> Symbol | None:
+    """The module's variable that the static `s` of patch `n` is, or None: it is new.  Raises binding.Ambiguous."""
+    from psu_bin.attach.binding import Ambiguous
+    patch, view = binder.patches[n], binder.views[m]
+    mine = _patch_functions(patch)
+    function, base = parts(s.name, mine)
+    if not base:
+        found = binder.static_candidates(n, m, s.name, s.file, _DATA)
+        if len(found) > 1:
+            raise Ambiguous(s.name, (view.file_name(x) for x in found))
+        return found[0] if found else None
+    assigned = _assign(binder, n, m, base, s.file)
+    found_local = assigned.get(s.number)
+    if isinstance(found_local, str):
+        raise Ambiguous(f"static local {base}", found_local.split("\n"))
+    return found_local
+
+
+def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, Symbol | str | None]:
+    """For all static locals called `base` of the patch's `file`: the module's, None for a new one, or, where it is
+    undecided, the files of the candidates."""
+    patch, view = binder.patches[n], binder.views[m]
+    mine = _patch_functions(patch)
+    theirs_functions = _module_functions(view)
+    known = binder.file_known(n, m, file)
+    ours = [(x, _patch_users(patch, x, mine)) for x in patch.symbols
+            if x.local and x.file == file and x.type in (elf.STT_OBJECT, elf.STT_TLS) and parts(x.name, mine)[1] == base]
+    files = binder.files(n, m, file)
+    theirs: dict[int, tuple[Symbol, frozenset[str]]] = {}
+    for y in _module_locals(view).get(base, ()):
+        if not known or y.file in files:
+            theirs[y.address] = (y, _module_users(view, y, theirs_functions))
+    out: dict[int, Symbol | str | None] = {}
+    left, free = list(ours), list(theirs.values())
+
+    def settle(rule) -> None:  # noqa: ANN001
+        """Take pairs for which `rule` holds and holds for no other pair of either."""
+        changed = True
+        while changed:
+            changed = False
+            for x, users in list(left):
+                fits = [y for y in free if rule(x, users, *y)]
+                if len(fits) == 1 and sum(rule(x2, u2, *fits[0]) for x2, u2 in left) == 1:
+                    out[x.number] = fits[0][0]
+                    left.remove((x, users))
+                    free.remove(fits[0])
+                    changed = True
+
+    settle(lambda x, users, y, theirs_: bool(users) and users == theirs_ and x.size == y.size)
+    settle(lambda x, users, y, theirs_: bool(users & theirs_) and x.size == y.size)
+    settle(lambda x, users, y, theirs_: bool(users & theirs_))
+    for x, users in left:
+        # No common user: another function's variable, unless its users are inlined away in the program, or unknown.
+        possible = [y for y, theirs_ in free if users & theirs_ or not theirs_ or not users
+                    or not users <= theirs_functions]
+        if not possible:
+            out[x.number] = None
+        elif len(possible) == 1 and len(left) == 1:
+            out[x.number] = possible[0]
+        else:
+            out[x.number] = "\n".join(view.file_name(y) for y in possible)
+    return out
+
+
+@lru_cache(maxsize=16)
+def _patch_functions(patch: PatchObject) -> frozenset[str]:
+    return frozenset(without_clone(s.name) for f in patch.functions for s in f.names)
+
+
+@lru_cache(maxsize=16)
+def _module_functions(view: ModuleView) -> frozenset[str]:
+    return frozenset(without_clone(program_name(s.name)) for s in view.descriptor.symbols
+                     if s.kind == descriptor.KIND_FUNCTION)
+
+
+@lru_cache(maxsize=16)
+def _module_locals(view: ModuleView) -> dict[str, list[Symbol]]:
+    """The module's static locals by their name in the source."""
+    functions = _module_functions(view)
+    out: dict[str, list[Symbol]] = {}
+    for s in view.descriptor.symbols:
+        if s.bind == descriptor.BIND_LOCAL and s.kind in _DATA and "." in s.name:
+            base = parts(program_name(s.name), functions)[1]
+            if base:
+                out.setdefault(base, []).append(s)
+    return out
+
+
+def _module_users(view: ModuleView, s: Symbol, functions: frozenset[str]) -> frozenset[str]:
+    named = parts(program_name(s.name), functions)[0]
+    users = {without_clone(program_name(view.descriptor.symbols[u].name)) for u in s.users
+             if u < len(view.descriptor.symbols)}
+    return frozenset(users | {named} - {""})
+
+
+def _patch_users(patch: PatchObject, s: PatchSymbol, functions: frozenset[str]) -> frozenset[str]:
+    """The functions that refer to static local `s`: by its clang name, and by relocations that fall into it."""
+    named = parts(s.name, functions)[0]
+    return frozenset(_references(patch).get(s.number, frozenset()) | {named} - {""})
+
+
+@lru_cache(maxsize=16)
+def _references(patch: PatchObject) -> dict[int, set[str]]:
+    """By index of a static variable: the functions whose code refers to it."""
+    objects: dict[int, list[PatchSymbol]] = {}
+    for s in patch.symbols:
+        if s.local and s.type in (elf.STT_OBJECT, elf.STT_TLS) and 0 < s.section < len(patch.sections):
+            objects.setdefault(s.section, []).append(s)
+    out: dict[int, set[str]] = {}
+    for section in patch.relocs:
+        if not patch.sections[section].flags & elf.SHF_EXECINSTR:
+            continue
+        for r in patch.relocs[section]:
+            symbol = patch.symbols[r.symbol]
+            if symbol.section not in objects:
+                continue
+            f = patch.function_covering(section, r.offset)
+            if f is None:
+                continue
+            at = symbol.value + r.addend
+            for s in objects[symbol.section]:
+                # A PC-relative field counts from the end of its instruction: 4 bytes on, and up to 4 of an immediate.
+                if symbol.number == s.number or any(s.value <= at + d < s.value + s.size for d in (4, 5, 6, 8)) and (
+                        symbol.type == elf.STT_SECTION):
+                    out.setdefault(s.number, set()).add(without_clone(f.name))
+    return out
+
+
+def identity(patch: PatchObject, s: PatchSymbol) -> Identity:
+    """The name under which later patches find a new variable; static locals by the functions that use them."""
+    if not s.local:
+        return "", s.name
+    functions = _patch_functions(patch)
+    function, base = parts(s.name, functions)
+    if not base:
+        return s.file, s.name
+    users = ",".join(sorted(_patch_users(patch, s, functions)))
+    return s.file, f"{users}.{base}"
+
+
+def known_local(patch: PatchObject, s: PatchSymbol,
+                known: Mapping[Identity, tuple[int, int]]) -> tuple[int, int] | None:
+    """An earlier patch's static local of the same name that shares a user with `s`, when there is only one."""
+    file, name = identity(patch, s)
+    users, _, base = name.rpartition(".")
+    if not users:
+        return None
+    found = [v for (f, other), v in known.items() if f == file and other.rpartition(".")[2] == base
+             and set(other.rpartition(".")[0].split(",")) & set(users.split(","))]
+    return found[0] if len(found) == 1 else None

@@ -1,0 +1,107 @@
+"""What the linker may know of a target: one ModuleView an instrumented module.
+
+A view is filled by transaction.py from the process (target.py) and from psu-bin's notes in it (meta.py); the linker never
+touches the process.  An Identity names what a patch brought along and later patches find again: (file, name), file "" for
+a global.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from psu_bin import descriptor
+from psu_bin.attach.patch import program_name
+from psu_bin.descriptor import Descriptor, Symbol
+
+Identity = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An interned constant in the module's store."""
+    crc: int            # zlib.crc32 of its bytes
+    address: int
+    size: int
+    align: int
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleView:
+    """One instrumented module of the target, and what earlier patches left near it.  Addresses are run-time ones."""
+    path: str
+    load_bias: int
+    descriptor: Descriptor
+    tls_offset: int | None = None       # TLS image's address minus the thread pointer, the same in all threads; None: not known
+    known_variables: Mapping[Identity, tuple[int, int]] = field(default_factory=dict)   # (address, size)
+    known_functions: Mapping[Identity, int] = field(default_factory=dict)               # address of its stub
+    constants: tuple[Stored, ...] = ()
+    relied: Mapping[int, int] = field(default_factory=dict)  # stub -> registers that code of live patches relies on
+    read: Callable[[int, int], bytes] | None = None     # (address, size) of the target's memory; may raise PsuError
+
+    @property
+    def position_dependent(self) -> bool:
+        return not self.descriptor.flags & descriptor.MODULE_PIC
+
+    def stub(self, index: int) -> int:
+        return self.load_bias + self.descriptor.stub(index)
+
+    @cached_property
+    def globals(self) -> dict[str, Symbol]:
+        """Global symbols by name, strong ones before weak ones; aliases of a version ("x@V") by plain name."""
+        out: dict[str, Symbol] = {}
+        for s in self.descriptor.symbols:
+            if s.bind != descriptor.BIND_LOCAL:
+                name = s.name.split("@", 1)[0]
+                if name not in out or out[name].bind == descriptor.BIND_WEAK != s.bind:
+                    out[name] = s
+        return out
+
+    @cached_property
+    def locals(self) -> dict[str, list[Symbol]]:
+        """Static symbols by the name that the source has for them."""
+        out: dict[str, list[Symbol]] = {}
+        for s in self.descriptor.symbols:
+            if s.bind == descriptor.BIND_LOCAL:
+                out.setdefault(program_name(s.name), []).append(s)
+        return out
+
+    @cached_property
+    def files(self) -> dict[str, set[int]]:
+        """Numbers of source files by base name."""
+        out: dict[str, set[int]] = {}
+        for n, name in enumerate(self.descriptor.files):
+            out.setdefault(base_name(name), set()).add(n)
+        return out
+
+    def file_name(self, s: Symbol) -> str:
+        return self.descriptor.files[s.file] if s.file < len(self.descriptor.files) else "?"
+
+    @cached_property
+    def _stored(self) -> dict[tuple[int, int], list[Stored]]:
+        out: dict[tuple[int, int], list[Stored]] = {}
+        for c in self.constants:
+            out.setdefault((c.crc, c.size), []).append(c)
+        return out
+
+    @cached_property
+    def stored_by_size(self) -> dict[int, list[Stored]]:
+        """Interned constants by size: those that depend on their own address are found by trying."""
+        out: dict[int, list[Stored]] = {}
+        for c in self.constants:
+            out.setdefault(c.size, []).append(c)
+        return out
+
+    def find_constant(self, content: bytes, align: int) -> int | None:
+        """The address of an interned constant with these bytes, or None."""
+        for c in self._stored.get((zlib.crc32(content), len(content)), ()):
+            if c.address % align == 0 and (self.read is None or self.read(c.address, c.size) == content):
+                return c.address
+        return None
+
+
+def base_name(path: str) -> str:
+    """The last component: compilers write the path as they were given it, or only this."""
+    return path.rsplit("/", 1)[-1]
