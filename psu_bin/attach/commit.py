@@ -33,6 +33,7 @@ class Switch:
     body: int                              # the new version's entry; 0: back to the original
     kind: int
     index: int                             # counter index of the new version's object
+    preserve: int = 0                      # registers that a full gate restores
 
 
 def choose_indices(runtime: shim.Runtime, process: Process, functions: list[list[meta.FunctionNotes]],
@@ -91,7 +92,7 @@ def commit(session: AgentSession, notes: meta.Notes, objects: list[NewObject], s
         old_kind, old_gate = (old[0], old[1]) if old else (shim.NO_GATE, shim.NO_GATE)
         if s.body:
             gate = gate_for(notes, runtime, s.function, s.kind, s.index, process.where)
-            body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.function.preserve, old_kind, old_gate)
+            body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.preserve, old_kind, old_gate)
             s.function.current = [s.kind, gate, s.index]
         elif old:
             body += shim.SWITCH.pack(s.slot, s.original, 0, 0, shim.NO_GATE, 0, 0, old_kind, old_gate)

@@ -1,0 +1,138 @@
+"""revert: each function of a patch goes back to the version that was current before it.
+
+One more transaction.  Taking a patch out of a function's history makes the one before it current; a function that a later
+patch replaced again keeps that.  The code of the version to go back to is often still there, because its object is current
+for other functions: then its gate is armed again.  Otherwise the copy of its patch object is linked anew.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from psu_bin.attach import copies, meta, patch, target
+from psu_bin.attach.commit import Switch
+from psu_bin.attach.process import Process
+from psu_bin.attach.transaction import Placed, Source, Transaction
+from psu_bin.elf import Binary
+from psu_bin.errors import PsuError
+
+
+@dataclass(frozen=True)
+class RevertResult:
+    reverted: tuple[int, ...]
+    functions: tuple[str, ...]           # those whose current version changed
+    seconds_link: float
+    seconds_commit: float
+    threads_stopped: int
+    warnings: tuple[str, ...]
+
+
+def revert(pid: int, patch_id: int | None, *, original: bool = False) -> RevertResult:
+    """Take patch `patch_id` (default: the newest) out of process `pid`, or everything.
+
+    Raises PsuError; then the target is as it was before."""
+    began = time.monotonic()
+    process = Process(pid)
+    t = target.read(process)
+    notes = meta.read(process, t.runtime())
+    _chosen(notes, patch_id, original, process)      # before a thread is borrowed for nothing
+    with Transaction(t) as x:
+        ids = _chosen(x.notes, patch_id, original, process)
+        back: list[tuple[meta.FunctionNotes, int]] = []
+        for f in x.notes.functions:
+            if any(i in f.history for i in ids):
+                was = f.history[-1]
+                f.history = [i for i in f.history if i not in ids]
+                now = f.history[-1] if f.history else 0
+                if now != was and not (f.module == "" and not now):
+                    back.append((f, now))
+        for p in x.notes.patches:
+            if p.id in ids:
+                p.reverted = True
+        placed = _place(x, back)
+        linked = time.monotonic() - began
+        seconds = x.commit(placed)
+        names = tuple(dict.fromkeys(s.function.name for s in placed.switches))
+        return RevertResult(tuple(ids), names, linked, seconds, x.threads_stopped, placed.warnings)
+
+
+def _chosen(notes: meta.Notes, patch_id: int | None, original: bool, process: Process) -> list[int]:
+    """The patches to take out."""
+    live = [p.id for p in notes.patches if not p.reverted and any(p.id in f.history for f in notes.functions)]
+    if not live:
+        raise PsuError(process.where, "has no patch to revert")
+    if original:
+        return live
+    if patch_id is None:
+        return [max(live)]
+    if patch_id not in live:
+        known = notes.patch(patch_id)
+        what = "is reverted already" if known and known.reverted else "is superseded by newer patches" if known \
+            else "is not there"
+        raise PsuError(process.where, f"patch {patch_id} {what}",
+                       "patches that can be reverted: " + ", ".join(map(str, live)))
+    return [patch_id]
+
+
+def _place(x: Transaction, back: list[tuple[meta.FunctionNotes, int]]) -> Placed:
+    """Objects and switches that bring the functions of `back` to the patch beside each, 0: to the original."""
+    switches: list[Switch] = []
+    again: dict[int, list[meta.FunctionNotes]] = {}
+    for f, patch_id in back:
+        if not patch_id:
+            switches.append(_switch(x, f, 0, 0, 0))
+        elif (alive := _still_there(x, f, patch_id)) is not None:
+            switches.append(_switch(x, f, *alive))
+        else:
+            again.setdefault(patch_id, []).append(f)
+    sources = []
+    for patch_id, functions in again.items():
+        only = frozenset((f.module, f.number) for f in functions)
+        sources += [Source(patch_id, o, only) for o in _objects(x, patch_id)]
+    placed = x.place(sources)
+    wanted = {(f.module, f.number) for functions in again.values() for f in functions}
+    got = {(s.function.module, s.function.number) for s in placed.switches}
+    if wanted - got:
+        names = ", ".join(sorted(f.name for fs in again.values() for f in fs if (f.module, f.number) not in got))
+        raise PsuError(x.target.process.where, f"internal defect: the copies do not define {names}")
+    for o in placed.objects:
+        p = x.notes.patch(o.patch)
+        assert p
+        p.objects.append(o.index)
+        p.code += [list(c) for linked, _ in (placed.linked.modules if placed.linked else ()) for d in linked
+                   for c in d.code if any(a <= c[1] < a + n for a, n in o.regions)]
+    return Placed(placed.objects, switches + placed.switches, placed.linked, placed.owner, placed.bytes, placed.warnings)
+
+
+def _switch(x: Transaction, f: meta.FunctionNotes, body: int, kind: int, index: int) -> Switch:
+    if f.module:
+        m = next((m for m in x.target.modules if m.key == f.module), None)
+        if m is None:
+            raise PsuError(x.target.process.where, f"the library with {f.name} is not loaded any more")
+        return Switch(f, m.slot(f.number), m.original(f.number), body, kind, index, f.preserve)
+    return Switch(f, x.notes.stubs[f.number].slot, 0, body, kind, index, f.preserve)
+
+
+def _still_there(x: Transaction, f: meta.FunctionNotes, patch_id: int) -> tuple[int, int, int] | None:
+    """(body, kind, counter index) of the function's version in `patch_id`, when its object is current."""
+    return None
+
+
+def _objects(x: Transaction, patch_id: int) -> list[patch.PatchObject]:
+    """The patch's objects, from their copies."""
+    p = x.notes.patch(patch_id)
+    process = x.target.process
+    lost = PsuError(process.where, f"the copy of patch {patch_id} is lost: its functions cannot come back",
+                    "attach the patch again, or revert --original")
+    if p is None or not p.sources:
+        raise lost
+    out = []
+    for path, sha in p.sources:
+        data = copies.load(process, sha)
+        if data is None:
+            raise lost
+        out.append(patch.parse(Binary(data, path)))
+    return out
+
+

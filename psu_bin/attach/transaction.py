@@ -1,0 +1,425 @@
+"""attach and everything that attach and revert share: from patch objects to a commit.
+
+The passes, with what is true after each:
+
+    read the target      its modules, shim and notes are known; nothing was touched
+    agent                there is an agent (a thread was borrowed if need be), and we hold it: nobody else changes anything
+    plan                 the patch can be linked; names are looked up
+    map                  memory is there, staged: a RESET or the next psu-bin takes it back
+    relocate, write      all bytes are in place, code is executable
+    commit               the patch is current
+
+Up to the commit every error leaves the target as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from psu_bin import arch as arch_package
+from psu_bin.attach import borrow, copies, linker, meta, patch, placement, shim, stores, target
+from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit
+from psu_bin.attach.process import Process
+from psu_bin.attach.target import Module, Target
+from psu_bin.attach.tracing import AgentSession, agent_thread
+from psu_bin.attach.view import ModuleView, Stored
+from psu_bin.errors import PsuError
+
+MAP_ATTEMPTS = 5           # the program may take an address between our look at its map and the mmap
+
+
+@dataclass(frozen=True)
+class AttachResult:
+    patch: int
+    functions: tuple[str, ...]
+    bytes: int
+    seconds_link: float
+    seconds_commit: float
+    threads_stopped: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One patch object of a transaction, and the patch that it belongs to."""
+    patch: int
+    object: patch.PatchObject
+    only: frozenset[tuple[str, int]] | None = None   # (module, function) that it replaces; None: all that it can
+
+
+@dataclass(frozen=True)
+class Placed:
+    """What place() put into the target: everything a commit needs, nothing switched yet."""
+    objects: list[NewObject]
+    switches: list[Switch]
+    linked: linker.LinkedPatch | None
+    owner: list[int]                                 # patch id of each linked object
+    bytes: int
+    warnings: tuple[str, ...]
+
+
+def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> AttachResult:
+    """Put the functions of the patch objects at `paths` into process `pid`, as one patch.
+
+    Raises PsuError; then the target is as it was before."""
+    began = time.monotonic()
+    objects = [patch.load(p) for p in paths]
+    process = Process(pid)
+    t = target.read(process)
+    target.check_files(t, t.modules)
+    if dry_run:
+        return _dry_run(t, objects, began)
+    with Transaction(t) as x:
+        number = x.notes.next_patch
+        x.notes.next_patch += 1
+        placed = x.place([Source(number, o) for o in objects])
+        linked = time.monotonic() - began
+        names = x.copies([Path(p).read_bytes() for p in paths])
+        x.record(number, ", ".join(p.name for p in paths), placed, list(zip(map(str, paths), names)))
+        seconds = x.commit(placed)
+        functions = tuple(dict.fromkeys(s.function.name for s in placed.switches))
+        return AttachResult(number, functions, placed.bytes, linked, seconds, x.threads_stopped, placed.warnings)
+
+
+def _dry_run(t: Target, objects: list[patch.PatchObject], began: float) -> AttachResult:
+    """Everything up to the first byte that would be written; names are only looked up when there is an agent to ask."""
+    runtime = t.runtime()
+    notes = meta.read(t.process, runtime)
+    demand = linker.plan(objects, views(t, notes))
+    warnings = list(demand.warnings)
+    if agent_thread(t.process, runtime):
+        with Transaction(t) as x:
+            x.resolve(demand)
+    elif any(m.names for m in demand.modules):
+        warnings.append("there is no agent yet, so names of shared libraries were not looked up")
+    functions = tuple(f for m in demand.modules for o in m.objects for f in o.functions)
+    size = sum(o.size for m in demand.modules for o in m.objects)
+    return AttachResult(notes.next_patch, functions, size, time.monotonic() - began, 0.0, 0, tuple(warnings))
+
+
+def views(t: Target, notes: meta.Notes) -> tuple[ModuleView, ...]:
+    """The linker's views of the target's modules."""
+    out = []
+    for m in t.modules:
+        tls = None
+        if m.tls and m.executable:
+            tls = arch_package.for_machine(m.machine, m.path).link.static_tls_offset(*m.tls)
+        relied = {}
+        for f in notes.functions:
+            if f.preserve and f.module == m.key:
+                relied[m.stub(f.number)] = f.preserve
+        out.append(ModuleView(
+            m.path, m.load_bias, m.descriptor, tls,
+            {(file, name): (address, size) for key, file, name, address, size in notes.variables if key == m.key},
+            {(s.file, s.name): s.stub for s in notes.stubs if s.module == m.key},
+            tuple(Stored(*row) for key, *row in notes.constants if key == m.key),
+            relied, t.process.read))
+    return tuple(out)
+
+
+@dataclass
+class Transaction:
+    """A held agent, and notes that become the target's when commit() succeeds.  Context manager."""
+    target: Target
+    threads_stopped: int = 0
+    session: AgentSession = field(init=False)
+    notes: meta.Notes = field(init=False)
+
+    def __enter__(self) -> Transaction:
+        t = self.target
+        runtime = t.runtime()
+        if agent_thread(t.process, runtime) is None:
+            self.threads_stopped = borrow.start_agent(t)
+        self.session = AgentSession(t.process, t.runtime_address)
+        try:
+            self._begin()
+        except BaseException:
+            self.session.__exit__()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        t = self.target
+        runtime = self.session.runtime
+        if runtime.membarrier_error:
+            raise PsuError(t.process.where, f"membarrier does not work there: errno {runtime.membarrier_error}",
+                           "a seccomp filter forbids it, or the kernel is older than 4.14")
+        self.session.command(shim.OP_RESET, b"", 0)
+        self.notes = meta.read(t.process, self.session.runtime)
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            if exc[0] is not None:
+                self._give_back()
+        finally:
+            self.session.__exit__(*exc)
+
+    def _give_back(self) -> None:
+        try:
+            self.session.command(shim.OP_RESET, b"", 0)
+        except PsuError:
+            pass  # the error that brought us here is the one to tell; the next psu-bin resets first
+
+    # ---- memory ---------------------------------------------------------------------------------------------------
+
+    def map(self, wanted: list[tuple[int, int, bool]]) -> list[int] | None:
+        """mmap (address or 0, size, keep) read-write, all or none; the addresses, or None when one was taken meanwhile."""
+        if not wanted:
+            return []
+        entries = b"".join(shim.MAP.pack(a, size, 3, int(keep)) for a, size, keep in wanted)
+        try:
+            raw = self.session.command(shim.OP_MAP, entries, len(wanted))
+        except PsuError as e:
+            if "EEXIST" in e.what:
+                return None
+            raise
+        return [row[0] for row in shim.MAP.iter_unpack(raw)]
+
+    def scratch(self, size: int, keep: bool) -> int:
+        """Staged memory anywhere."""
+        at = self.map([(0, -(-size // 4096) * 4096, keep)])
+        assert at is not None
+        return at[0]
+
+    def protect(self, ranges: list[tuple[int, int, int]]) -> None:
+        """mprotect (address, size, prot)."""
+        if ranges:
+            entries = b"".join(shim.MAP.pack(a, -(-size // 4096) * 4096, prot, 0) for a, size, prot in ranges)
+            self.session.command(shim.OP_PROTECT, entries, len(ranges))
+
+    def resolve(self, demand: linker.Demand) -> list[dict[str, int]]:
+        """Look the demand's names up in the dynamic scope; missing ones are left out."""
+        names = list(dict.fromkeys(n for m in demand.modules for n in m.names))
+        found: dict[str, int] = {}
+        step = 4096 // 128
+        for first in range(0, len(names), step):
+            found.update(self._resolve(names[first:first + step]))
+        return [{n: found[n] for n in m.names if found.get(n)} for m in demand.modules]
+
+    def _resolve(self, names: list[str]) -> dict[str, int]:
+        text = b"".join(n.encode("utf-8", "surrogateescape") + b"\0" for n in names)
+        size = shim.COMMAND.size + len(names) * shim.SYMBOL.size + len(text)
+        at = 0
+        base = self.session.address + shim.BUFFER_OFFSET
+        if size > shim.BUFFER_SIZE:
+            at = base = self.scratch(size, False)
+        string = base + shim.COMMAND.size + len(names) * shim.SYMBOL.size
+        entries = b""
+        for n in names:
+            entries += shim.SYMBOL.pack(0, string, 0, 0, 0, 0)
+            string += len(n.encode("utf-8", "surrogateescape")) + 1
+        raw = self.session.command(shim.OP_RESOLVE, entries + text, len(names), record_at=at)
+        rows = shim.SYMBOL.iter_unpack(raw[:len(names) * shim.SYMBOL.size])
+        return {n: row[3] for n, row in zip(names, rows)}
+
+    # ---- from patch objects to placed objects ---------------------------------------------------------------------
+
+    def place(self, sources: list[Source]) -> Placed:
+        """Link the sources and write them into the target; nothing is switched.  Raises PsuError."""
+        if not sources:
+            return Placed([], [], None, [], 0, ())
+        demand = linker.plan([s.object for s in sources], views(self.target, self.notes))
+        resolved = self.resolve(demand)
+        before = copy.deepcopy(self.notes)
+        for _ in range(MAP_ATTEMPTS):
+            room = _Room(self, demand)
+            if room.mapped:
+                break
+            self.notes = copy.deepcopy(before)
+        else:
+            raise PsuError(self.target.process.where, "takes memory faster than it can be found near its modules",
+                           "try again")
+        linked = linker.relocate(demand, room.placements, resolved)
+        room.write(linked)
+        return self._placed(sources, linked, room)
+
+    def _placed(self, sources: list[Source], linked: linker.LinkedPatch, room: _Room) -> Placed:
+        # The linker groups objects by module; within a module they are in the order of the sources.
+        owner_of: dict[int, Source] = {}
+        flat = [o for objects, _ in linked.modules for o in objects]
+        rest = list(sources)
+        for n, o in enumerate(flat):
+            match = next(s for s in rest if s.object.path == o.path)
+            rest.remove(match)
+            owner_of[n] = match
+        replaced: list[list[meta.FunctionNotes]] = []
+        rows: list[list[tuple[meta.FunctionNotes, int, int, int, int, int]]] = []
+        for n, o in enumerate(flat):
+            mine = []
+            only = owner_of[n].only
+            for r in o.replaced:
+                m = self.module(r.view)
+                if only is not None and (m.key, r.function) not in only:
+                    continue
+                f = self.function(m.key, r.function, r.name)
+                mine.append((f, m.slot(r.function), m.original(r.function), r.body, r.kind, r.preserve))
+            for c in o.canonical:
+                number = next(i for i, s in enumerate(self.notes.stubs) if s.stub == c.stub)
+                known = self.notes.function("", number)
+                if only is not None and known and known.current:
+                    continue
+                f = self.function("", number, c.identity[1])
+                mine.append((f, self.notes.stubs[number].slot, 0, c.body, c.kind, c.preserve))
+            rows.append(mine)
+            replaced.append([row[0] for row in mine])
+        indices = choose_indices(self.session.runtime, self.target.process, replaced)
+        objects, switches = [], []
+        for n, (o, mine, index) in enumerate(zip(flat, rows, indices)):
+            objects.append(NewObject(index, owner_of[n].patch, o.eh_frame, ((o.address, o.size),)))
+            switches += [Switch(f, slot, original, body, kind, index, preserve)
+                         for f, slot, original, body, kind, preserve in mine]
+        for o in flat:
+            for stub, mask in o.relied:
+                self._note_relied(stub, mask)
+        self._note_stores(linked)
+        size = sum(o.size for o in flat) + room.new_bytes
+        return Placed(objects, switches, linked, [owner_of[n].patch for n in range(len(flat))], size, linked.warnings)
+
+    def module(self, view: ModuleView) -> Module:
+        return next(m for m in self.target.modules if m.descriptor is view.descriptor)
+
+    def function(self, key: str, number: int, name: str) -> meta.FunctionNotes:
+        f = self.notes.function(key, number)
+        if f is None:
+            f = meta.FunctionNotes(key, number, name)
+            self.notes.functions.append(f)
+        return f
+
+    def _note_relied(self, stub: int, mask: int) -> None:
+        for m in self.target.modules:
+            index, rest = divmod(stub - m.stub(0), m.descriptor.stub_size)
+            if not rest and 0 <= index < len(m.descriptor.functions):
+                f = self.function(m.key, index, m.descriptor.functions[index].name)
+                f.preserve |= mask
+
+    def _note_stores(self, linked: linker.LinkedPatch) -> None:
+        for _, store in linked.modules:
+            key = self.module(store.view).key
+            self.notes.constants += [[key, c.crc, c.address, c.size, c.align] for c in store.constants]
+            self.notes.variables += [[key, i[0], i[1], address, size] for i, address, size in store.variables]
+
+    # ---- the end --------------------------------------------------------------------------------------------------
+
+    def copies(self, objects: list[bytes]) -> list[str]:
+        copies.sweep()
+        return copies.save(self.target.process, objects)
+
+    def record(self, number: int, name: str, placed: Placed, sources: list[tuple[str, str]]) -> None:
+        """Note the new patch and its place in the history of its functions."""
+        functions = list(dict.fromkeys(s.function.name for s in placed.switches))
+        assert placed.linked
+        flat = [o for objects, _ in placed.linked.modules for o in objects]
+        self.notes.patches.append(meta.PatchNotes(
+            number, name, self.module(placed.linked.modules[0][1].view).key, functions, [o.index for o in placed.objects],
+            [list(s) for s in sources], placed.bytes, [list(c) for o in flat for c in o.code],
+            pinned=[s.function.name for s in placed.switches if not s.function.module]))
+        for s in placed.switches:
+            s.function.history.append(number)
+            del s.function.history[:-meta.HISTORY]
+
+    def commit(self, placed: Placed) -> float:
+        """Make the placed versions current.  Returns the seconds that the command took."""
+        self._forget()
+        seconds = commit(self.session, self.notes, placed.objects, placed.switches, self.scratch)
+        self._give_back()      # the record's scratch memory
+        copies.keep_only(self.target.process, {sha for p in self.notes.patches for _, sha in p.sources})
+        return seconds
+
+    def _forget(self) -> None:
+        """Drop patches that no history names and whose objects are gone, but for the newest few, which status lists."""
+        alive = {o.patch for o in self.session.runtime.read_objects(self.target.process)}
+        used = {n for f in self.notes.functions for n in f.history}
+        gone = [p for p in self.notes.patches if p.id not in alive and p.id not in used]
+        for p in gone[:-meta.FREED_KEPT]:
+            self.notes.patches.remove(p)
+        for p in self.notes.patches:
+            if p.id not in alive and p.id not in used:
+                p.code, p.sources = [], []
+
+
+class _Room:
+    """The memory of one attempt: addresses for everything that a Demand wants, mapped unless somebody was faster."""
+
+    def __init__(self, x: Transaction, demand: linker.Demand) -> None:
+        self.x = x
+        self.arch = arch_package.for_machine(x.target.modules[0].machine, x.target.process.where)
+        self.wanted: list[tuple[int, int, bool]] = []
+        self.shares: list[stores.Share] = []
+        self.fresh_stubs: list[tuple[meta.Store, int]] = []
+        self.placements: list[linker.ModulePlacement] = []
+        self.new_bytes = 0
+        for d in demand.modules:
+            self._module(d, x.module(d.view))
+        self.mapped = x.map(self.wanted) is not None
+
+    def _placer(self, module: Module, keep: bool) -> Callable[[int], int]:
+        def place(size: int) -> int:
+            taken = tuple((a, a + n) for a, n, _ in self.wanted)
+            at = placement.near(self.x.target.process, module, size, taken)
+            self.wanted.append((at, size, keep))
+            return at
+        return place
+
+    def _module(self, d: linker.ModuleDemand, module: Module) -> None:
+        notes = self.x.notes
+        objects = tuple(self._placer(module, False)(o.size) for o in d.objects)
+        keep = self._placer(module, True)
+        places = []
+        for kind, space in ((stores.CONSTANTS, d.constants), (stores.VARIABLES, d.variables)):
+            s = stores.share(notes, kind, module.key, space.size, space.align, keep)
+            if s:
+                self.shares.append(s)
+                self.new_bytes += space.size
+            places.append(s.address if s else 0)
+        stubs = []
+        rows = stores.stub_numbers(notes, module.key, len(d.stubs), keep)
+        for (file, name), (store, number, fresh) in zip(d.stubs, rows):
+            at = store.address + number * stores.STUB_ROOM
+            stubs.append(at)
+            notes.stubs.append(meta.StubNotes(module.key, file, name, at, store.address + stores.PAGE + 8 * number))
+            if fresh:
+                self.fresh_stubs.append((store, module.descriptor.flags))
+        self.placements.append(linker.ModulePlacement(objects, places[0], places[1], tuple(stubs)))
+
+    def write(self, linked: linker.LinkedPatch) -> None:
+        """All bytes into the target, then the protections."""
+        process = self.x.target.process
+        protect: list[tuple[int, int, int]] = []
+        for objects, store in linked.modules:
+            for o in objects:
+                for r in o.regions:
+                    process.write(r.address, r.data)
+                    if r.prot != 3:
+                        protect.append((r.address, len(r.data), r.prot))
+            for r in store.regions:
+                self._write_store(r)
+            for s in self.shares:
+                # What the linker did not need of the room that it asked for goes back to the store.
+                if s.store.kind == stores.CONSTANTS and s.address == store_start(store, s):
+                    s.store.used = s.address + store.constants_used - s.store.address
+        for s in self.shares:
+            if s.fresh and s.store.kind == stores.CONSTANTS:
+                protect.append((s.store.address, s.store.size, 1))
+        for stub_store, flags in self.fresh_stubs:
+            process.write(stub_store.address, stores.stub_page(self.arch, stub_store, flags))
+            protect.append((stub_store.address, stores.PAGE, 5))
+        self.x.protect(protect)
+
+    def _write_store(self, r: linker.Region) -> None:
+        process = self.x.target.process
+        home = next(s for s in self.shares if s.store.address <= r.address < s.store.address + s.store.size)
+        if home.fresh or r.prot & 2:
+            process.write(r.address, r.data)
+        elif not stores.force_write(process, self.x.session.seized.tid, r.address, r.data):
+            raise PsuError(process.where, "its kernel forbids writing to the store of constants",
+                           "CONFIG_PROC_MEM_NO_FORCE is set")
+
+
+def store_start(store: linker.LinkedStore, s: stores.Share) -> int:
+    """Where the constants of this share begin, -1 when they belong to another module's store."""
+    inside = all(s.store.address <= c.address < s.store.address + s.store.size for c in store.constants)
+    return s.address if inside else -1
