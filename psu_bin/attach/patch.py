@@ -22,7 +22,6 @@ from psu_bin.errors import PsuError
 
 SHT_X86_64_UNWIND = 0x70000001
 SHT_INIT_ARRAY, SHT_FINI_ARRAY, SHT_PREINIT_ARRAY = 14, 15, 16
-SHN_XINDEX = 0xFFFF
 SHN_X86_64_LCOMMON = 0xFF02
 
 # Names that a compiler gives to pieces and specialised copies of a function.  `.lto_priv.N` and `.llvm.N` are no clones:
@@ -200,7 +199,7 @@ def _symbols(binary: Binary) -> tuple[PatchSymbol, ...]:
     for n, (name_at, info, _, section, value, size) in enumerate(
             struct.iter_unpack("<IBBHQQ", body[:len(body) // 24 * 24])):
         kind, bind = info & 15, info >> 4
-        if section == SHN_XINDEX:
+        if section == elf.SHN_XINDEX:
             if 4 * n + 4 > len(extended):
                 raise PsuError(binary.path, f"malformed symbol table: symbol {n} has no section")
             (section,) = struct.unpack_from("<I", extended, 4 * n)
