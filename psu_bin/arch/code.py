@@ -19,13 +19,14 @@ class Kind(enum.IntEnum):
     """What an instruction does to the flow of control."""
     OTHER = 0
     NOP = 1              # padding: no effect at all
-    CALL = 2             # direct, to `target`
-    JUMP = 3             # direct, unconditional
-    BRANCH = 4           # direct, conditional
-    RETURN = 5
-    CALL_INDIRECT = 6
-    JUMP_INDIRECT = 7
-    TRAP = 8             # never goes on: ud2, hlt, int3; brk, udf
+    MARK = 2             # where indirect calls and jumps may land: endbr64, bti; no effect
+    CALL = 3             # direct, to `target`
+    JUMP = 4             # direct, unconditional
+    BRANCH = 5           # direct, conditional
+    RETURN = 6
+    CALL_INDIRECT = 7
+    JUMP_INDIRECT = 8
+    TRAP = 9             # never goes on: ud2, hlt, int3; brk, udf
 
 
 class Field(enum.IntEnum):
@@ -88,7 +89,6 @@ class RegisterFacts:
     volatile: int         # a callee may change them
     arguments: int        # may carry arguments
     variadic: int         # may carry an extra argument to variadic functions and nested functions (al, r10)
-    variadic_count: int   # of these, the one that every call of a variadic function sets (al); 0: none
     results: int          # may carry results
     representable: int    # volatile ones that descriptor.Function.preserve can name
     flags: int            # condition flags

@@ -29,7 +29,7 @@ _XMM = 0xFFFF << 16
 FACTS = RegisterFacts(
     volatile=RAX | RCX | RDX | RSI | RDI | R8 | R9 | R10 | R11 | _XMM | 0xFFFF << 32 | 0xFF << 48 | FLAGS | MMX,
     arguments=RDI | RSI | RDX | RCX | R8 | R9 | 0xFF << 16,
-    variadic=RAX | R10, variadic_count=RAX,
+    variadic=RAX | R10,
     results=RAX | RDX | 3 << 16,
     representable=RAX | RCX | RDX | RSI | RDI | R8 | R9 | R10 | R11 | _XMM,
     flags=FLAGS,
@@ -151,7 +151,7 @@ class _Reader:
 
     def read(self, data: bytes, length: int, kind: Kind, i: int, f: boundaries.Fields) -> tuple[int, int, int, int]:
         """(reads, writes, kills, refused) of the instruction that `data` begins with."""
-        if kind in (Kind.NOP, Kind.TRAP):
+        if kind in (Kind.NOP, Kind.MARK, Kind.TRAP):
             return 0, 0, 0, 0
         if kind in (Kind.CALL, Kind.JUMP):
             return 0, 0, 0, 0

@@ -100,7 +100,7 @@ def _classify(code: np.ndarray, starts: np.ndarray, size: np.ndarray, f: boundar
     kind[one & ((op == 0xF4) | (op == 0xCC) | (op == 0xF1))] = Kind.TRAP
     plain = (f.mandatory & (_PF2 | _PF3)) == 0
     kind[plain & (one & (op == 0x90) & ((f.rex & 1) == 0) | two & (op == 0x1F))] = Kind.NOP
-    kind[two & (op == 0x1E) & ((f.mandatory & _PF3) != 0) & ((f.modrm == 0xFA) | (f.modrm == 0xFB))] = Kind.NOP
+    kind[two & (op == 0x1E) & ((f.mandatory & _PF3) != 0) & ((f.modrm == 0xFA) | (f.modrm == 0xFB))] = Kind.MARK
 
     use = np.zeros(len(starts), dtype=np.uint8)
     field = np.zeros(len(starts), dtype=np.uint8)
@@ -187,7 +187,7 @@ def stack_arguments(code: Code, register: np.ndarray, offset: np.ndarray) -> np.
     found.append(at[(register[at] == DWARF_RSP) & (displacement >= offset[at])])
     at, displacement = _memory(code, RBP)
     found.append(at[(register[at] == DWARF_RBP) & (displacement >= offset[at])])
-    found.append(np.flatnonzero((register != DWARF_RSP) & (register != DWARF_RBP) & (code.kind != Kind.NOP)))
+    found.append(np.flatnonzero((register != DWARF_RSP) & (register != DWARF_RBP) & (code.kind != Kind.NOP) & (code.kind != Kind.MARK)))
     # mov reg, rsp into anything but rbp, while the CFA is reckoned from rsp: where it goes is not followed.
     f = code.parts.fields
     copy = (f.map == 0) & (f.encoding == boundaries.LEGACY) & ((f.rex & 8) != 0) & (

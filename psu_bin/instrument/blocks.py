@@ -31,6 +31,7 @@ class Blocks:
     table: np.ndarray     # int64 (n, 2): (block with an indirect jump, block that it may lead to)
     by_table: np.ndarray  # bool: ends with an indirect jump that reads a jump table
     puzzling: np.ndarray  # bool, of each unit: jumps by a table that was not found
+    idle: np.ndarray      # bool: nothing but no-ops
     use: np.ndarray       # uint64: registers read before they are replaced
     write: np.ndarray     # uint64: registers that may be changed
     kill: np.ndarray      # uint64: registers that are replaced
@@ -41,7 +42,7 @@ def build(functions: Functions, frames: Frames, code: Code, effects: Effects, ta
     """named: every address in code that anything may refer to."""
     n = len(code.address)
     end = code.address + code.length
-    flow = np.flatnonzero(code.kind > Kind.NOP)
+    flow = np.flatnonzero(code.kind > Kind.MARK)
     leader = np.zeros(n + 1, dtype=bool)
     leader[0] = True
     leader[1:n] = code.address[1:] != end[:-1]
@@ -63,22 +64,35 @@ def build(functions: Functions, frames: Frames, code: Code, effects: Effects, ta
     follows[-1:] = NONE
     close = np.append(code.address[first[1:]] == end[last[:-1]], False)
     returns = (kind == Kind.CALL) | (kind == Kind.CALL_INDIRECT)
-    goes_on = close & ((kind == Kind.OTHER) | (kind == Kind.NOP) | (kind == Kind.BRANCH)
+    goes_on = close & ((kind <= Kind.MARK) | (kind == Kind.BRANCH)
                        | returns & np.append(unit[1:] == unit[:-1], False))
-    at = code.at(np.where(code.kind[last] != Kind.OTHER, code.target[last], NONE))
+    idle = _idle(code, first, last)
+    run_into = np.append(False, (goes_on & ~idle & ~returns)[:-1])
+    # Padding between units leads nowhere, unless code runs into it.
+    goes_on &= ~(idle & np.append(unit[1:] != unit[:-1], True) & ~run_into)
+    at = code.at(np.where(code.kind[last] > Kind.MARK, code.target[last], NONE))
     direct = (kind == Kind.CALL) | (kind == Kind.JUMP) | (kind == Kind.BRANCH)
     target = np.where(direct & (at >= 0), number[at.clip(0)], NONE)
 
     jumps = np.flatnonzero(kind == Kind.JUMP_INDIRECT)
     source = unit[number[code.at(code.address[tables.source])]] if len(tables.source) else tables.source
     table = _ways(jumps, unit[jumps], source, number[code.at(tables.target)] if len(source) else source)
+    # Beyond its end a table leads anywhere; a function's own leads into it, or into a part of it that has no name.
+    named_unit = functions.index(code.address[first[entry]]) >= 0
+    table = table[(unit[table[:, 0]] == unit[table[:, 1]]) | ~named_unit[unit[table[:, 1]]]]
     near = np.cumsum(tables.scaled)
     by_table = np.zeros(len(first), dtype=bool)
     by_table[jumps] = near[last[jumps]] > near[(last[jumps] - 10).clip(0)]
     puzzling = np.zeros(len(entry), dtype=bool)
     puzzling[unit[np.setdiff1d(np.flatnonzero(by_table), table[:, 0])]] = True
-    return Blocks(first, last, kind, unit, entry, np.where(goes_on, follows, NONE), target, table, by_table, puzzling,
+    return Blocks(first, last, kind, unit, entry, np.where(goes_on, follows, NONE), target, table, by_table, puzzling, idle,
                   *_summaries(first, last, effects))
+
+
+def _idle(code: Code, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Which blocks hold nothing but no-ops."""
+    count = np.concatenate([[0], np.cumsum(code.kind == Kind.NOP)])
+    return count[last + 1] - count[first] == last + 1 - first
 
 
 def _units(functions: Functions, frames: Frames, code: Code, first: np.ndarray,

@@ -79,7 +79,7 @@ def make(binary: Binary, arch: Arch, include: tuple[str, ...], exclude: tuple[st
                                                   f"{found}"))
         else:
             planned[f] = None
-    relied = reliance.find(binary, arch, m.functions, m.frames, m.code, m.references, m.tables, ground.named)
+    relied = reliance.find(arch, m.functions, m.frames, m.code, m.references, m.tables, ground.named)
     for f in [f for f in planned if f in relied.unkeepable]:
         del planned[f]
         refused.append(NotUpdatable(m.functions.names[f], "callers keep values in registers that no gate can preserve"))

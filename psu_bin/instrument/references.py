@@ -169,7 +169,7 @@ def _fall_through(r: References, functions: Functions, code: Code) -> None:
         end = np.where(nop, code.address[before], end)
         before = np.where(nop, before - 1, before)
     kind = code.kind[before]
-    goes_on = close & ((kind == Kind.OTHER) | (kind == Kind.BRANCH))
+    goes_on = close & ((kind == Kind.OTHER) | (kind == Kind.MARK) | (kind == Kind.BRANCH))
     for f in np.flatnonzero(goes_on & (functions.role != 1)).tolist():
         r.doubt(f, f"entered from the code before it at {int(code.address[before[f]]):#x}")
 

@@ -10,8 +10,8 @@ callee does not.  A new version of the callee may; so a gate has to keep them.  
 A caller relies on a register that is defined before the call, live after it, and not clobbered.  What a function's
 callers rely on, the functions that it calls must keep, too.
 
-Each step errs to the safe side: too little clobbered, too much defined and live.  External functions read the argument
-registers that most of their call sites set up, and all of them when they may be variadic.
+Each step errs to the safe side: too little clobbered, too much defined and live.  Every unknown function reads all
+argument registers, and every function may return in all result registers.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from psu_bin.arch import Arch
-from psu_bin.arch.code import NONE, Code, Kind, RegisterFacts, Use
-from psu_bin.elf import Binary
+from psu_bin.arch.code import NONE, Code, Kind, RegisterFacts
 from psu_bin.instrument import blocks as block_list
 from psu_bin.instrument.blocks import Blocks
 from psu_bin.instrument.dataflow import Graph, solve
@@ -31,9 +30,7 @@ from psu_bin.instrument.references import References
 from psu_bin.instrument.tables import Tables
 from psu_bin.instrument.unwind import Frames
 
-_COUNT_SET = np.uint64(1 << 62)      # an instruction set the register that variadic calls set (al)
-_REACHED = np.uint64(1 << 63)        # a way from some entry leads here
-_ALL = np.uint64((1 << 62) - 1)
+_ALL = np.uint64((1 << 64) - 1)
 
 
 @dataclass(frozen=True)
@@ -48,12 +45,11 @@ class Reliance:
 class _Calls:
     """The blocks that end with a call, or with a jump to another unit, and where they lead."""
     callee: np.ndarray           # int64, of each block: the unit called or jumped to, or NONE
-    external: np.ndarray         # int64, of each block: the pointer (GOT slot) of the external function called, or NONE
     unknown: np.ndarray          # bool: calls or jumps to what is not known
     returns: np.ndarray          # bool: a call, not a jump
 
 
-def find(binary: Binary, arch: Arch, functions: Functions, frames: Frames, code: Code, references: References,
+def find(arch: Arch, functions: Functions, frames: Frames, code: Code, references: References,
          tables: Tables, named: np.ndarray) -> Reliance:
     """What callers rely on, for every function."""
     facts: RegisterFacts = arch.scan.REGISTERS
@@ -61,13 +57,13 @@ def find(binary: Binary, arch: Arch, functions: Functions, frames: Frames, code:
     if not len(code.address):
         return Reliance(np.zeros(count, np.uint64), np.zeros(count, bool), frozenset())
     b = block_list.build(functions, frames, code, arch.scan.effects(code), tables, named)
-    calls = _calls(binary, functions, code, b)
+    calls = _calls(functions, code, b)
+    taken = np.array(sorted(references.taken | references.uncertain.keys() | references.forbidden.keys()), dtype=np.int64)
     clobbered = _clobbered(b, calls, facts)
     changed = np.where(calls.returns, np.where(calls.unknown, np.uint64(facts.volatile),
                                                clobbered[calls.callee.clip(0)]), np.uint64(0))
-    defined = _defined(functions, code, references, b, calls, changed, facts)
-    external = _external_reads(calls, defined, facts)
-    live = _live(b, calls, changed, external, facts)
+    defined = _defined(functions, code, taken, b, calls, changed, facts)
+    live = _live(b, calls, changed, facts)
 
     site = np.flatnonzero(calls.returns & (calls.callee != NONE) & (b.next != NONE))
     kept = np.uint64(facts.volatile) & ~changed[site]
@@ -86,36 +82,20 @@ def find(binary: Binary, arch: Arch, functions: Functions, frames: Frames, code:
     return Reliance(needed & np.uint64(facts.representable), odd, frozenset(np.flatnonzero(beyond).tolist()))
 
 
-def _calls(binary: Binary, functions: Functions, code: Code, b: Blocks) -> _Calls:
-    """Sort out what every block calls."""
-    got = [(s.address, s.end) for s in binary.sections if s.name in (".got", ".got.plt")]
-    target = b.target
+def _calls(functions: Functions, code: Code, b: Blocks) -> _Calls:
+    """Sort out what every block calls.  A linkage table entry (PLT) is a unit that jumps to what is not known."""
     returns = (b.kind == Kind.CALL) | (b.kind == Kind.CALL_INDIRECT)
-    # A pointer in the global offset table: the external function that it leads to.
-    pointer = np.where((code.use[b.last] == Use.MEMORY) & ((b.kind == Kind.CALL_INDIRECT) | (b.kind == Kind.JUMP_INDIRECT)),
-                       code.target[b.last], NONE)
-    inside = np.zeros(len(pointer), dtype=bool)
-    for low, high in got:
-        inside |= (pointer >= low) & (pointer < high)
-    external = np.where(inside, pointer, NONE)
-    # Code that does nothing but jump through such a pointer is a linkage table entry: calls of it are external ones.
-    entry_of = target.clip(0)
-    after_mark = b.next[entry_of].clip(0)
-    through = np.where(b.kind[entry_of] == Kind.JUMP_INDIRECT, external[entry_of], NONE)
-    small = b.last[entry_of] - b.first[entry_of] <= 1
-    external = np.where((target != NONE) & small & (through != NONE), through, external)
-    del after_mark
+    direct, entered = b.target != NONE, b.target.clip(0)
     thunk = functions.entry[functions.role == Role.THUNK]
-    direct = (target != NONE) & (external == NONE)
-    to_thunk = direct & np.isin(code.address[b.first[entry_of]], thunk)
-    leaves = direct & (b.unit[entry_of] != b.unit)
-    callee = np.where(direct & ~to_thunk & (returns | leaves), b.unit[entry_of], NONE)
-    lost = ((b.kind == Kind.CALL) | (b.kind == Kind.JUMP) | (b.kind == Kind.BRANCH)) & (target == NONE)
-    has_table = np.zeros(len(target), dtype=bool)
+    to_thunk = direct & np.isin(code.address[b.first[entered]], thunk)
+    leaves = direct & (b.unit[entered] != b.unit)
+    callee = np.where(~to_thunk & (direct & returns | leaves), b.unit[entered], NONE)
+    lost = ((b.kind == Kind.CALL) | (b.kind == Kind.JUMP) | (b.kind == Kind.BRANCH)) & ~direct
+    has_table = np.zeros(len(direct), dtype=bool)
     has_table[b.table[:, 0]] = True
-    unknown = (lost | to_thunk | (external != NONE) | (b.kind == Kind.CALL_INDIRECT)
-               | (b.kind == Kind.JUMP_INDIRECT) & ~(b.by_table & (has_table | b.puzzling[b.unit])))
-    return _Calls(callee, external, unknown, returns)
+    by_table = b.by_table & (has_table | b.puzzling[b.unit])
+    unknown = lost | to_thunk | (b.kind == Kind.CALL_INDIRECT) | (b.kind == Kind.JUMP_INDIRECT) & ~by_table
+    return _Calls(callee, unknown, returns)
 
 
 def _between_units(b: Blocks, calls: _Calls) -> tuple[np.ndarray, np.ndarray]:
@@ -147,57 +127,37 @@ def _edges(b: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return source, target, enters
 
 
-def _defined(functions: Functions, code: Code, references: References, b: Blocks, calls: _Calls, changed: np.ndarray,
+def _defined(functions: Functions, code: Code, taken: np.ndarray, b: Blocks, calls: _Calls, changed: np.ndarray,
              facts: RegisterFacts) -> np.ndarray:
     """What may hold a meaningful value at the end of each block, before what its call does."""
-    write = b.write | np.where((b.write & np.uint64(facts.variadic_count)) != 0, _COUNT_SET, np.uint64(0))
     source, target, enters = _edges(b)
-    incoming = np.uint64(facts.arguments | facts.variadic) | _COUNT_SET | _REACHED
+    incoming = np.uint64(facts.arguments | facts.variadic)
     state = np.zeros(len(b.first), dtype=np.uint64)
     lonely = np.ones(len(b.first), dtype=bool)
     lonely[target] = False
-    state[lonely] = _ALL | _COUNT_SET | _REACHED
-    state[b.puzzling[b.unit]] = _ALL | _COUNT_SET | _REACHED
+    state[lonely & ~b.idle] = _ALL      # entered in a way that is not seen: from the unwinder, say
+    state[b.puzzling[b.unit]] = _ALL
     block_at = code.address[b.first]
-    taken = np.array(sorted(references.taken | references.uncertain.keys() | references.forbidden.keys()), dtype=np.int64)
     entry = np.searchsorted(block_at, functions.entry).clip(0, len(block_at) - 1)
     state[entry[lonely[entry]]] = incoming
     state[entry[taken]] |= incoming
-    gone = np.where(calls.returns, changed | _COUNT_SET, np.uint64(0))
+    gone = np.where(calls.returns, changed, np.uint64(0))
     # An unknown callee, or one that changes it, may have left a result.
     result = np.where(calls.returns, np.uint64(facts.results) & changed, np.uint64(0))
 
     def carry(e: np.ndarray) -> np.ndarray:
         s = source[e]
-        before = state[s] | write[s]
+        before = state[s] | b.write[s]
         return np.where(enters[e], before, before & ~gone[s] | result[s])
 
     solve(state, Graph(len(state), source, target), carry)
-    return state | write
+    return state | b.write
 
 
-def _external_reads(calls: _Calls, defined: np.ndarray, facts: RegisterFacts) -> np.ndarray:
-    """Of each block that calls or jumps to an external function: the argument registers that this function reads."""
-    out = np.full(len(defined), facts.arguments | facts.variadic, dtype=np.uint64)
-    site = np.flatnonzero((calls.external != NONE) & ((defined & _REACHED) != 0))
-    pointers, which = np.unique(calls.external[site], return_inverse=True)
-    total = np.bincount(which, minlength=len(pointers))
-    reads = np.zeros(len(pointers), dtype=np.uint64)
-    for bit in range(64):
-        register = np.uint64(1 << bit)
-        if int(register) & facts.arguments:
-            missing = np.bincount(which, (defined[site] & register) == 0, minlength=len(pointers))
-            reads[missing * 4 < total] |= register
-    every = np.bincount(which, (defined[site] & _COUNT_SET) != 0, minlength=len(pointers)) == total
-    reads[every] = facts.arguments | facts.variadic
-    out[site] = reads[which]
-    return out
-
-
-def _live(b: Blocks, calls: _Calls, changed: np.ndarray, external: np.ndarray, facts: RegisterFacts) -> np.ndarray:
+def _live(b: Blocks, calls: _Calls, changed: np.ndarray, facts: RegisterFacts) -> np.ndarray:
     """What may be read from the beginning of each block on."""
     source, target, enters = _edges(b)
-    fixed = np.where(calls.unknown, external, np.uint64(0))
+    fixed = np.where(calls.unknown, np.uint64(facts.arguments | facts.variadic), np.uint64(0))
     fixed[b.kind == Kind.RETURN] |= np.uint64(facts.results)
     fixed[(b.kind == Kind.JUMP_INDIRECT) & b.puzzling[b.unit]] = _ALL
     state = b.use | fixed & ~b.kill
