@@ -8,7 +8,7 @@ Letters as in the psABIs: S the symbol's address, A the addend, P the address of
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class Use(enum.Enum):
@@ -43,8 +43,7 @@ class Access(enum.Enum):
     DATA = enum.auto()           # not in code: a pointer in data
 
 
-@dataclass(frozen=True)
-class Howto:
+class Howto(NamedTuple):
     """One relocation type."""
     name: str
     use: Use
@@ -53,8 +52,7 @@ class Howto:
     narrow: bool                 # holds an absolute address in fewer bits than one has
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """A relocated field in code."""
     use: Use                     # as Howto.use, but PC-relative fields of calls and jumps are Use.BRANCH
     tail: int                    # what must be added to A so that S + A is the address that the instruction means
@@ -62,8 +60,7 @@ class Field:
     insn: int                    # offset of the instruction
 
 
-@dataclass(frozen=True)
-class Resolved:
+class Resolved(NamedTuple):
     """A reference inside one section that the assembler resolved, without a relocation."""
     at: int                      # offset of the PC-relative field
     size: int                    # its bytes: 1 or 4
@@ -73,15 +70,13 @@ class Resolved:
     end: int                     # offset that the displacement counts from
 
 
-@dataclass(frozen=True)
-class CodeSurvey:
+class CodeSurvey(NamedTuple):
     """What attach wants to know of one section's code."""
     fields: dict[int, Field]     # by offset of the relocated field
     resolved: tuple[Resolved, ...]
 
 
-@dataclass(frozen=True)
-class Places:
+class Places(NamedTuple):
     """Addresses that one relocation may need besides V and P; 0 where there is none."""
     got: int = 0                 # start of the object's GOT
     slot: int = 0                # GOT slot that holds S, or the offset of S from the thread pointer

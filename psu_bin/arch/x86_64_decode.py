@@ -29,6 +29,9 @@ class Insn(NamedTuple):
     map: int        # 0: one byte, 1: 0F, 2: 0F38, 3: 0F3A; VEX, EVEX, XOP maps by their own number
     opcode: int
     modrm: int
+    modrm_at: int   # offset of the ModRM byte
+    rex_at: int     # offset of the REX prefix
+    wide: bool      # has an operand-size prefix (66)
     rex: int        # W 8, R 4, X 2, B 1 (also from VEX, EVEX: already inverted)
     base: int       # register number of the memory operand's base; -1: none
     index: int      # register number of its index; -1: none
@@ -112,7 +115,7 @@ def decode(code: bytes | bytearray | memoryview, at: int) -> Insn:
     """The instruction at offset `at`.  Raises ValueError when there is none, IndexError when it is cut short."""
     i = at
     wide = rex = 0
-    vvvv = -1
+    rex_at = vvvv = -1
     vex = False
     op = code[i]
     while op in _PREFIXES:
@@ -122,6 +125,7 @@ def decode(code: bytes | bytearray | memoryview, at: int) -> Insn:
         op = code[i]
     if op & 0xF0 == 0x40:
         rex = op & 15
+        rex_at = i
         i += 1
         op = code[i]
     i += 1
@@ -158,10 +162,10 @@ def decode(code: bytes | bytearray | memoryview, at: int) -> Insn:
     if form & _BAD:
         raise ValueError(f"no x86-64 instruction at {at:#x}: {bytes(code[at:at + 8]).hex()}")
 
-    modrm = base = index = disp_at = -1
+    modrm = modrm_at = base = index = disp_at = -1
     scale, disp_size = 1, 0
     if form & _MODRM:
-        modrm = code[i]
+        modrm, modrm_at = code[i], i
         i += 1
         # Moves to and from control and debug registers have no memory form whatever ModRM.mod says.
         if modrm < 0xC0 and not (number == 1 and 0x20 <= op <= 0x23):
@@ -210,7 +214,14 @@ def decode(code: bytes | bytearray | memoryview, at: int) -> Insn:
         i += size
     if i > len(code):
         raise IndexError(f"instruction at {at:#x} is cut short")
-    return Insn(at, i, number, op, modrm, rex, base, index, scale, disp_at, disp_size, imm_at, size, vex, vvvv)
+    return Insn(at, i, number, op, modrm, modrm_at, rex_at, bool(wide), rex, base, index, scale, disp_at, disp_size, imm_at, size,
+                vex, vvvv)
+
+
+def reg_is_opcode(i: Insn) -> bool:
+    """ModRM.reg extends the opcode instead of naming a register."""
+    return i.map == 0 and (i.opcode in (0x80, 0x81, 0x83, 0x8F, 0xC0, 0xC1, 0xC6, 0xC7, 0xF6, 0xF7, 0xFE, 0xFF)
+                           or 0xD0 <= i.opcode < 0xD4) or i.map == 1 and i.opcode == 0xBA
 
 
 def walk(code: bytes | bytearray | memoryview, start: int, end: int) -> list[Insn]:

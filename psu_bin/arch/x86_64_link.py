@@ -18,10 +18,11 @@ import struct
 from psu_bin.arch import x86_64_decode as decode
 from psu_bin.arch.link_types import Access, CodeSurvey, Field, Howto, OutOfRange, Places, Resolved, Use
 from psu_bin.arch.x86_64_decode import Insn
+from psu_bin.arch.x86_64_reach import THUNK_SIZE, rewrite
 from psu_bin.arch.x86_64_stack import stack_use
 
-__all__ = ["HOWTO", "jump", "pack_slot", "padding", "plt_entry", "relocate", "repoint", "stack_use", "static_tls_offset",
-           "survey"]
+__all__ = ["HOWTO", "THUNK_SIZE", "jump", "pack_slot", "padding", "plt_entry", "relocate", "repoint", "rewrite",
+           "stack_use", "static_tls_offset", "survey"]
 
 PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
@@ -218,7 +219,7 @@ def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], a
                 use = HOWTO[relocs[i.imm_at]].use
                 if branch and use is Use.ADDRESS:
                     use = Use.BRANCH
-                access = Access.EXACT if branch else _immediate_access(i)
+                access = Access.EXACT if branch else _immediate_access(insns, number)
                 fields[i.imm_at] = Field(use, 4 if branch else 0, access, i.at)
             elif branch:
                 resolved.append(Resolved(i.imm_at, i.imm_size, decode.branch_target(code, i), Use.BRANCH,
@@ -238,8 +239,13 @@ def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], a
     return CodeSurvey(fields, tuple(x for x in resolved if x.use is Use.BRANCH or x.target not in anchors))
 
 
-def _immediate_access(i: Insn) -> Access:
+def _immediate_access(insns: list[Insn], number: int) -> Access:
     """An address as an immediate: cmp $x, or mov and the like."""
+    i = insns[number]
+    if i.map == 0 and 0xB8 <= i.opcode < 0xC0:
+        return _use_of_address(insns, number, i.opcode & 7 | (i.rex & 1) << 3)
+    if i.map == 0 and i.opcode == 0xC7 and i.modrm >= 0xC0:
+        return _use_of_address(insns, number, i.modrm & 7 | (i.rex & 1) << 3)
     compare = i.map == 0 and (i.opcode == 0x3D or i.opcode == 0x81 and i.modrm >> 3 & 7 == 7)
     return Access.COMPARED if compare else Access.ADDRESS
 
@@ -254,7 +260,7 @@ def _memory_access(insns: list[Insn], number: int, how: Howto) -> Access:
             return Access.TABLE
         return Access.ADDRESS if decode.is_lea(i) else Access.INDEXED
     if decode.is_lea(i):
-        return _use_of_address(insns, number)
+        return _use_of_address(insns, number, i.reg)
     return Access.EXACT
 
 
@@ -263,19 +269,18 @@ def _jumps_soon(insns: list[Insn], number: int) -> bool:
     return any(decode.is_indirect_jump(i) for i in insns[number + 1:number + 4])
 
 
-def _use_of_address(insns: list[Insn], number: int) -> Access:
-    """What becomes of the register that a lea sets, as far as straight-line reading shows.
+def _use_of_address(insns: list[Insn], number: int, register: int) -> Access:
+    """What becomes of the register that an address is put into, as far as straight-line reading shows.
 
     A jump table's base is the base of a movslq (reg,index,4); an end of an array is only compared with; the base of
     an array that is indexed is the base of a memory operand.  Reading goes on over branches (the loop that uses the register may come later) to the end of the function
     or until the register is set again."""
-    register = insns[number].reg
     compared = False
     for i in insns[number + 1:]:
         if i.map == 0 and i.opcode == 0x63 and i.base == register and i.index >= 0 and i.scale == 4:
             return Access.TABLE
         mentions_rm = i.modrm >= 0xC0 and ((i.modrm & 7) | (i.rex & 1) << 3) == register
-        mentions_reg = i.modrm >= 0 and i.reg == register and not _reg_is_opcode(i)
+        mentions_reg = i.modrm >= 0 and i.reg == register and not decode.reg_is_opcode(i)
         if i.map == 0 and i.opcode in (0x39, 0x3B) and (mentions_rm or mentions_reg):
             compared = True
             continue
@@ -299,12 +304,6 @@ def _use_of_address(insns: list[Insn], number: int) -> Access:
                 return Access.ADDRESS                         # an argument or the result
             break
     return Access.COMPARED if compared else Access.ADDRESS
-
-
-def _reg_is_opcode(i: Insn) -> bool:
-    """ModRM.reg extends the opcode instead of naming a register."""
-    return i.map == 0 and (i.opcode in (0x80, 0x81, 0x83, 0x8F, 0xC0, 0xC1, 0xC6, 0xC7, 0xF6, 0xF7, 0xFE, 0xFF)
-                           or 0xD0 <= i.opcode < 0xD4) or i.map == 1 and i.opcode == 0xBA
 
 
 def padding(code: bytes, start: int, end: int) -> bool:

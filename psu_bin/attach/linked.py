@@ -1,34 +1,32 @@
 """What the linker asks for and what it gives: Demand, ModulePlacement, LinkedPatch and their parts.  Values only.
 
-All addresses are run-time addresses of the target, sizes bytes.
+All addresses are run-time addresses of the target, sizes bytes.  NamedTuples, because attach must start fast and making one
+frozen dataclass class takes a millisecond at import, six times as long.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from psu_bin.attach.view import Identity, ModuleView, Stored
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 
 
-@dataclass(frozen=True)
-class Space:
+class Space(NamedTuple):
     """Bytes wanted, at an address that is a multiple of `align`."""
     size: int
     align: int
 
 
-@dataclass(frozen=True)
-class ObjectDemand:
+class ObjectDemand(NamedTuple):
     """One patch object's own memory: one mapping, freed with the object."""
     path: str
     size: int                      # a multiple of the page size
     functions: tuple[str, ...]     # names of the functions it replaces
 
 
-@dataclass(frozen=True)
-class ModuleDemand:
+class ModuleDemand(NamedTuple):
     """What one module's patches want near it."""
     view: ModuleView
     objects: tuple[ObjectDemand, ...]
@@ -39,16 +37,14 @@ class ModuleDemand:
     low: bool                      # everything must lie below 2 GiB
 
 
-@dataclass(frozen=True)
-class Demand:
+class Demand(NamedTuple):
     """What plan found out.  `modules` are those that a patch belongs to."""
     modules: tuple[ModuleDemand, ...]
     warnings: tuple[str, ...]
-    work: object = field(repr=False, compare=False)   # linker.Work: intermediate results, nobody else's business
+    work: object                   # linker.Work: intermediate results, nobody else's business
 
 
-@dataclass(frozen=True)
-class ModulePlacement:
+class ModulePlacement(NamedTuple):
     """Addresses for a ModuleDemand, in its order.  An address whose Space is empty is not looked at."""
     objects: tuple[int, ...]
     constants: int
@@ -56,8 +52,7 @@ class ModulePlacement:
     stubs: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """Bytes to write into the target, and the protection they end up with."""
     address: int
     data: bytes
@@ -65,8 +60,7 @@ class Region:
     what: str                      # "code", "labels", "constants", "variables"
 
 
-@dataclass(frozen=True)
-class Replaced:
+class Replaced(NamedTuple):
     """A function of a module that gets a new version."""
     view: ModuleView
     function: int                  # index in its descriptor
@@ -77,8 +71,7 @@ class Replaced:
     preserve: int                  # registers that the gate must keep
 
 
-@dataclass(frozen=True)
-class Canonical:
+class Canonical(NamedTuple):
     """A new function with a stub of its own, made now or by an earlier patch."""
     identity: Identity
     stub: int
@@ -89,8 +82,7 @@ class Canonical:
     made_before: bool
 
 
-@dataclass(frozen=True)
-class LinkedObject:
+class LinkedObject(NamedTuple):
     """One patch object, placed."""
     path: str
     address: int
@@ -103,8 +95,7 @@ class LinkedObject:
     relied: tuple[tuple[int, int], ...]        # (stub, registers that this object's code expects it to leave alone)
 
 
-@dataclass(frozen=True)
-class LinkedStore:
+class LinkedStore(NamedTuple):
     """What one module's store gets."""
     view: ModuleView
     regions: tuple[Region, ...]
@@ -113,8 +104,7 @@ class LinkedStore:
     variables: tuple[tuple[Identity, int, int], ...]   # new ones: (identity, address, size)
 
 
-@dataclass(frozen=True)
-class LinkedPatch:
+class LinkedPatch(NamedTuple):
     """What to write where.  `modules` as in Demand.modules: (objects, store)."""
     modules: tuple[tuple[tuple[LinkedObject, ...], LinkedStore], ...]
     bytes: int                                 # all that is written

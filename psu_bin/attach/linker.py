@@ -118,6 +118,9 @@ def _lay_out(n: int, layout: Layout, reader: Reader, link: ModuleType) -> Object
         return isinstance(t, External) or isinstance(t, Fixed) and t.far
 
     room.add_tables([(r.use, r.target, r.offset) for p in pieces for r in p.references if r.target is not None], far)
+    room.add_thunks([(p, r) for p in pieces if layout.roles[p.section] is Role.CODE for r in p.references
+                     if r.use is Use.ADDRESS and r.target is not None and far(r.target) and link.HOWTO[r.type].relative],
+                    link.THUNK_SIZE)
     for p in pieces:
         if p.room is Room.CODE and layout.roles[p.section] not in (Role.CODE, Role.UNWIND):
             room.add(p)
@@ -176,6 +179,7 @@ class _Linker:
         self.address: dict[Piece, int] = {}
         self.equal: set[Twin] = set()
         self.stubs: dict[BoundFunction, int] = {}
+        self.thunks: dict[int, list[tuple[int, bytes]]] = {}
 
     def link(self) -> LinkedPatch:
         work = self.work
@@ -267,6 +271,7 @@ class _Linker:
             out[start - piece.start:end - piece.start] = bytes(end - start)
         room = self.work.rooms[piece.patch]
         base = self.objects[piece.patch]
+        too_far: list[Reference] = []
         for r in piece.references:
             at = r.at - piece.start
             slot = branch = 0
@@ -282,10 +287,27 @@ class _Linker:
                 self.work.link.relocate(
                     out, at, r.type, v, address + at, Places(base + room.got, slot, branch, r.size))
             except OutOfRange:
-                raise self._out_of_range(piece, r, v) from None
+                if room.thunk(piece, r.at) is None:
+                    raise self._out_of_range(piece, r, v) from None
+                too_far.append(r)
             except ValueError as e:
                 raise PsuError(self.work.patches[piece.patch].path, f"{self._where(piece, r.at)}: {e}") from e
+        for r in too_far:
+            self._rewrite(piece, r, out, address)
         return bytes(out)
+
+    def _rewrite(self, piece: Piece, r: Reference, out: bytearray, address: int) -> None:
+        """Let an instruction that cannot reach what it names go through a GOT slot."""
+        room, base = self.work.rooms[piece.patch], self.objects[piece.patch]
+        thunk = room.thunk(piece, r.at)
+        assert thunk is not None
+        at = r.insn - piece.start
+        try:
+            code = self.work.link.rewrite(out, at, address + at, base + room.slot(r.target, r.offset + r.tail), base + thunk)
+        except ValueError:
+            raise self._out_of_range(piece, r, self._target(r.target) + r.offset) from None
+        if code:
+            self.thunks.setdefault(piece.patch, []).append((thunk, code))
 
     def _where(self, piece: Piece, at: int) -> str:
         f = self.work.patches[piece.patch].function_covering(piece.section, at) if piece.section >= 0 else None
@@ -323,6 +345,8 @@ class _Linker:
         for target, at in room.plts():
             image[at:at + room.plt_size] = work.link.plt_entry(
                 base + at, base + room.slot(target, 0))
+        for at, code in self.thunks.get(n, ()):
+            image[at:at + len(code)] = code
         self._reroute(n, image)
         regions = [Region(base, bytes(image[:room.closed]), PROT_READ | PROT_EXEC, "code")]
         if room.size > room.closed:

@@ -114,10 +114,10 @@ class Reference(NamedTuple):
     addend: int            # A
     size: int              # st_size of the symbol, for Use.SIZE
     insn: int              # offset of the instruction
+    tail: int              # the instruction means the address S + A + tail
 
 
-@dataclass(frozen=True)
-class NewVariable:
+class NewVariable(NamedTuple):
     """A variable that the patch brings along."""
     identity: Identity
     piece: Piece

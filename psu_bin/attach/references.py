@@ -98,7 +98,7 @@ class Reader:
         if use is Use.NOTHING or s.name == self.link.TLS_CALLEE:
             return None
         if use in (Use.GOT_BASE, Use.TLS_MODULE, Use.TLS_DESCRIPTOR_CALL):
-            return Reference(r.offset, r.type, use, field.access, None, 0, r.addend, 0, field.insn)
+            return Reference(r.offset, r.type, use, field.access, None, 0, r.addend, 0, field.insn, field.tail)
         target, offset = self._target(layout, piece, r, s, field, function)
         target, offset = self._exported(target, offset)
         if use in TLS_USES and not isinstance(target, (Thread, Unclear)):
@@ -114,7 +114,8 @@ class Reader:
             return None
         self._note_function(layout, piece, r, s, field, target)
         self._reach(target)
-        return Reference(r.offset, r.type, use, field.access, target, offset, r.addend, s.size, field.insn)
+        return Reference(r.offset, r.type, use, field.access, target, offset, r.addend, s.size, field.insn,
+                         field.tail)
 
     def _target(self, layout: Layout, piece: Piece, r: Reloc, s: PatchSymbol, field: Field,
                 function: PatchFunction | None) -> tuple[Target, int]:

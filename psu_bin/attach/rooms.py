@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from psu_bin.arch.link_types import Use
-from psu_bin.attach.meaning import Piece, Target
+from psu_bin.attach.meaning import Piece, Reference, Target
 
 
 class ObjectRoom:
-    """Offsets from the object's address.  Filled in order: add (code), add_tables, add (private data), add_unwind, close,
+    """Offsets from the object's address.  Filled in order: add (code), add_tables, add_thunks, add (private data), add_unwind, close,
     add (writable), end."""
 
     def __init__(self, plt_size: int, slot_size: int) -> None:
@@ -21,6 +21,7 @@ class ObjectRoom:
         self.unwind = 0        # offset of .eh_frame, 0: none
         self._slots: dict[tuple[Target, int], int] = {}
         self._plts: dict[Target, int] = {}
+        self._thunks: dict[tuple[Piece, int], int] = {}
 
     def add(self, piece: Piece, align: int = 0) -> None:
         """Give `piece` its offset."""
@@ -44,6 +45,22 @@ class ObjectRoom:
         for key in dict.fromkeys(wanted):
             self._slots[key] = self.size
             self.size += self._slot_size
+
+    def add_thunks(self, fields: list[tuple[Piece, Reference]], size: int) -> None:
+        """Room and GOT slots for instructions that may have to be rewritten because what they name is too far away."""
+        for _, r in fields:
+            assert r.target is not None
+            key = (r.target, r.offset + r.tail)
+            if key not in self._slots:
+                self._slots[key] = self.size
+                self.size += self._slot_size
+        for piece, r in fields:
+            self._thunks[piece, r.at] = self.size
+            self.size += size
+
+    def thunk(self, piece: Piece, at: int) -> int | None:
+        """Offset of the room for the thunk of the field at `at`."""
+        return self._thunks.get((piece, at))
 
     def add_unwind(self, pieces: list[Piece]) -> None:
         """.eh_frame sections back to back, and the zero that ends them."""

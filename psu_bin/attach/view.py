@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 from psu_bin import descriptor
 from psu_bin.attach.patch import program_name
@@ -19,8 +20,7 @@ from psu_bin.descriptor import Descriptor, Symbol
 Identity = tuple[str, str]
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):
     """An interned constant in the module's store."""
     crc: int            # zlib.crc32 of its bytes
     address: int

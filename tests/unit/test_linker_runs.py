@@ -131,3 +131,14 @@ def test_a_patch_for_a_position_independent_program_runs(variant):
     cc, *flags = variant
     with ReadingHost(program(PROGRAM, "-O1", "-fPIE")) as host:
         check(host, compile_c(PATCH, *flags, cc=cc, name="program.c"))
+
+
+FIXED = [(cc, opt, model, *extra) for cc, opt in itertools.product(("gcc", "clang"), ("-O0", "-O2", "-Os"))
+         for model, extra in (("-fno-pic", ()), ("-fno-pic", ("-ffunction-sections", "-fdata-sections")), ("-fPIE", ()))]
+
+
+@pytest.mark.parametrize("variant", FIXED, ids=" ".join)
+def test_a_patch_for_a_position_dependent_program_runs(variant):
+    cc, *flags = variant
+    with ReadingHost(program(PROGRAM, "-O1", "-fno-pic", "-no-pie")) as host:
+        check(host, compile_c(PATCH, *flags, cc=cc, name="program.c"))

@@ -1,0 +1,46 @@
+"""Names that lie more than 2 GiB away: every instruction that -fPIE code uses for them still works."""
+
+import pytest
+from linking_host import Host, compile_c, program
+
+PROGRAM = "#include <stdio.h>\nint probe(long x) { return 1; }\n"
+
+# opterr, optind, optopt: ints of libc that the program does not use, so that it has no copy of them.
+PATCH = r"""
+#include <stdio.h>
+#include <unistd.h>
+#include <string.h>
+extern char **environ; extern int opterr, optind, optopt; extern long timezone; extern char *tzname[2]; extern int getdate_err;
+extern int daylight;
+__attribute__((noinline)) int keep(int a, int b, int c, int d, int e, int f) { return a + b * 2 + c * 3 + d * 4 + e * 5 + f * 6; }
+int probe(long x) {
+    switch (x) {
+    case 0: return stderr == *&stderr && fprintf(stderr, "%s", "") == 0 && fileno(stderr) == 2;
+    case 1: optind = 70000; optind += 5; optind++; return optind;
+    case 2: { char ***p = &environ; return *p == environ && environ != 0; }
+    case 3: timezone = 1L << 40; timezone |= 3; return (timezone >> 38) + (timezone & 7);
+    case 4: optopt = 65; return keep(optopt, opterr, optopt, 4, 5, 6) + (optopt == 65) + (opterr != 0);
+    case 5: { unsigned char *c = (unsigned char *)&optopt; *c = 200; return *(unsigned char *)&optopt + *(signed char *)&optopt; }
+    case 6: { double d = timezone; timezone = 7; return (int)(d * 0 + timezone * 2.0); }
+    case 7: return __sync_val_compare_and_swap(&optopt, 200, 9) * 10 + optopt;
+    case 8: getdate_err = 3; return getdate_err * optopt / (daylight + 3);
+    case 9: { float f = *(float *)&daylight; *(float *)&daylight = f + 1.5f; return *(float *)&daylight * 4; }
+    case 10: optind = x * 3; return optind << (optopt & 7);
+    case 11: { short s = 300; *(short *)&getdate_err = s; return *(short *)&getdate_err; }
+    }
+    return (long)tzname > 0;
+}
+"""
+EXPECTED = [1, 70006, 1, 7, 65 + 2 + 195 + 16 + 25 + 36 + 2, 200 - 56, 14, 2009, 9, 6, 30 << 1, 300, 1]
+
+
+@pytest.mark.parametrize("flags", [("gcc", "-O2"), ("gcc", "-O0"), ("gcc", "-Os"), ("gcc", "-O2", "-mavx2"), ("gcc", "-O3", "-mfma"),
+                                   ("clang", "-O2", "-fdirect-access-external-data"), ("clang", "-O0", "-fdirect-access-external-data")], ids=" ".join)
+def test_data_of_a_library_that_the_program_has_no_copy_of(flags):
+    cc, *flags = flags
+    obj = compile_c(PATCH, "-fPIE", *flags, "-w", cc=cc)
+    with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
+        linked = host.attach(obj)
+        assert [host.call("probe", n) for n in range(13)] == EXPECTED
+        code = linked.modules[0][0][0].regions[0]
+        assert b"\x48\x8d\xa4\x24\x80\x00\x00\x00" in code.data, "some instruction needed a saved register"

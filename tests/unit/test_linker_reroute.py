@@ -1,0 +1,90 @@
+"""Newest-version rule inside patches: every call that a patch makes to an updatable function goes to its stub."""
+
+import pytest
+from linking_host import Host, compile_c, program
+
+PROGRAM = r"""
+__attribute__((noinline)) static int leaf(int x) { return x + 1; }
+__attribute__((noinline)) int twice(int x) { return leaf(x) * 2; }
+int tail(int x) { return twice(x); }
+int (*callback)(int);
+int entry(int x) { return callback ? callback(x) : twice(x); }
+int fact(int n) { return n <= 1 ? 1 : n * fact(n - 1); }
+int loops(int n, int acc) { return n ? loops(n - 1, acc + n) : acc; }
+"""
+
+FIRST = r"""
+extern int (*callback)(int);
+__attribute__((noinline)) static int leaf(int x) { return x + 10; }
+__attribute__((noinline)) static int private_helper(int x) { asm volatile(""); return x + 3; }
+__attribute__((noinline)) static int handed_out(int x) { asm volatile(""); return private_helper(x) * 100; }
+__attribute__((noinline)) int twice(int x) { return leaf(x) * 2; }
+int tail(int x) { return twice(x); }
+int entry(int x) { callback = handed_out; return handed_out(x) + leaf(x); }
+int fact(int n) { return n <= 1 ? 1 : n * fact(n - 1); }
+int loops(int n, int acc) { return n ? loops(n - 1, acc + n * 2) : acc; }
+"""
+
+SECOND = r"""
+__attribute__((noinline)) static int leaf(int x) { return x + 50; }
+__attribute__((noinline)) static int handed_out(int x) { asm volatile(""); return x * 1000; }
+int (*pick(void))(int) { return handed_out; }
+int fact(int n) { return n <= 1 ? 5 : n * fact(n - 1); }
+int user(int x) { return leaf(x); }
+"""
+
+FLAGS = [("gcc", "-O0"), ("gcc", "-O2"), ("gcc", "-Os"), ("gcc", "-O2", "-ffunction-sections"), ("clang", "-O0"),
+         ("clang", "-O2"), ("clang", "-Os")]
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
+def test_calls_from_one_patch_reach_the_functions_of_the_next(flags):
+    cc, *flags = flags
+    with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
+        host.attach(compile_c(FIRST, "-fPIE", *flags, cc=cc, name="program.c"))
+        assert [host.call(f, 5) for f in ("twice", "tail", "entry", "fact")] == [30, 30, 815, 120]
+        assert host.call("loops", 10, 0) == 110
+        first = host.view.known_functions
+        assert list(first) == [("program.c", "handed_out")], "only the one whose address is taken gets a stub"
+        linked = host.attach(compile_c(SECOND, "-fPIE", *flags, cc=cc, name="program.c"))
+        assert [host.call(f, 5) for f in ("twice", "tail")] == [110, 110]
+        assert host.call("entry", 5) == 5000 + 55, "the first patch's calls of both reach the second's"
+        assert host.call("fact", 5) == 600
+        assert host.view.known_functions == first, "the same stub, found by identity"
+        assert [c.made_before for o in linked.modules[0][0] for c in o.canonical] == [True]
+        callback = int.from_bytes(host.read(host.symbol("callback"), 8), "little")
+        assert host.call(callback, 7) == 7000, "a pointer kept from the first patch calls the second's function"
+
+
+def test_short_jumps_to_another_function_go_through_trampolines():
+    # As the assembler makes them of tail calls inside a section: two bytes.
+    source = r"""
+    asm(".text\n.globl twice\n.type twice,@function\ntwice: lea 100(%rdi),%eax\n ret\n.size twice,.-twice\n"
+        ".globl tail\n.type tail,@function\ntail: add $1,%edi\n jmp .Ltwice\n.size tail,.-tail\n nop\n nop\n nop\n nop\n nop\n nop\n"
+        ".globl fact\n.type fact,@function\nfact: test %edi,%edi\n jne .Ltwice\n ret\n.size fact,.-fact\n"
+        ".set .Ltwice, twice_local\n.set twice_local, twice\n");
+    """
+    source = source.replace(".set .Ltwice, twice_local\\n.set twice_local, twice\\n", "").replace(
+        "twice: lea", "twice: .Ltwice: lea")
+    with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
+        host.attach(compile_c(source, "-O1"))
+        assert [host.call(f, 5) & 0xFFFFFFFF for f in ("twice", "tail", "fact")] == [105, 106, 105]
+        host.attach(compile_c("int twice(int x) { return x * 7; }", "-O1"))
+        assert [host.call(f, 5) & 0xFFFFFFFF for f in ("twice", "tail", "fact")] == [35, 42, 35]
+
+
+def test_a_later_object_of_the_same_transaction_is_called_through_a_stub():
+    one = compile_c("int shared_new(int); int twice(int x) { return shared_new(x) + 1; }", "-O2", "-fPIE", name="one.c")
+    two = compile_c("int shared_new(int x) { return x * 30; } int shared_data = 4; int tail(int x) { return x; }",
+                    "-O2", "-fPIE", name="two.c")
+    three = compile_c("extern int shared_data; int entry(int x) { return shared_data += x; }", "-O2", "-fPIE", name="three.c")
+    with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
+        linked = host.attach(one, two, three)
+        assert [host.call(f, 2) for f in ("twice", "tail", "entry", "entry")] == [61, 2, 6, 8]
+        assert list(host.view.known_functions) == [("", "shared_new")]
+        assert [len(o.canonical) for o in linked.modules[0][0]] == [0, 1, 0]
+        host.attach(compile_c("int shared_new(int x) { return x; }", "-O2", "-fPIE", name="four.c"))
+        assert host.call("twice", 2) == 3
+        host.attach(compile_c("int shared_new(int); extern int shared_data;"
+                              "int fact(int x) { return shared_new(x) + shared_data; }", "-O2", "-fPIE", name="five.c"))
+        assert host.call("fact", 2) == 10
