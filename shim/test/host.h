@@ -8,6 +8,7 @@
 #define HOST_H
 
 #include <errno.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +18,14 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef __cplusplus
+extern "C" {
+#define _Static_assert static_assert
+#endif
 #include "../runtime.h"
+#ifdef __cplusplus
+}
+#endif
 
 #define CHECK(condition, ...) \
     do { \
@@ -77,10 +85,13 @@ static inline int64_t host_command(uint32_t op, void *entries, size_t size, uint
 {
     struct psu_command *c = (struct psu_command *)psu_runtime.command_buffer;
     CHECK(sizeof *c + size <= PSU_COMMAND_BUFFER, "record of %zu bytes", size);
-    *c = (struct psu_command){op, count, 0};
-    memcpy(c + 1, entries, size);
+    c->op = op;
+    c->count = count;
+    if (size)
+        memcpy(c + 1, entries, size);
     int64_t r = host_run(c);
-    memcpy(entries, c + 1, size);
+    if (size)
+        memcpy(entries, c + 1, size);
     return r;
 }
 
@@ -96,7 +107,7 @@ static inline void *host_map(size_t size, uint32_t keep)
 /* A page of staged memory with `code`, executable. */
 static inline void *host_place(const void *code, size_t size)
 {
-    char *at = host_map(4096, 0);
+    char *at = (char *)host_map(4096, 0);
     memset(at, 0xcc, 4096);
     memcpy(at, code, size);
     struct psu_map m = {(uint64_t)at, 4096, PROT_READ | PROT_EXEC, 0};
@@ -113,24 +124,29 @@ static inline void *host_jump_to(void *function)
     return host_place(code, 18);
 }
 
-struct host_switch { volatile uint64_t *slot; uint64_t original; uint64_t body; uint32_t kind, gate, preserve; };
+struct host_switch { volatile uint64_t *slot; uint64_t original, body; uint32_t kind, gate, preserve; };
 
 /* One COMMIT: `n` functions to one new object `index` whose only region is the page at `page` (0: no new object).
  * original != 0: back to it.  The old gates are read off the slots; `retire` (-1: none) is retired. */
 static inline int64_t host_commit(uint32_t index, void *page, const struct host_switch *s, uint32_t n, int64_t retire)
 {
-    struct { struct psu_commit head; char rest[2048]; } r = {0};
+    struct { struct psu_commit head; char rest[4000]; } r;
     char *at = r.rest;
+    memset(&r, 0, sizeof r);
     if (page) {
-        struct psu_new_object o = {.index = index, .patch = index + 1, .region = {{(uint64_t)page, 4096}}};
+        struct psu_new_object o;
+        memset(&o, 0, sizeof o);
+        o.index = index;
+        o.patch = index + 1;
+        o.region[0].address = (uint64_t)page;
+        o.region[0].size = 4096;
         memcpy(at, &o, sizeof o);
         at += sizeof o;
         r.head.objects = 1;
     }
     for (uint32_t i = 0; i < n; i++) {
-        struct psu_switch w = {.slot = (uint64_t)s[i].slot, .to_original = s[i].original, .body = s[i].body, .kind = s[i].kind,
-                               .gate = s[i].gate, .index = index, .preserve = s[i].preserve, .old_kind = PSU_NO_GATE,
-                               .old_gate = PSU_NO_GATE};
+        struct psu_switch w = {(uint64_t)s[i].slot, s[i].original, s[i].body, s[i].kind, s[i].gate, index, s[i].preserve,
+                               PSU_NO_GATE, PSU_NO_GATE};
         for (uint32_t k = 0; k < PSU_GATE_KINDS; k++) {
             const struct psu_pool *p = &psu_runtime.pool[k];
             uint64_t offset = *s[i].slot - p->first;

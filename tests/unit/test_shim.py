@@ -62,3 +62,33 @@ def test_patch_repatch_revert_and_refuse(shim: Path) -> None:
 @pytest.mark.skipif(not shutil.which("musl-gcc"), reason="no musl-gcc")
 def test_same_file_serves_musl(shim: Path) -> None:
     assert run(build(shim, "basic.c", "musl-gcc")) == "ok\n"
+
+
+def _routine_offsets(shim: Path) -> list[str]:
+    """Where the routines of retired and pending gates are, from psu_runtime (the tests poke them into gate data)."""
+    out = subprocess.run(["nm", str(shim)], capture_output=True, text=True, check=True).stdout
+    at = {line.split()[2]: int(line.split()[0], 16) for line in out.splitlines() if len(line.split()) == 3}
+    return [str(at[f"psu_{kind}_{routine}"] - at["psu_runtime"])
+            for routine in ("pending", "redirect") for kind in ("plain", "side", "full")]
+
+
+def test_gates_keep_registers_flags_and_stack_arguments(shim: Path) -> None:
+    assert run(build(shim, "conventions.c"), *_routine_offsets(shim)) == "ok\n"
+
+
+@pytest.mark.parametrize("flags", ["-O2", "-fno-omit-frame-pointer", "-static-libgcc"])
+def test_exceptions_cancellation_and_longjmp_through_gates(shim: Path, flags: str) -> None:
+    assert run(build(shim, "unwind.cc", "g++", flags), "200") == "ok\n"
+
+
+@pytest.mark.skipif(not shutil.which("gdb"), reason="no gdb")
+def test_backtrace_is_right_at_every_instruction_of_every_gate(shim: Path) -> None:
+    program = build(shim, "steps.c")
+    done = subprocess.run(["gdb", "-q", "-nx", "-batch", "-x", str(SHIM / "test" / "steps.py"), "--args", str(program)],
+                          capture_output=True, text=True, timeout=120, check=True)
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith(("steps ", "wrong ", "seen "))}
+    assert lines["wrong"] == "wrong 0", done.stdout
+    assert int(lines["steps"].split()[1]) > 3000
+    for routine in ("psu_plain_gates", "psu_side_gates", "psu_full_gates", "psu_plain_slow", "psu_plain_redirect",
+                    "psu_side_redirect", "psu_full_leave"):
+        assert f"'{routine}'" in lines["seen"]

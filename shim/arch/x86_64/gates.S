@@ -31,10 +31,12 @@
 #include <cet.h>
 
 #define DW_REG_RBP 6
+#define DW_REG_RSP 7
 #define DW_REG_RA 16
 /* DWARF 5, 6.4.2 and 2.5.1 */
 #define CFA_EXPRESSION 0x0f
 #define REG_EXPRESSION 0x10
+#define REG_VAL_OFFSET 0x14
 #define REG_VAL_EXPRESSION 0x16
 #define OP_deref 0x06
 #define OP_const1u 0x08
@@ -53,8 +55,8 @@
 #define OP_skip 0x2f
 #define OP_lit1 0x31
 #define OP_lit3 0x33
-#define OP_lit8 0x38
 #define OP_lit16 0x40
+#define OP_lit24 0x48
 #define OP_breg_rbp 0x76
 #define OP_breg_rsp 0x77
 #define OP_breg_rip 0x80
@@ -160,18 +162,22 @@ psu_plain_gates:
 psu_side_gates:
         .cfi_startproc
         .cfi_personality 0x1b, psu_side_personality
-        /* CFA = rsp + 8 * (1 + words pushed - words popped so far); 18 on: at the calls of the slow paths one is pushed */
+        /* The caller's rsp after the return is rsp + 8 * (1 + words pushed - words popped so far); 18 on: at the calls of
+         * the slow paths one is pushed.  That would be the CFA, but during the call it equals the version's CFA, and unwinders
+         * tell frames apart by it: libgcc would take the gate for the handler that it found in the gate's caller, and
+         * abort.  So we say that the CFA is 8 higher and give rsp a rule of its own. */
         .cfi_escape CFA_EXPRESSION, 66, OFFSET(PSU_SIDE_STRIDE - 1), OP_lit1, \
                 UP(20f), UP(21f), DOWN(22f), DOWN(23f), DOWN(24f), UP(25f), UP(26f), UP(27f), DOWN(28f), DOWN(29f), UP(18f), \
-                OP_lit3, OP_shl, OP_breg_rsp, 0, OP_plus
-        /* return address: 24 <= off < 25: in the entry, at rbp + 8; else at CFA - 8 */
+                OP_lit3, OP_shl, OP_breg_rsp, 8, OP_plus
+        .cfi_escape REG_VAL_OFFSET, DW_REG_RSP, 1       /* rsp = CFA - 8 */
+        /* return address: 24 <= off < 25: in the entry, at rbp + 8; else on the stack */
         .cfi_escape REG_EXPRESSION, DW_REG_RA, 24, OFFSET(PSU_SIDE_STRIDE - 1), OP_dup, AT_LEAST(24f), \
-                OP_swap, BELOW(25f), OP_and, OP_bra, 5, 0, OP_lit8, OP_minus, OP_skip, 2, 0, OP_breg_rbp, SIDE_RETURN
-        /* rbp: 23 <= off < 26: in the entry; off < 20 or 29 <= off < 18: rbp; else on the stack at CFA - 16 */
+                OP_swap, BELOW(25f), OP_and, OP_bra, 5, 0, OP_lit16, OP_minus, OP_skip, 2, 0, OP_breg_rbp, SIDE_RETURN
+        /* rbp: 23 <= off < 26: in the entry; off < 20 or 29 <= off < 18: rbp; else on the stack below it */
         .cfi_escape REG_VAL_EXPRESSION, DW_REG_RBP, 50, OFFSET(PSU_SIDE_STRIDE - 1), \
                 OP_dup, AT_LEAST(23f), OP_over, BELOW(26f), OP_and, OP_bra, 25, 0, \
                 OP_dup, BELOW(20f), OP_over, AT_LEAST(29f), OP_pick, 2, BELOW(18f), OP_and, OP_or, OP_bra, 13, 0, \
-                OP_over, OP_lit16, OP_minus, OP_deref, OP_skip, 8, 0, \
+                OP_over, OP_lit24, OP_minus, OP_deref, OP_skip, 8, 0, \
                 OP_breg_rbp, SIDE_FP, OP_deref, OP_skip, 2, 0, \
                 OP_breg_rbp, 0
         .set    gate, 0
@@ -206,10 +212,11 @@ psu_side_gates:
 psu_full_gates:
         .cfi_startproc
         .cfi_personality 0x1b, psu_full_personality
-        /* off >= 12: CFA = rsp, return address at rbp + 8, rbp at rbp + 0; else as at any function's entry */
-        .cfi_escape CFA_EXPRESSION, 13, OFFSET(PSU_FULL_STRIDE - 1), BELOW(12f), OP_lit3, OP_shl, OP_breg_rsp, 0, OP_plus
+        /* off >= 12: caller's rsp = rsp, return address at rbp + 8, rbp at rbp + 0; else as at any function's entry */
+        .cfi_escape CFA_EXPRESSION, 13, OFFSET(PSU_FULL_STRIDE - 1), BELOW(12f), OP_lit3, OP_shl, OP_breg_rsp, 8, OP_plus
+        .cfi_escape REG_VAL_OFFSET, DW_REG_RSP, 1       /* rsp = CFA - 8, as in SIDE */
         .cfi_escape REG_EXPRESSION, DW_REG_RA, 18, OFFSET(PSU_FULL_STRIDE - 1), AT_LEAST(12f), \
-                OP_bra, 5, 0, OP_lit8, OP_minus, OP_skip, 2, 0, OP_breg_rbp, SIDE_RETURN
+                OP_bra, 5, 0, OP_lit16, OP_minus, OP_skip, 2, 0, OP_breg_rbp, SIDE_RETURN
         .cfi_escape REG_VAL_EXPRESSION, DW_REG_RBP, 19, OFFSET(PSU_FULL_STRIDE - 1), AT_LEAST(12f), \
                 OP_bra, 5, 0, OP_breg_rbp, 0, OP_skip, 3, 0, OP_breg_rbp, SIDE_FP, OP_deref
         .set    gate, 0

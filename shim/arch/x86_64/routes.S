@@ -190,10 +190,9 @@ FUNCTION psu_full_enter
         test    %eax, %eax
         jnz     1f
         RESTORE
-        /* rbp is the entry now: the caller's rbp is in it */
-        .cfi_escape 0x16, 6, 3, 0x76, SIDE_FP, 0x06     # DW_CFA_val_expression rbp: breg6 + SIDE_FP, deref
-        lea     8(%rsp), %rsp
+        pop     %rbp                            # `target`: the entry; the caller's rbp is in it
         .cfi_adjust_cfa_offset -8
+        .cfi_escape 0x16, 6, 3, 0x76, SIDE_FP, 0x06     # DW_CFA_val_expression rbp: breg6 + SIDE_FP, deref
         popq    (%rsp)                          # the gate's address over the caller's: pop counts rsp up, then stores
         .cfi_def_cfa rsp, 8
         .cfi_escape 0x10, 16, 2, 0x76, SIDE_RETURN      # DW_CFA_expression return address: breg6 + SIDE_RETURN

@@ -197,7 +197,7 @@ uint32_t psu_entering_full(struct psu_frame *f)
             psu_vectors_save(save->vector, vector_level());
     }
     psu_count(&b->count[g->counter / 8].enter);
-    f->rbp = (uint64_t)s;
+    f->target = (uint64_t)s; /* becomes rbp */
     return PSU_RETURN;
 }
 

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * steps.c: calls through gates of all kinds for a debugger to single-step: see steps.py.  Between start_steps and end_steps
+ * every instruction is executed below caller(), which main() calls.
+ */
+#define _GNU_SOURCE
+#include <pthread.h>
+
+#include "host.h"
+
+long work(long a, long b, long c, long d, long e, long f, long on_stack);
+long work_original(long a, long b, long c, long d, long e, long f, long on_stack)
+{
+    return a + b + c + d + e + f + on_stack;
+}
+STUB(work);
+__attribute__((noinline)) static long version(long a, long b, long c, long d, long e, long f, long on_stack)
+{
+    (void)on_stack;
+    return a + b + c + d + e + f;
+}
+
+__attribute__((noinline, noclone)) void start_steps(const char *what) { __asm__ volatile("" : : "r"(what)); }
+__attribute__((noinline)) void end_steps(void) { __asm__ volatile(""); }
+
+__attribute__((noinline, noclone)) long caller(const char *what)
+{
+    start_steps(what);
+    long r = work(1, 2, 3, 4, 5, 6, 7);
+    end_steps();
+    return r;
+}
+
+int main(void)
+{
+    host_agent();
+    static const char *const names[] = {"plain", "side", "full"};
+    /* Straight to the function: code in an object would need unwind rules of its own. */
+    struct psu_gate *old = 0;
+    for (uint32_t kind = 0; kind < PSU_GATE_KINDS; kind++) {
+        void *page = host_jump_to(version);
+        struct host_switch s = {&work_slot, 0, (uint64_t)page, kind, 3, kind == PSU_FULL ? 0x60006 : 0};
+        CHECK(host_commit(kind, page, &s, 1, (int64_t)kind - 1) == 0);
+        struct psu_gate *g = (struct psu_gate *)psu_runtime.pool[kind].data + 3;
+        g->code = (uint64_t)version;
+        uint64_t now = work_slot;
+        CHECK(caller(names[kind]) >= 21);
+        CHECK(caller("again") >= 21);
+        if (old) { /* a late call of the retired gate: undone, then through the slot */
+            work_slot = psu_runtime.pool[kind - 1].first + 3 * psu_runtime.pool[kind - 1].stride;
+            old->slot = (uint64_t)&now;
+            CHECK(caller("retired") >= 21);
+            work_slot = now;
+        }
+        old = g;
+    }
+    puts("ok");
+    return 0;
+}
