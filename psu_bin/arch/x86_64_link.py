@@ -19,9 +19,9 @@ from psu_bin.arch import x86_64_decode as decode
 from psu_bin.arch.link_types import Access, CodeSurvey, Field, Howto, OutOfRange, Places, Resolved, Use
 from psu_bin.arch.x86_64_decode import Insn
 from psu_bin.arch.x86_64_reach import THUNK_SIZE, rewrite
-from psu_bin.arch.x86_64_stack import stack_use
+from psu_bin.arch.x86_64_stack import leaves, stack_use
 
-__all__ = ["HOWTO", "THUNK_SIZE", "jump", "pack_slot", "padding", "plt_entry", "relocate", "repoint", "rewrite",
+__all__ = ["HOWTO", "THUNK_SIZE", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint", "rewrite",
            "stack_use", "static_tls_offset", "survey"]
 
 PLT_SIZE = 16

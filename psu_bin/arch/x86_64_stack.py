@@ -61,6 +61,18 @@ def stack_use(code: bytes, start: int, end: int, rows: tuple[tuple[int, int, int
     return StackUse(touched, jumps)
 
 
+def leaves(code: bytes, start: int, end: int) -> tuple[list[int], bool]:
+    """(fields of direct calls and jumps that leave code[start:end], whether it leaves in a way not known).
+
+    Raises ValueError where the bytes are no instructions."""
+    insns = decode.walk(code, start, end)
+    fields = [i.imm_at for i in insns if decode.is_call(i)
+              or decode.is_jump(i) and not start <= decode.branch_target(code, i) < end]
+    unknown = any(decode.is_indirect_call(i) or decode.is_indirect_jump(i) and not _switch(insns, k)
+                  for k, i in enumerate(insns))
+    return fields, unknown
+
+
 def _padding(i: Insn) -> bool:
     return i.map == 1 and i.opcode in (0x1E, 0x1F)           # nop with an operand, endbr64
 

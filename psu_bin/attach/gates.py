@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 from psu_bin import descriptor
-from psu_bin.attach import cfi
+from psu_bin.arch import Arch
+from psu_bin.attach import cfi, reliance
 from psu_bin.attach.layout import Layout
 from psu_bin.attach.meaning import BoundFunction
 from psu_bin.attach.patch import PatchFunction, PatchSymbol, without_clone
@@ -23,11 +24,11 @@ class Gate(NamedTuple):
     preserve: int
 
 
-def decide(layouts: list[Layout], reader: Reader, link: ModuleType) -> tuple[
+def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
         dict[BoundFunction, Gate], dict[int, dict[BoundFunction, int]]]:
     """(the gate of each function with a stub; by patch, the registers that its code relies on from each such function)."""
-    stack = _StackArguments(layouts, reader, link)
-    relied: dict[int, dict[BoundFunction, int]] = {}
+    stack = _StackArguments(layouts, reader, arch.link)
+    relied = {layout.n: reliance.find(layout, reader, arch) for layout in layouts}
     out: dict[BoundFunction, Gate] = {}
     for layout in layouts:
         for bound in layout.binder.functions[layout.n].values():

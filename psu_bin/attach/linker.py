@@ -69,7 +69,8 @@ def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView]) -> Demand:
     Raises PsuError, with all problems of a pass, when they cannot be linked."""
     all_patches, all_views = tuple(patches), tuple(views)
     checks.run(all_patches, all_views)
-    link = arch.for_machine(all_patches[0].machine, all_patches[0].path).link
+    machine = arch.for_machine(all_patches[0].machine, all_patches[0].path)
+    link = machine.link
     binder = Binder(all_patches, all_views)
     checks.refuse(binder.problems)
     layouts = [_layout(n, binder, link) for n in range(len(all_patches))]
@@ -77,7 +78,7 @@ def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView]) -> Demand:
     reader.read()
     reader.settle()
     checks.refuse(reader.problems + binder.problems)
-    kinds, relied = gates.decide(layouts, reader, link)
+    kinds, relied = gates.decide(layouts, reader, machine)
     rooms = [_lay_out(n, layouts[n], reader, link) for n in range(len(all_patches))]
     used = tuple(sorted(set(binder.module)))
     work = Work(all_patches, all_views, binder, layouts, reader, link, kinds, relied, rooms, used)
