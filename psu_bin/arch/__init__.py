@@ -8,30 +8,51 @@ to for_machine.  The last two are imported on first use, because attach must sta
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from psu_bin.errors import PsuError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 EM_X86_64 = 62
 
 
 @dataclass(frozen=True)
+class FieldKind:
+    """How a kind of reference (plan_types.Reroute) is encoded, for many at a time: programs have 100,000 of them.
+
+    at: int64[n], addresses of the fields; field: uint8[n, size], their bytes; target: int64[n], where they lead."""
+    size: int
+    target: Callable[[np.ndarray, np.ndarray], np.ndarray]        # (at, field) -> target
+    # (at, field, target) -> (new field, bool[n]: it fits)
+    encode: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Arch:
-    """Facts and functions of one architecture.  Addresses are file or run-time addresses alike: only differences count."""
+    """Facts and functions of one architecture.  Addresses may be file or run-time ones: only differences count."""
     name: str
     machine: int                                  # e_machine
     elf_class: int
     page_size: int                                # largest page size of the psABI: segment alignment
+    reach: int                                    # farthest distance of a direct jump, in bytes
     stub_size: Callable[[int], int]               # module flags -> bytes of one stub
     stub: Callable[[int, int, int], bytes]        # (stub address, slot address, module flags) -> stub_size bytes
-    jump: Callable[[int, int], bytes]             # (from, to) -> unconditional direct jump, JUMP_SIZE bytes
-    jump_size: int
-    padding: bytes                                # one byte that traps, for room that nothing may run into
-    reroute: Callable[..., bytes]                 # (Reroute, field address, target, old field bytes) -> new field bytes
-    relative: int                                 # R_*_RELATIVE
+    stub_align: int                               # of the first stub and of moved entries
     stub_cfi: bytes                               # CIE initial instructions that describe a stub's frame
+    return_column: int                            # DWARF number of the return address
+    jump: Callable[[int, int], bytes]             # (from, to) -> unconditional direct jump, jump_size bytes
+    jump_size: int
+    padding: bytes                                # an instruction that traps, for room that nothing may run into
+    fields: Mapping[str, FieldKind]               # by the name of a plan_types.Reroute
+    relative: int                                 # R_*_RELATIVE
+    # (code, its address, low, high, absolute operands too) -> whether the code may refer to [low, high)
+    may_refer: Callable[[bytes, int, int, int, bool], bool]
+    branch_marks: tuple[int, int]                 # (GNU property, its bit): branches must meet marks (IBT, BTI)
 
     @property
     def scan(self) -> ModuleType:

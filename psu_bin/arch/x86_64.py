@@ -1,71 +1,125 @@
-"""x86-64: stubs, jumps and rerouted fields, encoded by hand with range checks.
+"""x86-64: stubs, jumps, and the fields that instrument reroutes, encoded by hand with range checks.
 
 keystone is not used here: it turns some operands into other code without an error, and these few encodings are fixed.
-Specification: Intel SDM volume 2; psABI x86-64 4.4 for the relocation number.
+numpy is imported where it is used, because attach needs this module and not numpy.
+
+Specification: Intel SDM volume 2; psABI x86-64, 4.4 for the relocation number and 5 for the GNU property.
 """
 
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
-from psu_bin.arch import EM_X86_64, Arch
+from psu_bin.arch import EM_X86_64, Arch, FieldKind
 from psu_bin.descriptor import MODULE_IBT
 from psu_bin.errors import PsuError
-from psu_bin.instrument.plan_types import Reroute
 
-ENDBR64 = bytes.fromhex("f30f1efa")
-NOTRACK_JMP_SLOT = bytes.fromhex("3eff25")   # notrack jmp *disp32(%rip): the original need not begin with endbr64
-JMP_SLOT = bytes.fromhex("ff25")             # jmp *disp32(%rip)
-JMP = 0xE9
+if TYPE_CHECKING:
+    import numpy as np
+
+REACH = 1 << 31              # of a displacement of 4 bytes, both ways
+INT3 = b"\xcc"
 JUMP_SIZE = 5
-PADDING = 0xCC
 R_X86_64_RELATIVE = 8
+GNU_PROPERTY_X86_FEATURE_1_AND, X86_FEATURE_1_IBT = 0xC0000002, 1
 
+# A stub touches no register and no flag (I2).  What follows the jump is never executed.
+STUB = bytes((
+    0xFF, 0x25, 0, 0, 0, 0,               # jmp *slot(%rip)
+    0xCC, 0xCC,                           # int3
+))
+# Under indirect branch tracking: `notrack`, because an original that only direct calls reach has no endbr64.
+STUB_IBT = bytes((
+    0xF3, 0x0F, 0x1E, 0xFA,               # endbr64
+    0x3E, 0xFF, 0x25, 0, 0, 0, 0,         # notrack jmp *slot(%rip)
+    0xCC, 0xCC, 0xCC, 0xCC, 0xCC,         # int3
+))
+# Each with the position of its displacement.
+_FORMS = {False: (STUB, 2), True: (STUB_IBT, 7)}
 
-def _disp32(field_end: int, target: int) -> bytes:
-    distance = target - field_end
-    if not -(1 << 31) <= distance < 1 << 31:
-        raise PsuError("stubs", f"out of reach: {target:#x} from {field_end:#x}")
-    return struct.pack("<i", distance)
+# DW_CFA_def_cfa rsp+8; DW_CFA_offset rip at cfa-8
+STUB_CFI = bytes((0x0C, 7, 8, 0x90, 1))
 
 
 def stub_size(flags: int) -> int:
     """Bytes of one stub in a module with these flags."""
-    return 16 if flags & MODULE_IBT else 8
+    return len(_FORMS[bool(flags & MODULE_IBT)][0])
 
 
 def stub(address: int, slot: int, flags: int) -> bytes:
-    """The stub at `address` that jumps through `slot`; touches no register and no flag (I2)."""
-    head = ENDBR64 + NOTRACK_JMP_SLOT if flags & MODULE_IBT else JMP_SLOT
-    code = head + _disp32(address + len(head) + 4, slot)
-    return code.ljust(stub_size(flags), bytes([PADDING]))
+    """The stub at `address` that jumps through `slot`.  Raises PsuError when the slot is out of reach."""
+    form, at = _FORMS[bool(flags & MODULE_IBT)]
+    return form[:at] + _displacement(address + at + 4, slot) + form[at + 4:]
 
 
 def jump(at: int, to: int) -> bytes:
-    """`jmp rel32` at address `at`."""
-    return bytes([JMP]) + _disp32(at + JUMP_SIZE, to)
+    """`jmp to` at address `at`.  Raises PsuError when it is out of reach."""
+    return b"\xe9" + _displacement(at + JUMP_SIZE, to)
 
 
-def reroute(kind: Reroute, at: int, target: int, old: int, expected: int) -> bytes:
-    """The new bytes of the field at address `at`, which holds `old` now and must lead to `expected`.
-
-    Raises PsuError when it does not, or when `target` does not fit."""
-    if kind is Reroute.REL32:
-        led_to = at + 4 + (old - (1 << 32) if old >> 31 else old)
-        new = _disp32(at + 4, target)
-    else:
-        led_to = old
-        size = 4 if kind is Reroute.ABS32 else 8
-        # Sign- or zero-extended: both are the same below 2 GiB, where position-dependent programs lie.
-        if target >> (31 if size == 4 else 63):
-            raise PsuError("stubs", f"address {target:#x} does not fit {size} bytes at {at:#x}")
-        new = target.to_bytes(size, "little")
-    if led_to != expected:
-        raise PsuError("plan", f"internal defect: the field at {at:#x} leads to {led_to:#x}, not to {expected:#x}")
-    return new
+def _displacement(end: int, target: int) -> bytes:
+    """P-relative: target - end, `end` being the address behind the field."""
+    distance = target - end
+    if not -REACH <= distance < REACH:
+        raise PsuError(f"{end:#x}", f"out of reach of {target:#x}", "x86-64 code and data must lie within 2 GB")
+    return struct.pack("<i", distance)
 
 
-ARCH = Arch(name="x86_64", machine=EM_X86_64, elf_class=64, page_size=4096, stub_size=stub_size, stub=stub, jump=jump,
-            jump_size=JUMP_SIZE, padding=bytes([PADDING]), reroute=reroute, relative=R_X86_64_RELATIVE,
-            # def_cfa rsp+8; return address at cfa-8
-            stub_cfi=bytes.fromhex("0c07089001"))
+def _relative_target(at: np.ndarray, field: np.ndarray) -> np.ndarray:
+    target: np.ndarray = at + 4 + field.view("<i4")[:, 0]
+    return target
+
+
+def _relative_encode(at: np.ndarray, field: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    distance = target - (at + 4)
+    return distance.astype("<i4").view("u1").reshape(-1, 4), (-REACH <= distance) & (distance < REACH)
+
+
+def _absolute32_target(at: np.ndarray, field: np.ndarray) -> np.ndarray:
+    return field.view("<u4")[:, 0].astype("i8")
+
+
+def _absolute32_encode(at: np.ndarray, field: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # The instruction may extend it with zeros or with its sign: below 2 GB both give the same.
+    return target.astype("<u4").view("u1").reshape(-1, 4), (0 <= target) & (target < REACH)
+
+
+def _absolute64_target(at: np.ndarray, field: np.ndarray) -> np.ndarray:
+    return field.view("<i8")[:, 0]
+
+
+def _absolute64_encode(at: np.ndarray, field: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return target.astype("<i8").view("u1").reshape(-1, 8), target >= 0
+
+
+def may_refer(code: bytes, address: int, low: int, high: int, absolute: bool) -> bool:
+    """Whether some bytes of `code` at `address` look like an operand that leads into [low, high).
+
+    absolute: 4-byte addresses count, too.  Without decoding: misses nothing, may take an accident for an operand."""
+    import numpy as np
+    for start in range(0, len(code) - 4, 1 << 20):        # in parts: 8 bytes of memory a byte of code, and more
+        part = code[start:start + (1 << 20) + 4]
+        words: np.ndarray = np.ndarray((len(part) - 4,), dtype="<i4", buffer=part, offset=1, strides=(1,))
+        after = np.arange(len(words), dtype=np.int64) + (address + start + 5)
+        # The ModRM byte of a RIP-relative operand precedes the field; up to 4 bytes of immediate follow it.
+        relative = np.frombuffer(part, dtype=np.uint8, count=len(words)) & 0xC7 == 0x05
+        target = after + words
+        if (relative & (target >= low - 4) & (target < high)).any():
+            return True
+        if absolute and ((words >= low) & (words < high)).any():
+            return True
+    return False
+
+
+_ABSOLUTE64 = FieldKind(8, _absolute64_target, _absolute64_encode)
+
+ARCH = Arch(
+    name="x86_64", machine=EM_X86_64, elf_class=64, page_size=4096, reach=REACH,
+    stub_size=stub_size, stub=stub, stub_align=16, stub_cfi=STUB_CFI, return_column=16,
+    jump=jump, jump_size=JUMP_SIZE, padding=INT3,
+    fields={"REL32": FieldKind(4, _relative_target, _relative_encode),
+            "ABS32": FieldKind(4, _absolute32_target, _absolute32_encode),
+            "ABS64": _ABSOLUTE64, "RELR_WORD": _ABSOLUTE64},
+    relative=R_X86_64_RELATIVE, may_refer=may_refer,
+    branch_marks=(GNU_PROPERTY_X86_FEATURE_1_AND, X86_FEATURE_1_IBT))

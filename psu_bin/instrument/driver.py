@@ -15,6 +15,7 @@ from psu_bin import descriptor, elf
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
+from psu_bin.instrument import dynamic
 from psu_bin.instrument.plan_types import NotUpdatable, Plan
 
 
@@ -45,7 +46,7 @@ def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclud
     planned = plan.make(binary, arch, include, exclude, debug)
     symbols, files = plan.symbols(binary, planned, debug)
     data = image.build(binary, arch, planned, symbols, files)
-    verify.verify(binary, arch, planned, data, str(output))
+    verify.verify(binary, arch, planned, symbols, files, data, str(output))
     try:
         _replace(output, data, path.stat().st_mode & 0o7777 & ~0o6000)
         if not (beside.exists() and (os.path.samefile(shim, beside) or beside.read_bytes() == shim.read_bytes())):
@@ -82,7 +83,7 @@ def _read(path: Path, debug_file: Path | None) -> tuple[Binary, Arch, Binary | N
         raise PsuError(where, f"is no program or shared library: ELF type {binary.type}")
     if binary.dyn(descriptor.DT_PSU) is not None:
         raise PsuError(where, "is instrumented already", "instrument the file that it was made from")
-    if binary.segment(elf.PT_DYNAMIC) is None:
+    if binary.segment(elf.PT_DYNAMIC) is None or _static_pie(binary):
         raise PsuError(where, "is statically linked: it cannot load the shim", "link it dynamically")
     if not binary.segments:
         raise PsuError(where, "has no program headers")
@@ -97,6 +98,12 @@ def _read(path: Path, debug_file: Path | None) -> tuple[Binary, Arch, Binary | N
     return binary, arch, debug
 
 
+def _static_pie(binary: Binary) -> bool:
+    """Whether it is a program that nobody loads libraries for, though it has a dynamic section."""
+    program = (binary.dyn(dynamic.DT_FLAGS_1) or 0) & dynamic.DF_1_PIE or binary.dyn(dynamic.DT_DEBUG) is not None
+    return bool(program) and binary.segment(elf.PT_INTERP) is None
+
+
 def _replace(path: Path, data: bytes, mode: int) -> None:
     """Write a file so that it appears complete: processes that run the old one keep it."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -108,5 +115,3 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-
-

@@ -1,7 +1,9 @@
-"""Unwind rows for what instrument adds: the stubs and the moved copies of detoured entries.
+"""Unwind rows for what instrument adds: the stubs and the moved entries of detoured functions.
 
-The FDEs lie in a section of their own, and the search table of .eh_frame_hdr, which is how unwinders find an FDE at run
-time, is written anew with entries for them.  .eh_frame itself stays as it is.
+At run time unwinders find a row through the search table of .eh_frame_hdr, which is written anew, with the new rows in
+it.  gdb reads .eh_frame itself, one section of that name.  It does not move, because its rows name code relative to
+themselves; but the old .eh_frame_hdr lies next to it and leaves a hole, into which it grows.  Where that is too small,
+the rows get a section of their own.
 
 Specification: LSB core 10.6 (.eh_frame, .eh_frame_hdr); DWARF 5, 6.4.
 """
@@ -9,66 +11,123 @@ Specification: LSB core 10.6 (.eh_frame, .eh_frame_hdr); DWARF 5, 6.4.
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 
-from psu_bin.elf import Binary
+from psu_bin.arch import Arch
+from psu_bin.elf import SHF_ALLOC, SHT_NOBITS, Binary, Section
 from psu_bin.errors import PsuError
 
-DW_EH_PE_OMIT, DW_EH_PE_UDATA4, DW_EH_PE_PCREL_SDATA4, DW_EH_PE_DATAREL_SDATA4 = 0xFF, 0x03, 0x1B, 0x3B
-HDR_ENTRY = [("start", "<i4"), ("fde", "<i4")]
+DW_EH_PE_UDATA4, DW_EH_PE_PCREL_SDATA4, DW_EH_PE_DATAREL_SDATA4 = 0x03, 0x1B, 0x3B
+_USUAL = bytes((1, DW_EH_PE_PCREL_SDATA4, DW_EH_PE_UDATA4, DW_EH_PE_DATAREL_SDATA4))
+END = bytes(4)                    # the length 0 that ends a section
 
 
-def frames(address: int, cie_initial: bytes, ranges: list[tuple[int, int, bytes]]) -> tuple[bytes, list[int]]:
-    """An .eh_frame section at `address`, and the addresses of its FDEs.
-
-    ranges: (start, size, DW_CFA_ instructions) of the code that each FDE describes."""
-    # CIE: version 1, augmentation "zR", code factor 1, data factor -8, return address column 16.
-    cie = _padded(b"\0\0\0\0\x01zR\0\x01\x78\x10\x01" + bytes([DW_EH_PE_PCREL_SDATA4]) + cie_initial)
-    out, at = bytearray(cie), []
-    for start, size, instructions in ranges:
-        here = len(out)
-        body = struct.pack("<Iii", here + 4, start - (address + here + 8), size) + b"\0" + instructions
-        at.append(address + here)
-        out += _padded(body)
-    return bytes(out) + b"\0\0\0\0", at
+@dataclass(frozen=True)
+class Code:
+    """A range of new code and the DW_CFA_ instructions that hold in it."""
+    start: int
+    size: int
+    program: bytes = b""
 
 
-def _padded(body: bytes) -> bytes:
-    """An entry with its length in front, padded with DW_CFA_nop to 8 bytes."""
+@dataclass(frozen=True)
+class SearchTable:
+    """.eh_frame_hdr in the encoding that all linkers use; addresses are file addresses."""
+    section: Section
+    eh_frame: int
+    entries: np.ndarray           # int64 (n, 2): start of the code, address of its FDE
+
+
+def search_table(binary: Binary) -> SearchTable | None:
+    """The file's search table; None when it has none, or one that cannot be extended.
+
+    Raises PsuError when it is damaged."""
+    s = binary.section(".eh_frame_hdr")
+    raw = binary.contents(s) if s else b""
+    if s is None or not s.flags & SHF_ALLOC or s.type == SHT_NOBITS or len(raw) < 12 or raw[:4] != _USUAL:
+        return None
+    distance, count = struct.unpack_from("<iI", raw, 4)
+    if 12 + 8 * count > len(raw):
+        raise PsuError(binary.path, f"malformed .eh_frame_hdr: {count} entries in {len(raw)} bytes")
+    entries = np.frombuffer(raw, dtype="<i4", count=2 * count, offset=12).astype(np.int64).reshape(-1, 2)
+    return SearchTable(s, s.address + 4 + distance, entries + s.address)
+
+
+def rows(arch: Arch, address: int, ranges: list[Code]) -> tuple[bytes, list[int]]:
+    """A CIE and the FDEs of `ranges`, to stand at `address`; and the address of each FDE.
+
+    The size does not depend on any address.  Raises PsuError when code is out of their reach."""
+    # Version 1, augmentation "zR": one byte, the encoding of addresses; code factor 1, data factor -8.
+    out = bytearray(_entry(b"\0\0\0\0" b"\x01" b"zR\0" b"\x01" b"\x78" + bytes((arch.return_column, 1))
+                           + bytes((DW_EH_PE_PCREL_SDATA4,)) + arch.stub_cfi))
+    where = []
+    for code in ranges:
+        at = len(out)
+        distance = code.start - (address + at + 8)
+        if not -(1 << 31) <= distance < 1 << 31:
+            raise PsuError(f"{code.start:#x}", "out of reach of .eh_frame", "the file must span less than 2 GB")
+        where.append(address + at)
+        out += _entry(struct.pack("<IiI", at + 4, distance, code.size) + b"\0" + code.program)
+    return bytes(out), where
+
+
+def _entry(body: bytes) -> bytes:
+    """A CIE or FDE with its length in front, filled up with DW_CFA_nop to 8 bytes."""
     body += b"\0" * (-(len(body) + 4) % 8)
     return struct.pack("<I", len(body)) + body
 
 
-def header_size(binary: Binary, more: int) -> int:
-    """Bytes of the new .eh_frame_hdr with `more` entries; 0 when the file has none that can be extended."""
-    table = _table(binary)
-    return 0 if table is None else 12 + 8 * (len(table[1]) + more)
+@dataclass(frozen=True)
+class Place:
+    """Where new rows go, at `address`, so that .eh_frame becomes the range from `start` to `end`."""
+    section: Section
+    address: int
+    start: int
+    end: int
 
 
-def header(binary: Binary, address: int, new: list[tuple[int, int]]) -> bytes:
-    """The .eh_frame_hdr for `address`, with entries (code start, FDE address) in addition."""
-    found = _table(binary)
-    assert found is not None
-    eh_frame, old = found
-    entries = np.array([*old, *new], dtype="<i8").reshape(-1, 2)
+def beside(binary: Binary, table: SearchTable, size: int, free: list[tuple[int, int]]) -> Place | None:
+    """Where `size` bytes of rows extend .eh_frame into one of the holes `free`; None where they cannot."""
+    s = next((s for s in binary.sections if s.flags & SHF_ALLOC and s.type != SHT_NOBITS
+              and s.address == table.eh_frame and s.size >= 4), None)
+    if s is None:
+        return None
+    for start, end in free:
+        if end <= s.address < end + 8 and start <= s.address - size:     # GNU ld, lld: in front
+            return Place(s, s.address - size, s.address - size, s.end)
+    last = _end(binary, s)
+    for start, end in free:
+        if last is not None and start - 8 < s.end <= start and last + size + len(END) <= end:     # gold: behind
+            return Place(s, last, s.address, last + size + len(END))
+    return None
+
+
+def _end(binary: Binary, s: Section) -> int | None:
+    """The address of the length 0 that ends .eh_frame, or of its end; None when its entries do not add up."""
+    body, at = binary.contents(s), 0
+    while at + 4 <= len(body):
+        (length,) = struct.unpack_from("<I", body, at)
+        if length == 0:
+            return s.address + at if not any(body[at:]) else None
+        if length == 0xFFFFFFFF:
+            return None
+        at += 4 + length
+    return s.end if at == len(body) else None
+
+
+def header_size(table: SearchTable, more: int) -> int:
+    """Bytes of the search table with `more` entries more."""
+    return 12 + 8 * (len(table.entries) + more)
+
+
+def header(where: str, table: SearchTable, address: int, eh_frame: int, new: list[tuple[int, int]]) -> bytes:
+    """The search table to stand at `address`, for an .eh_frame at `eh_frame`, with (code start, FDE address) `new`.
+
+    Raises PsuError, naming `where`, when something is out of its reach."""
+    entries = np.concatenate([table.entries, np.array(new, dtype=np.int64).reshape(-1, 2)])
     entries = entries[np.argsort(entries[:, 0], kind="stable")] - address
-    if len(entries) and not (-(1 << 31) <= entries.min() and entries.max() < 1 << 31):
-        raise PsuError(binary.path, "too large: .eh_frame_hdr is out of reach")
-    return struct.pack("<BBBBiI", 1, DW_EH_PE_PCREL_SDATA4, DW_EH_PE_UDATA4, DW_EH_PE_DATAREL_SDATA4,
-                       eh_frame - (address + 4), len(entries)) + entries.astype("<i4").tobytes()
-
-
-def _table(binary: Binary) -> tuple[int, list[tuple[int, int]]] | None:
-    """(address of .eh_frame, [(code start, FDE address)]) of a search table in the usual encoding, else None."""
-    s = binary.section(".eh_frame_hdr")
-    if s is None or s.size < 12:
-        return None
-    raw = binary.contents(s)
-    if raw[:4] != bytes((1, DW_EH_PE_PCREL_SDATA4, DW_EH_PE_UDATA4, DW_EH_PE_DATAREL_SDATA4)):
-        return None
-    distance, count = struct.unpack_from("<iI", raw, 4)
-    if 12 + 8 * count > s.size:
-        raise PsuError(binary.path, "malformed .eh_frame_hdr: it ends before its table")
-    table = np.frombuffer(raw, dtype="<i4", count=2 * count, offset=12).astype("i8").reshape(-1, 2) + s.address
-    return s.address + 4 + distance, [(int(a), int(b)) for a, b in table]
+    if entries.min() < -(1 << 31) or entries.max() >= 1 << 31:
+        raise PsuError(where, "too large: .eh_frame_hdr does not reach its code")
+    return _USUAL + struct.pack("<iI", eh_frame - (address + 4), len(entries)) + entries.astype("<i4").tobytes()

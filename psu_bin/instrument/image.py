@@ -1,10 +1,8 @@
 """Writing the instrumented file: Binary + Plan -> bytes.
 
-The driver is build(): a list of steps over one Writer.  Everything that must not change is copied from the input as it is;
-each field that changes is checked against what the plan says it holds.
-
-The order matters in one place: layout first (sizes only), then contents, because stubs, slots and tables refer to each
-other's addresses.
+build() is the list of steps.  All addresses are fixed first, because stubs, slots and tables refer to each other; then
+the input is copied and the new pieces are put in; then what must change changes, each field checked against what the
+plan says it holds.  Everything else stays byte for byte as it was.
 """
 
 from __future__ import annotations
@@ -17,286 +15,353 @@ from psu_bin import descriptor, elf
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
-from psu_bin.instrument import dynamic, ehframe, tail
-from psu_bin.instrument.layout import Group, Piece, end_of_kept, end_of_memory, room_for_headers, section_of
-from psu_bin.instrument.plan_types import Plan, Reroute
+from psu_bin.instrument import dynamic, edits, ehframe, layout, relocations, tail
+from psu_bin.instrument.layout import Group, Piece
+from psu_bin.instrument.plan_types import Detour, Plan
 
-GNU_PROPERTY_X86_FEATURE_1_AND, FEATURE_1_IBT = 0xC0000002, 1
+PHDR = struct.Struct("<IIQQQQQQ")
+NT_GNU_PROPERTY_TYPE_0 = 5
 
 
-class Writer:
-    """The state of one run: the input, the plan, the pieces, and the output under construction."""
+class Image:
+    """The output under construction."""
 
-    # pieces made in _reserve and dynamic.reserve
-    strings: Piece
-    relocations: Piece | None
-    dynamic_piece: Piece | None
-    frames: Piece
-    frame_header: Piece | None
-    descriptor: Piece
-    stubs: Piece
-    copies: Piece
-    slots: Piece
-    relr: bool
-
-    def __init__(self, binary: Binary, arch: Arch, plan: Plan, symbols: tuple[descriptor.Symbol, ...],
-                 files: tuple[str, ...]) -> None:
+    def __init__(self, binary: Binary, arch: Arch, plan: Plan) -> None:
         self.binary = binary
-        self.symbols = symbols
-        self.files = files
         self.arch = arch
         self.plan = plan
-        self.pic = binary.type == elf.ET_DYN
-        self.flags = (descriptor.MODULE_PIC if self.pic else 0) | (descriptor.MODULE_IBT if _wants_ibt(binary) else 0)
+        self.relocated = binary.type == elf.ET_DYN
+        self.flags = ((descriptor.MODULE_PIC if self.relocated else 0)
+                      | (descriptor.MODULE_IBT if wants_marks(binary, arch) else 0))
         self.stub_size = arch.stub_size(self.flags)
+        self.request = dynamic.request(binary, self.relocated and not relocations.packed(binary))
+        self.room = layout.room_for_headers(binary, arch)
+        alloc = elf.SHF_ALLOC
+        count = len(plan.functions)
+        # New data and code: their sizes are known.
+        self.slots = Piece(descriptor.SECTION_SLOTS, elf.SHT_PROGBITS, alloc | elf.SHF_WRITE, 8, 8 * count)
+        self.stubs = Piece(descriptor.SECTION_STUBS, elf.SHT_PROGBITS, alloc | elf.SHF_EXECINSTR, arch.stub_align,
+                           _copies_size(arch, _up(count * self.stub_size, arch.stub_align), plan.detours))
+        self.dynamic = _dynamic_piece(binary, self.request)
+        # Read-only pieces: some sizes depend on contents, see place().
+        self.tables: list[Piece] = []
+        self.strings = Piece(".dynstr", elf.SHT_STRTAB, alloc, 1)
+        self.descriptor = Piece(descriptor.SECTION_DESCRIPTOR, elf.SHT_PROGBITS, alloc, 8)
+        self.relocations = relocations.table(binary, count) if self.relocated else None
+        self.search_table: Piece | None = None
+        self.rows: Piece | None = None             # unwind rows in a section of their own
+        self.more_rows: ehframe.Place | None = None   # or in .eh_frame
+        self.data, self.code, self.read_only = (
+            Group(elf.PF_R | elf.PF_W), Group(elf.PF_R | elf.PF_X), Group(elf.PF_R))
+        self.copies: list[int] = []                # address of each detour's moved entry
+        self.dynamic_data = b""
+        self.original = np.array([f.address for f in plan.functions], dtype=np.int64)   # what each slot holds at first
         self.out = bytearray()
-        self.segments, self.moved_ranges = room_for_headers(binary)
-        self.read_only, self.code, self.data = Group(elf.PF_R), Group(elf.PF_R | elf.PF_X), Group(elf.PF_R | elf.PF_W)
-        if self.segments == 2:
-            self.read_only = self.code
-        self.groups = [g for i, g in enumerate((self.read_only, self.code, self.data)) if i or g is not self.code]
-        self.moved: list[Piece] = []
 
-    # ---- addresses -----------------------------------------------------------------------------------------------
+    @property
+    def groups(self) -> list[Group]:
+        """The new segments, ascending by address."""
+        return [g for g in (self.data, self.code, self.read_only) if g.pieces]
 
-    def stub(self, index: int) -> int:
-        return self.stubs.address + index * self.stub_size
+    @property
+    def pieces(self) -> list[Piece]:
+        """Everything placed, in holes too."""
+        return [self.slots, self.stubs, *([self.dynamic] if self.dynamic else []), *self.tables]
 
-    def slot(self, index: int) -> int:
-        return self.slots.address + index * 8
+    def stub(self, function: int) -> int:
+        return self.stubs.address + function * self.stub_size
 
-    def to_offset(self, address: int) -> int:
-        """Offset in the output of a file address, in moved ranges and in place."""
-        for p in self.moved:
-            assert p.moved
-            if p.moved[0] <= address < p.moved[0] + p.moved[1]:
-                return p.offset + address - p.moved[0]
+    def moved(self, address: int) -> int:
+        """Where what was at `address` of the input is now."""
+        for p in self.pieces:
+            if p.old_start <= address < p.old_end:
+                return p.moved(address)
+        return address
+
+    def offset(self, address: int) -> int:
+        """The offset in the output of an address of the output."""
+        for g in self.groups:
+            if g.address <= address < g.address + g.size:
+                return address - g.address + g.offset
         return self.binary.offset_of(address)
+
+    def put(self, address: int, data: bytes) -> None:
+        at = self.offset(address)
+        self.out[at:at + len(data)] = data
 
 
 def build(binary: Binary, arch: Arch, plan: Plan, symbols: tuple[descriptor.Symbol, ...], files: tuple[str, ...],
           ) -> bytes:
     """The instrumented file's bytes.  Raises PsuError when the input cannot be extended."""
-    w = Writer(binary, arch, plan, symbols, files)
-    _reserve(w)                  # sizes of all pieces
-    _place(w)                    # addresses of all pieces
-    original = _copies(w)        # moved entries; what each slot holds at first
-    _descriptor(w, original)
-    _stubs_and_slots(w, original)
-    _unwind(w)
-    w.out += binary.data[:end_of_kept(binary)]
-    dynamic.fill(w, original)    # strings, relocations, dynamic section
-    _edits(w)
-    _write_groups(w)
-    tail.write(w)                # symbol table, section headers
-    _headers(w)
-    return bytes(w.out)
+    m = Image(binary, arch, plan)
+    _place_data_and_code(m)
+    _place_tables(m, symbols, files)
+    # Every address is known.
+    _fill_code(m)
+    _fill_tables(m)
+    _copy_input(m)
+    _put_pieces(m)
+    # The output is the input with additions; nothing leads to them yet.
+    _reroute(m)
+    _detour(m)
+    _program_headers(m)
+    tail.write(m)
+    return bytes(m.out)
 
 
-def _wants_ibt(binary: Binary) -> bool:
-    p = binary.segment(elf.PT_GNU_PROPERTY)
-    if p is None:
-        return False
-    body = binary.data[p.offset:p.offset + p.filesz]
-    at = 16
-    while at + 8 <= len(body):
-        kind, size = struct.unpack_from("<II", body, at)
-        if kind == GNU_PROPERTY_X86_FEATURE_1_AND and size == 4:
-            return bool(struct.unpack_from("<I", body, at + 8)[0] & FEATURE_1_IBT)
-        at += 8 + -(-size // 8) * 8
+def wants_marks(binary: Binary, arch: Arch) -> bool:
+    """Whether the file says that indirect branches must meet marks (endbr64, bti): GNU property notes."""
+    wanted, bit = arch.branch_marks
+    for p in binary.segments:
+        body = binary.data[p.offset:p.offset + p.filesz] if p.type in (elf.PT_NOTE, elf.PT_GNU_PROPERTY) else b""
+        if body[8:16] != struct.pack("<I", NT_GNU_PROPERTY_TYPE_0) + b"GNU\0":
+            continue
+        at, end = 16, 16 + int.from_bytes(body[4:8], "little")
+        while at + 12 <= min(end, len(body)):
+            kind, size, value = struct.unpack_from("<III", body, at)
+            if kind == wanted and size == 4:
+                return bool(value & bit)
+            at += 8 + _up(size, 8)
     return False
 
 
-def _reserve(w: Writer) -> None:
-    alloc = elf.SHF_ALLOC
-    count = len(w.plan.functions)
-    for address, size in w.moved_ranges:
-        s = section_of(w.binary, address, size)
-        p = Piece(s.name if s else ".psu.moved", s.type if s else elf.SHT_NOTE, s.flags if s else alloc,
-                  max(8, s.align if s else 8), w.binary.data[w.binary.offset_of(address):][:size], size,
-                  s.entsize if s else 0, replaces=s.index if s else 0, moved=(address, size))
-        w.read_only.pieces.append(p)
-        w.moved.append(p)
-    dynamic.reserve(w)
-    copies = len(w.plan.detours)
-    w.frames = Piece(".psu.eh_frame", elf.SHT_PROGBITS, alloc, 8)
-    ranges = [(0, 0, b"")] + [(0, 0, d.cfi) for d in w.plan.detours]
-    w.frames.size = len(ehframe.frames(0, w.arch.stub_cfi, ranges)[0])
-    w.read_only.pieces.append(w.frames)
-    w.frame_header = None
-    size = ehframe.header_size(w.binary, 1 + copies)
-    if size:
-        old = w.binary.section(".eh_frame_hdr")
-        assert old is not None
-        w.frame_header = Piece(".eh_frame_hdr", elf.SHT_PROGBITS, alloc, 4, size=size, replaces=old.index)
-        w.read_only.pieces.append(w.frame_header)
-    w.descriptor = Piece(descriptor.SECTION_DESCRIPTOR, elf.SHT_PROGBITS, alloc, 8)
-    w.stubs = Piece(descriptor.SECTION_STUBS, elf.SHT_PROGBITS, alloc | elf.SHF_EXECINSTR, 16, size=count * w.stub_size)
-    w.copies = Piece(".psu.copies", elf.SHT_PROGBITS, alloc | elf.SHF_EXECINSTR, 16,
-                     size=sum(_copy_size(w, len(d.copy)) for d in w.plan.detours))
-    w.code.pieces += [w.stubs] + ([w.copies] if copies else [])
-    w.slots = Piece(descriptor.SECTION_SLOTS, elf.SHT_PROGBITS, alloc | elf.SHF_WRITE, 8, size=count * 8)
-    w.data.pieces.insert(0, w.slots)
+def _up(value: int, align: int) -> int:
+    return -(-value // align) * align
 
 
-def _copy_size(w: Writer, length: int) -> int:
-    return -(-(length + w.arch.jump_size) // 16) * 16
+def _copies_size(arch: Arch, start: int, detours: tuple[Detour, ...]) -> int:
+    """Bytes of stubs (`start`) and moved entries."""
+    for d in detours:
+        start = _up(start + len(d.copy) + arch.jump_size, arch.stub_align)
+    return start
 
 
-def _place(w: Writer) -> None:
-    """Addresses for everything.  The descriptor is compressed, so only a bound of its size is known: it comes last."""
-    page = w.arch.page_size
-    address = -(-end_of_memory(w.binary) // page) * page
-    offset = -(-end_of_kept(w.binary) // page) * page
-    w.descriptor.size = _descriptor_bound(w)
-    w.read_only.pieces.append(w.descriptor)
-    for g in w.groups:
-        g.place(address, offset, page)
-        address = -(-(g.address + g.size) // page) * page
-        offset = -(-(g.offset + g.size) // page) * page
+def _dynamic_piece(binary: Binary, request: dynamic.Request) -> Piece | None:
+    """The dynamic section when it has to move, else None."""
+    p = binary.segment(elf.PT_DYNAMIC)
+    if p is None or dynamic.fits(binary, request):
+        return None
+    covers = tuple(s for s in binary.sections if s.type == layout.SHT_DYNAMIC and s.address == p.address)
+    return Piece(".dynamic", layout.SHT_DYNAMIC, elf.SHF_ALLOC | elf.SHF_WRITE, 8,
+                 dynamic.entries_needed(binary, request) * dynamic.ENTRY.size, dynamic.ENTRY.size, covers[:1])
 
 
-def _descriptor_bound(w: Writer) -> int:
-    """Bytes that the packed descriptor can need: only the addresses of moved entries are not final yet."""
-    size = len(descriptor.encode(_describe(w, [f.address for f in w.plan.functions])))
-    return size + 64 + 32 * len(w.plan.detours)
+def _place_data_and_code(m: Image) -> None:
+    """Addresses of slots, stubs and moved entries; what each slot holds at first."""
+    page = m.arch.page_size
+    for g, pieces in ((m.data, [m.slots] + ([m.dynamic] if m.dynamic else [])), (m.code, [m.stubs])):
+        g.start_at(*_ends(m), layout.total_size(pieces), page)
+        for p in pieces:
+            g.add(p)
+    # Moved entries whose frame is that of a function entry share the stubs' unwind row: they come first.
+    at = _up(m.stubs.address + len(m.plan.functions) * m.stub_size, m.arch.stub_align)
+    m.copies = [0] * len(m.plan.detours)
+    for i, d in sorted(enumerate(m.plan.detours), key=lambda x: bool(x[1].cfi)):
+        m.copies[i] = m.original[d.function] = at
+        at = _up(at + len(d.copy) + m.arch.jump_size, m.arch.stub_align)
 
 
-def _copies(w: Writer) -> list[int]:
-    """Fill in the moved entries; returns what each slot holds at first."""
-    original = [f.address for f in w.plan.functions]
-    at = w.copies.address
-    body = bytearray()
-    for d in w.plan.detours:
-        code = bytearray(d.copy)
-        for field, target in d.fixups:
-            distance = target - (at + field + 4)
-            if not -(1 << 31) <= distance < 1 << 31:
-                raise PsuError(w.binary.path, "too large: a moved entry is out of reach of what it refers to")
-            code[field:field + 4] = struct.pack("<i", distance)
-        back = w.plan.functions[d.function].address + d.skip + d.length
-        code += w.arch.jump(at + len(code), back)
-        code = code.ljust(_copy_size(w, len(d.copy)), w.arch.padding)
-        original[d.function] = at
-        at += len(code)
-        body += code
-    w.copies.data = bytes(body)
-    return original
+def _ends(m: Image) -> tuple[int, int]:
+    """(address, file offset) behind everything placed so far."""
+    last = m.groups[-1] if m.groups else None
+    if last:
+        return last.address + last.size, last.offset + last.size
+    return layout.memory_end(m.binary), layout.loaded_end(m.binary)
 
 
-def _descriptor(w: Writer, original: list[int]) -> None:
-    w.descriptor.data = descriptor.encode(_describe(w, original))
+def _place_tables(m: Image, symbols: tuple[descriptor.Symbol, ...], files: tuple[str, ...]) -> None:
+    """Addresses of all read-only pieces: in holes of the input's segments where they fit, else in the new segment."""
+    b = m.binary
+    at, size = dynamic.strings(b)
+    m.strings.covers = tuple(s for s in b.sections if s.flags & elf.SHF_ALLOC and (s.address, s.size) == (at, size))[:1]
+    m.strings.data = b.data[b.offset_of(at):][:size] + m.request.added
+    m.strings.size = len(m.strings.data)
+    m.descriptor.data = descriptor.encode(_describe(m, symbols, files))
+    m.descriptor.size = len(m.descriptor.data)
+    m.tables = [m.strings, m.descriptor] + ([m.relocations] if m.relocations else [])
+    table = ehframe.search_table(b)
+    if table:
+        m.search_table = Piece(".eh_frame_hdr", elf.SHT_PROGBITS, elf.SHF_ALLOC, 4,
+                               ehframe.header_size(table, len(_unwind_ranges(m))), 0, (table.section,))
+        m.tables.append(m.search_table)
+    grown = {s.index for p in m.tables for s in p.covers}
+    for unit in m.room.units:
+        if not grown & {s.index for s in unit}:
+            m.tables.append(Piece("", unit[0].type, unit[0].flags, max(8, *(s.align for s in unit)),
+                                  unit[-1].end - unit[0].address, unit[0].entsize, unit,
+                                  data=b.data[b.offset_of(unit[0].address):][:unit[-1].end - unit[0].address]))
+    free = layout.holes(b, m.tables, m.room.end)
+    if table:
+        rows = len(ehframe.rows(m.arch, m.stubs.address, _unwind_ranges(m))[0])
+        m.more_rows = ehframe.beside(b, table, rows, free)
+        if m.more_rows:
+            used = m.more_rows
+            free = [(a, min(z, used.address)) if a <= used.address < z else (max(a, used.end), z)
+                    if a < used.end <= z else (a, z) for a, z in free]
+        else:
+            m.rows = Piece(".psu.eh_frame", elf.SHT_PROGBITS, elf.SHF_ALLOC, 8, rows + len(ehframe.END))
+            m.tables.append(m.rows)
+    # objcopy --only-keep-debug wants notes in front of what else their segment has.
+    notes = [p for p in m.tables if p.type == elf.SHT_NOTE]
+    left = notes + layout.fill_holes(b, free, [p for p in m.tables if p not in notes])
+    group = m.read_only if m.room.segments == 3 else m.code
+    if left and group is m.read_only:
+        group.start_at(*_ends(m), layout.total_size(left), m.arch.page_size)
+    for p in left:
+        group.add(p)
 
 
-def _describe(w: Writer, original: list[int]) -> descriptor.Descriptor:
-    moved = {d.function for d in w.plan.detours}
-    functions = tuple(descriptor.Function(f.name, f.address, original[i], f.size,
-                                          f.flags | (descriptor.DETOURED if i in moved else 0), f.preserve, f.callers)
-                      for i, f in enumerate(w.plan.functions))
-    return descriptor.Descriptor(w.arch.machine, w.flags, w.stubs.address, w.stub_size, w.slots.address,
-                                 w.binary.build_id, functions, w.symbols, w.files)
+def _describe(m: Image, symbols: tuple[descriptor.Symbol, ...], files: tuple[str, ...]) -> descriptor.Descriptor:
+    moved = {d.function for d in m.plan.detours}
+    functions = tuple(
+        descriptor.Function(f.name, f.address, int(m.original[i]), f.size,
+                            f.flags | (descriptor.DETOURED if i in moved else 0), f.preserve, f.callers)
+        for i, f in enumerate(m.plan.functions))
+    return descriptor.Descriptor(m.arch.machine, m.flags, m.stubs.address, m.stub_size, m.slots.address,
+                                 m.binary.build_id, functions, symbols, files)
 
 
-def _stubs_and_slots(w: Writer, original: list[int]) -> None:
-    w.stubs.data = b"".join(w.arch.stub(w.stub(i), w.slot(i), w.flags) for i in range(len(w.plan.functions)))
-    w.slots.data = np.array(original, dtype="<u8").tobytes()
+def _unwind_ranges(m: Image) -> list[ehframe.Code]:
+    """The new code by unwind row, ascending: stubs and moved entries without frame, then the others one by one."""
+    own = sorted((at, d) for at, d in zip(m.copies, m.plan.detours) if d.cfi)
+    end = m.stubs.address + m.stubs.size
+    first = own[0][0] if own else end
+    ranges = [ehframe.Code(m.stubs.address, first - m.stubs.address)]
+    return ranges + [ehframe.Code(at, len(d.copy) + m.arch.jump_size, d.cfi) for at, d in own]
 
 
-def _unwind(w: Writer) -> None:
-    ranges = [(w.stubs.address, w.stubs.size, b"")]
-    at = w.copies.address
-    for d in w.plan.detours:
-        size = _copy_size(w, len(d.copy))
-        ranges.append((at, size, d.cfi))
-        at += size
-    w.frames.data, fdes = ehframe.frames(w.frames.address, w.arch.stub_cfi, ranges)
-    if w.frame_header:
-        new = [(start, fde) for (start, _, _), fde in zip(ranges, fdes)]
-        w.frame_header.data = ehframe.header(w.binary, w.frame_header.address, new)
+def _fill_code(m: Image) -> None:
+    """Stubs, moved entries, slots."""
+    code = bytearray(b"".join(m.arch.stub(m.stub(i), m.slots.address + 8 * i, m.flags)
+                              for i in range(len(m.plan.functions))))
+    references = {e.at: e for e in m.plan.edits} if m.plan.detours else {}
+    for at, d in sorted(zip(m.copies, m.plan.detours), key=lambda x: x[0]):
+        start = m.plan.functions[d.function].address + d.skip
+        copy = bytearray(d.copy)
+        for position, target in d.fixups:
+            _lead(m, copy, "REL32", at, position, target)
+        for position in range(d.length):           # references to other functions move, too
+            e = references.get(start + position)
+            if e and e.kind.name in m.arch.fields:
+                _lead(m, copy, e.kind.name, at, position, m.stub(e.function))
+        copy += m.arch.jump(at + len(copy), start + d.length)
+        code += _trap(m, at - m.stubs.address - len(code)) + copy
+    m.stubs.data = bytes(code) + _trap(m, m.stubs.size - len(code))
+    m.slots.data = m.original.astype("<i8").tobytes()
 
 
-def _edits(w: Writer) -> None:
-    for e in w.plan.edits:
-        expected, target = w.plan.functions[e.function].address, w.stub(e.function)
-        if e.kind in (Reroute.RELA_ADDEND, Reroute.RELR_WORD):
-            if e.kind is Reroute.RELR_WORD:
-                _put(w, w.to_offset(e.at), 8, expected, target, e.at)
-            continue                   # addends: dynamic.fill
-        if e.kind is Reroute.DYNSYM:
-            table = w.binary.dyn(elf.DT_SYMTAB)
-            assert table is not None
-            at = w.to_offset(table + 24 * e.at + 8)
-            _put(w, at, 8, expected, target, e.at)
-            _store(w, at + 8, struct.pack("<Q", w.stub_size))
-            continue
-        at = w.to_offset(e.at)
-        size = 8 if e.kind is Reroute.ABS64 else 4
-        old = int.from_bytes(w.out[at:at + size], "little")
-        w.out[at:at + size] = w.arch.reroute(e.kind, e.at, target, old, expected)
-    for d in w.plan.detours:
-        start = w.plan.functions[d.function].address + d.skip
-        at = w.to_offset(start)
-        if w.out[at:at + d.length] != w.binary.data[at:at + d.length]:
-            raise PsuError(w.binary.path, f"internal defect: a reference inside the detoured entry at {start:#x}")
-        w.out[at:at + d.length] = w.arch.jump(start, w.stub(d.function)).ljust(d.length, w.arch.padding)
+def _trap(m: Image, size: int) -> bytes:
+    return m.arch.padding * (size // len(m.arch.padding))
 
 
-def _put(w: Writer, offset: int, size: int, expected: int, new: int, where: int) -> None:
-    body = _load(w, offset, size)
-    old = int.from_bytes(body, "little")
-    if old != expected:
-        raise PsuError(w.binary.path, f"internal defect: {where:#x} holds {old:#x}, not {expected:#x}")
-    _store(w, offset, new.to_bytes(size, "little"))
+def _lead(m: Image, code: bytearray, kind: str, at: int, position: int, target: int) -> None:
+    """Make the field at `position` of `code`, which will stand at address `at`, lead to `target`."""
+    field = m.arch.fields[kind]
+    old = np.frombuffer(code[position:position + field.size], dtype=np.uint8).reshape(1, -1)
+    new, fits = field.encode(np.array([at + position]), old, np.array([target]))
+    if not fits[0]:
+        raise PsuError(m.binary.path, f"too large: {at:#x} does not reach {target:#x}")
+    code[position:position + field.size] = new.tobytes()
 
 
-def _load(w: Writer, offset: int, size: int) -> bytes:
-    for p in w.moved:
-        if p.offset <= offset < p.offset + p.size:
-            return p.data[offset - p.offset:offset - p.offset + size]
-    return bytes(w.out[offset:offset + size])
+def _fill_tables(m: Image) -> None:
+    """Relocations, unwind rows, the dynamic section."""
+    addresses = {t: m.moved(v) for t, v in m.binary.dynamic if t in layout.ADDRESS_TAGS}
+    addresses |= {elf.DT_STRTAB: m.strings.address, descriptor.DT_PSU: m.descriptor.address}
+    if m.relocations:
+        addresses |= relocations.fill(m.binary, m.arch, m.relocations, m.slots.address, m.original)
+    table = ehframe.search_table(m.binary)
+    if m.search_table and table:
+        place = m.more_rows.address if m.more_rows else m.rows.address if m.rows else 0
+        ranges = _unwind_ranges(m)
+        body, fdes = ehframe.rows(m.arch, place, ranges)
+        if m.rows:
+            m.rows.data = body + ehframe.END
+        m.search_table.data = ehframe.header(m.binary.path, table, m.search_table.address,
+                                             m.more_rows.start if m.more_rows else table.eh_frame,
+                                             [(r.start, at) for r, at in zip(ranges, fdes)])
+    segment = m.binary.segment(elf.PT_DYNAMIC)
+    size = m.dynamic.size if m.dynamic else segment.filesz if segment else 0
+    m.dynamic_data = dynamic.encode(m.binary, m.request, addresses, size)
+    if m.dynamic:
+        m.dynamic.data = m.dynamic_data
 
 
-def _store(w: Writer, offset: int, data: bytes) -> None:
-    for p in w.moved:
-        if p.offset <= offset < p.offset + p.size:
-            body = bytearray(p.data)
-            body[offset - p.offset:offset - p.offset + len(data)] = data
-            p.data = bytes(body)
-            return
-    w.out[offset:offset + len(data)] = data
+def _copy_input(m: Image) -> None:
+    """What is loaded stays where it is; what moved is cleared (but for .dynamic: see _reroute)."""
+    end = max([layout.loaded_end(m.binary)] + [g.offset + g.size for g in m.groups])
+    m.out = bytearray(m.binary.data[:layout.loaded_end(m.binary)]).ljust(end, b"\0")
+    for p in m.tables:
+        if p.covers:
+            m.put(p.old_start, bytes(p.old_end - p.old_start))
 
 
-def _write_groups(w: Writer) -> None:
-    for g in w.groups:
-        for p in g.pieces:
-            if len(p.data) > p.size:
-                raise PsuError(w.binary.path, f"internal defect: {p.name} needs {len(p.data)} bytes, has {p.size}")
-            w.out += b"\0" * (p.offset - len(w.out)) + p.data.ljust(p.size, b"\0")
+def _put_pieces(m: Image) -> None:
+    for p in m.pieces:
+        p.offset = m.offset(p.address)
+        if len(p.data) != p.size:
+            raise edits.defect(m.binary.path, f"{p.name} has {len(p.data)} bytes, not {p.size}")
+        m.put(p.address, p.data)
+    if m.more_rows:
+        body, _ = ehframe.rows(m.arch, m.more_rows.address, _unwind_ranges(m))
+        m.put(m.more_rows.address, body + (ehframe.END if m.more_rows.address > m.more_rows.start else b""))
 
 
-def _headers(w: Writer) -> None:
-    """Program headers and the ELF header's counts."""
-    moved = {(p.moved[0], p.moved[1]): p for p in w.moved if p.moved}
+def _reroute(m: Image) -> None:
+    """The plan's edits, and the dynamic section."""
+    b = m.binary
+    rela = b.dyn(elf.DT_RELA)
+    rela_at = m.moved(rela) if rela else 0
+    if m.relocations and not relocations.packed(b):
+        rela_at = m.relocations.address + m.relocations.front
+    places = edits.Places(m.offset(rela_at) if rela else 0, m.offset(m.moved(edits.symbol_table(b))),
+                          m.stubs.address, m.stub_size)
+    for fields in edits.by_kind(m.plan):
+        edits.apply(m.out, m.arch, m.plan, fields, layout.holding(b.segments, fields.at), places, b.path)
+    segment = b.segment(elf.PT_DYNAMIC)
+    if segment and not m.dynamic:
+        m.out[segment.offset:segment.offset + len(m.dynamic_data)] = m.dynamic_data
+    elif segment and m.dynamic:
+        # The first word of DT_PLTGOT is the address of the dynamic section (psABI 5.2).
+        got = b.dyn(dynamic.DT_PLTGOT)
+        if got and m.out[m.offset(got):][:8] == struct.pack("<Q", segment.address):
+            m.put(got, struct.pack("<Q", m.dynamic.address))
+
+
+def _detour(m: Image) -> None:
+    """Entries of detoured functions become jumps to their stubs."""
+    for d in m.plan.detours:
+        start = m.plan.functions[d.function].address + d.skip
+        if m.binary.data[m.binary.offset_of(start):][:d.length] != d.copy:
+            raise edits.defect(m.binary.path, f"the entry at {start:#x} is not what was moved")
+        jump = m.arch.jump(start, m.stub(d.function))
+        m.put(start, jump + _trap(m, d.length - len(jump)))
+
+
+def _program_headers(m: Image) -> None:
+    """The new table, right behind the ELF header."""
     rows = []
-    for s in w.binary.segments:
-        address, offset, filesz, memsz = s.address, s.offset, s.filesz, s.memsz
-        home = next(((a, p) for (a, n), p in moved.items() if s.type not in (elf.PT_LOAD, elf.PT_PHDR) and s.filesz
-                     and a <= s.address and s.address + s.filesz <= a + n), None)
-        if home:
-            address = home[1].address + s.address - home[0]
-            offset = home[1].offset + s.address - home[0]
-        elif s.type == elf.PT_PHDR:
-            filesz = memsz = 56 * (w.binary.phnum + len(w.groups))
-        elif s.type == elf.PT_GNU_EH_FRAME and w.frame_header:
-            address, offset = w.frame_header.address, w.frame_header.offset
-            filesz = memsz = w.frame_header.size
-        elif s.type == elf.PT_DYNAMIC and w.dynamic_piece:
-            address, offset = w.dynamic_piece.address, w.dynamic_piece.offset
-            filesz = memsz = w.dynamic_piece.size
-        rows.append([s.type, s.flags, offset, address, address, filesz, memsz, s.align])
-    last = max(i for i, r in enumerate(rows) if r[0] == elf.PT_LOAD)
-    new = [[elf.PT_LOAD, g.flags, g.offset, g.address, g.address, g.size, g.size, w.arch.page_size] for g in w.groups]
-    rows[last + 1:last + 1] = new
-    w.out[64:64 + 56 * len(rows)] = b"".join(struct.pack("<IIQQQQQQ", *r) for r in rows)
-    struct.pack_into("<H", w.out, 56, len(rows))
-
+    count = m.binary.phnum + len(m.groups)
+    first = next(p for p in m.binary.segments if p.type == elf.PT_LOAD)
+    for p in m.binary.segments:
+        old = m.binary.data[m.binary.phoff + PHDR.size * p.index:][:PHDR.size]
+        if p.type == elf.PT_PHDR:
+            where = first.address + layout.EHDR_SIZE, layout.EHDR_SIZE, PHDR.size * count
+        elif p.type == elf.PT_DYNAMIC and m.dynamic:
+            where = m.dynamic.address, m.dynamic.offset, m.dynamic.size
+        elif p.type == elf.PT_GNU_EH_FRAME and m.search_table:
+            where = m.search_table.address, m.search_table.offset, m.search_table.size
+        elif p.type in layout.MOVABLE_SEGMENTS and p.filesz and m.moved(p.address) != p.address:
+            where = m.moved(p.address), m.offset(m.moved(p.address)), p.filesz
+        else:
+            rows.append(old)
+            continue
+        address, offset, size = where
+        rows.append(PHDR.pack(p.type, p.flags, offset, address, address, size, size, p.align))
+    last = max(p.index for p in m.binary.segments if p.type == elf.PT_LOAD)
+    rows[last + 1:last + 1] = [PHDR.pack(elf.PT_LOAD, g.flags, g.offset, g.address, g.address, g.size, g.size,
+                                         m.arch.page_size) for g in m.groups]
+    start = layout.EHDR_SIZE
+    m.out[start:m.room.end] = b"".join(rows).ljust(m.room.end - start, b"\0")
+    struct.pack_into("<Q", m.out, 32, start)
+    struct.pack_into("<H", m.out, 56, len(rows))

@@ -1,135 +1,269 @@
-"""Where everything that instrument adds goes: Layout, made before any byte is written.
+"""Where everything that instrument adds or moves goes.  Only addresses and sizes are decided here, no byte is written.
 
-The program header table stays right behind the ELF header: kernels before 5.18 compute AT_PHDR from there, and strip puts
-it there.  It needs room for the new segments, so sections that follow it move into the new read-only segment; only such
-sections move as are found through program headers, dynamic tags or section headers alone.
+Three segments are added behind the last one (its bss included): data (the slots), code (the stubs) and read-only data.
+Their place in the file is behind everything that is loaded, where the symbol table was; that is written anew behind it.
 
-New segments come behind the last one (its bss included), in the order read-only, code, data.  Their pages in the file are
-congruent with their addresses, behind everything that is loaded or kept.
+Three program headers more need room.  The table stays right behind the ELF header, because kernels before 5.18 compute
+AT_PHDR from that, and strip puts it there anyway.  So the sections that follow it move away: only such as are found
+through a program header, a dynamic tag or a section header, never by code.
+
+A section that grows (.dynstr, .rela.dyn, .eh_frame_hdr) moves as well.  What moved leaves a hole in an old read-only
+segment, and new read-only pieces go into holes where they fit: first fit, largest first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from psu_bin import elf
-from psu_bin.elf import Binary, Section
+from psu_bin.arch import Arch
+from psu_bin.elf import Binary, Section, Segment
 from psu_bin.errors import PsuError
 
-PHDR_SIZE = 56
-SHT_HASH, SHT_GNU_HASH, SHT_GNU_VERDEF, SHT_GNU_VERNEED, SHT_GNU_VERSYM = (
-    5, 0x6FFFFFF6, 0x6FFFFFFD, 0x6FFFFFFE, 0x6FFFFFFF)
+EHDR_SIZE, PHDR_SIZE = 64, 56
+SMALL_PAGE = 4096                # what kernels map at least, on every architecture
+
+SHT_HASH, SHT_DYNAMIC, SHT_GNU_HASH, SHT_GNU_VERDEF, SHT_GNU_VERNEED, SHT_GNU_VERSYM = (
+    5, 6, 0x6FFFFFF6, 0x6FFFFFFD, 0x6FFFFFFE, 0x6FFFFFFF)
 DT_HASH, DT_VERSYM, DT_VERDEF, DT_VERNEED = 4, 0x6FFFFFF0, 0x6FFFFFFC, 0x6FFFFFFE
 
-# Dynamic tags that hold the address of a section of this type.
+# Sections that may move: the dynamic tag that holds the address of a section of this type.
 TAG_OF_TYPE = {SHT_HASH: DT_HASH, SHT_GNU_HASH: elf.DT_GNU_HASH, elf.SHT_DYNSYM: elf.DT_SYMTAB,
-               SHT_GNU_VERSYM: DT_VERSYM, SHT_GNU_VERDEF: DT_VERDEF, SHT_GNU_VERNEED: DT_VERNEED}
+               elf.SHT_STRTAB: elf.DT_STRTAB, elf.SHT_RELA: elf.DT_JMPREL, SHT_GNU_VERSYM: DT_VERSYM,
+               SHT_GNU_VERDEF: DT_VERDEF, SHT_GNU_VERNEED: DT_VERNEED}
+# Dynamic tags whose value is an address in such a section.
+ADDRESS_TAGS = frozenset(TAG_OF_TYPE.values()) | {elf.DT_RELA, elf.DT_RELR}
+# Segments that only say where something is: they move with what they name.
 MOVABLE_SEGMENTS = (elf.PT_INTERP, elf.PT_NOTE, elf.PT_GNU_PROPERTY)
 
 
-@dataclass
+@dataclass(eq=False)
 class Piece:
-    """A run of bytes in one of the new segments."""
-    name: str                  # of its section
+    """A run of bytes that is new, or moves, or both (then it grows)."""
+    name: str
     type: int
     flags: int
     align: int
-    data: bytes = b""
-    size: int = 0              # reserved before `data` is known
+    size: int = 0
     entsize: int = 0
-    address: int = 0
-    offset: int = 0
-    replaces: int = 0          # index of the section header that it takes over; 0: a new section
-    moved: tuple[int, int] | None = None   # (old address, size) of a range moved as it is
-
-
-@dataclass
-class Group:
-    """One new PT_LOAD."""
-    flags: int
-    pieces: list[Piece] = field(default_factory=list)
+    covers: tuple[Section, ...] = ()  # sections of the input that move with it, ascending, at their old distances
+    front: int = 0                    # bytes that are added in front of what they held
+    data: bytes = b""
     address: int = 0
     offset: int = 0
 
     @property
-    def size(self) -> int:
-        last = self.pieces[-1]
-        return last.address + last.size - self.address
+    def old_start(self) -> int:
+        return self.covers[0].address if self.covers else 0
 
-    def place(self, address: int, offset: int, page: int) -> None:
-        """Give every piece its address and file offset; the segment starts at or behind them."""
-        self.address = at = address + (offset - address) % page
-        self.offset = offset
-        for p in self.pieces:
-            at = -(-at // p.align) * p.align
-            p.address, p.offset = at, at - self.address + offset
-            at += p.size
+    @property
+    def old_end(self) -> int:
+        return self.covers[-1].end if self.covers else 0
+
+    def moved(self, address: int) -> int:
+        """Where what was at `address` of the input is now; additions in front belong to what came first."""
+        return self.address + (address - self.old_start + self.front if address > self.old_start else 0)
+
+    def header(self, s: Section) -> tuple[int, int]:
+        """(address, size) of section `s`, one of `covers`."""
+        start = self.moved(s.address)
+        end = self.moved(s.end) if s is not self.covers[-1] else self.address + self.size
+        return start, end - start
 
 
-def room_for_headers(binary: Binary) -> tuple[int, list[tuple[int, int]]]:
-    """(number of new PT_LOADs there can be, ranges (address, size) that must move for it).
+@dataclass(eq=False)
+class Group:
+    """One new PT_LOAD: pieces one after the other."""
+    flags: int
+    pieces: list[Piece] = field(default_factory=list)
+    address: int = 0
+    offset: int = 0
+    size: int = 0
 
-    Raises PsuError when not even two fit."""
-    if binary.phentsize != PHDR_SIZE or binary.phoff != 64:
-        raise PsuError(binary.path, f"program headers of {binary.phentsize} bytes at {binary.phoff:#x}",
-                       "psu-bin expects them behind the ELF header, as linkers put them")
-    first = binary.segment(elf.PT_LOAD)
+    def start_at(self, memory_end: int, file_end: int, size: int, page: int) -> None:
+        """Choose a start: the page after `memory_end`, congruent with the first offset from `file_end` on.
+
+        The file is padded only where the segment would otherwise touch a page more."""
+        offset = _up(file_end, 16)
+        if _up(offset % SMALL_PAGE + size, SMALL_PAGE) > _up(size, SMALL_PAGE):
+            offset = _up(offset, SMALL_PAGE)
+        self.offset, self.address = offset, _up(memory_end, page) + offset % page
+
+    def add(self, p: Piece) -> None:
+        """Put `p`, whose size is known, at the end."""
+        p.address = _up(self.address + self.size, p.align)
+        p.offset = p.address - self.address + self.offset
+        self.size = p.address + p.size - self.address
+        self.pieces.append(p)
+
+
+def total_size(pieces: Iterable[Piece]) -> int:
+    """Bytes that `pieces` need at most, one after the other, with their alignment."""
+    return sum(p.size + p.align - 1 for p in pieces)
+
+
+def _up(value: int, align: int) -> int:
+    return -(-value // align) * align
+
+
+@dataclass(frozen=True)
+class HeaderRoom:
+    """Room for `segments` more program headers once `units` have moved; the table then ends at file offset `end`."""
+    segments: int
+    units: tuple[tuple[Section, ...], ...]   # sections that move together, at their old distances
+    end: int
+
+
+def room_for_headers(binary: Binary, arch: Arch) -> HeaderRoom:
+    """Room for three more program headers, or for two.  Raises PsuError when there is none."""
+    if binary.phentsize != PHDR_SIZE:
+        raise PsuError(binary.path, f"malformed ELF header: program headers of {binary.phentsize} bytes")
+    first = next((p for p in binary.segments if p.type == elf.PT_LOAD), None)
     if first is None or first.offset != 0:
-        raise PsuError(binary.path, "its first segment does not begin with the ELF header")
+        raise PsuError(binary.path, "its first segment does not begin with the ELF header",
+                       "link it without a linker script of its own")
+    reasons: list[str] = []
     for count in (3, 2):
-        moved = _moved(binary, 64 + PHDR_SIZE * (binary.phnum + count), first.address)
-        if moved is not None:
-            return count, moved
-    raise PsuError(binary.path, "has no room for more program headers")
-
-
-def _moved(binary: Binary, end: int, base: int) -> list[tuple[int, int]] | None:
-    """The ranges that lie in the first `end` bytes of the file, None when one of them cannot be moved."""
-    ranges: list[tuple[int, int]] = []
-    for s in binary.sections:
-        if s.type in (0, elf.SHT_NOBITS) or not s.size or s.offset >= end or s.offset + s.size <= 64:
+        end = EHDR_SIZE + PHDR_SIZE * (binary.phnum + count)
+        if end > first.filesz:
+            reasons.append(f"its first segment ends at {first.filesz:#x}")
             continue
-        inside = [p for p in binary.segments if p.type in MOVABLE_SEGMENTS
-                  and p.offset <= s.offset and s.offset + s.size <= p.offset + p.filesz]
-        if inside:
-            whole = max(inside, key=lambda p: p.filesz)   # a note segment moves as a whole: it is one range
-            ranges.append((whole.address, whole.filesz))
-        elif s.type in TAG_OF_TYPE and s.flags & elf.SHF_ALLOC:
-            ranges.append((s.address, s.size))
-        else:
+        units = _units(binary, arch, end, reasons)
+        if units is not None:
+            return HeaderRoom(count, units, end)
+    raise PsuError(binary.path, f"no room for two more program headers: {reasons[-1]}",
+                   "link it without a linker script of its own")
+
+
+def _units(binary: Binary, arch: Arch, end: int, reasons: list[str]) -> tuple[tuple[Section, ...], ...] | None:
+    """What has to move from the first `end` bytes of the file; None (and why) when something cannot."""
+    loaded = sorted((s for s in binary.sections if s.flags & elf.SHF_ALLOC and s.type != elf.SHT_NOBITS and s.size),
+                    key=lambda s: s.address)
+    if not loaded:
+        reasons.append("without section headers nothing tells what follows the present ones")
+        return None
+    out: list[tuple[Section, ...]] = []
+    for s in loaded:
+        if s.offset >= end or s.offset + s.size <= EHDR_SIZE or any(s in unit for unit in out):
+            continue
+        unit = _unit(binary, loaded, s)
+        if not unit:
+            reasons.append(f"{s.name or 'a section'} cannot be moved")
             return None
-    if not any(s.size for s in binary.sections if s.flags & elf.SHF_ALLOC):
-        return None                # without section headers nothing tells what lies there
-    # A PT_NOTE may hold a PT_GNU_PROPERTY: keep only outermost ranges.
-    unique = sorted(set(ranges))
-    return [r for r in unique if not any(o != r and o[0] <= r[0] and r[0] + r[1] <= o[0] + o[1] for o in unique)]
+        if pinned := _pinned(binary, arch, unit):
+            reasons.append(f"{s.name} cannot be moved: {pinned}")
+            return None
+        out.append(unit)
+    return tuple(out)
 
 
-def section_of(binary: Binary, address: int, size: int) -> Section | None:
-    """The section that is exactly this range."""
-    return next((s for s in binary.sections if s.flags & elf.SHF_ALLOC and (s.address, s.size) == (address, size)), None)
+def _unit(binary: Binary, loaded: list[Section], s: Section) -> tuple[Section, ...]:
+    """The sections that move when `s` does; () when it cannot."""
+    tag = TAG_OF_TYPE.get(s.type)
+    if tag is not None:
+        return (s,) if binary.dyn(tag) == s.address else ()
+    low, high = s.address, s.end
+    naming = [p for p in binary.segments if p.type in MOVABLE_SEGMENTS and p.filesz]
+    while True:                  # a note segment moves as a whole, and with it what overlaps it
+        spans = [(p.address, p.address + p.filesz) for p in naming] + [(x.address, x.end) for x in loaded]
+        touching = [x for x in spans if x[0] < high and x[1] > low] + [(low, high)]
+        wider = min(x[0] for x in touching), max(x[1] for x in touching)
+        if wider == (low, high):
+            break
+        low, high = wider
+    inside = tuple(x for x in loaded if low <= x.address and x.end <= high)
+    covered = all(any(p.address <= x.address and x.end <= p.address + p.filesz for p in naming) for x in inside)
+    return inside if covered and (inside[0].address, inside[-1].end) == (low, high) else ()
 
 
-def end_of_memory(binary: Binary) -> int:
+def _pinned(binary: Binary, arch: Arch, unit: tuple[Section, ...]) -> str:
+    """Why a program may refer to `unit` by address; "" when nothing says so."""
+    low, high = unit[0].address, unit[-1].end
+
+    def hit(values: np.ndarray) -> bool:
+        return bool(((values >= low) & (values < high)).any())
+
+    pointers = binary.rela["r_addend"][binary.rela["r_sym"] == 0]
+    at = holding(binary.segments, binary.relr)
+    at = at[(at >= 0) & (at <= len(binary.data) - 8)]
+    words8: np.ndarray = np.ndarray((len(binary.data) - 7,), dtype="<i8", buffer=binary.data, strides=(1,))
+    if hit(pointers) or hit(binary.rela["r_offset"]) or hit(words8[at]):
+        return "a relocation refers to it"
+    if binary.dynsym is not None:
+        e = binary.dynsym.entries
+        placed = (e["st_shndx"] != elf.SHN_UNDEF) & (e["st_shndx"] < elf.SHN_LORESERVE)
+        if hit(e["st_value"][placed & ((e["st_info"] & 15) != elf.STT_TLS)]):
+            return "a dynamic symbol is defined in it"
+    if unit[0].type in TAG_OF_TYPE:
+        return ""                # the loader's own tables: nothing else has a name for them
+    for s in binary.sections:
+        if s.flags & elf.SHF_EXECINSTR and s.type != elf.SHT_NOBITS:
+            if arch.may_refer(binary.contents(s), s.address, low, high, binary.type == elf.ET_EXEC):
+                return f"code in {s.name} may refer to it"
+        elif binary.type == elf.ET_EXEC and s.flags & elf.SHF_WRITE and s.type == elf.SHT_PROGBITS:
+            if hit(np.frombuffer(binary.contents(s)[:s.size // 8 * 8], dtype="<i8")):
+                return f"{s.name} may refer to it"
+    return ""
+
+
+def holes(binary: Binary, pieces: Iterable[Piece], headers_end: int) -> list[tuple[int, int]]:
+    """(start, end) addresses that `pieces` leave free in the read-only segments of the input, ascending."""
+    gone = {s.index for p in pieces for s in p.covers}
+    loaded = sorted((s for s in binary.sections if s.flags & elf.SHF_ALLOC and s.size and not s.flags & elf.SHF_TLS),
+                    key=lambda s: s.address)
+    out: list[tuple[int, int]] = []
+    for p in binary.segments:
+        if p.type != elf.PT_LOAD or p.flags & elf.PF_W:
+            continue
+        run: tuple[int, int] | None = None
+        for s in [x for x in loaded if p.address <= x.address and x.end <= p.address + p.filesz]:
+            if s.index in gone:
+                run = (run[0] if run else s.address, s.end)
+            elif run:
+                out.append(run)
+                run = None
+        if run:
+            out.append(run)
+    first = min((p for p in binary.segments if p.type == elf.PT_LOAD), key=lambda p: p.offset)
+    limit = first.address + headers_end
+    return [(max(a, limit), b) for a, b in out if b > max(a, limit)]
+
+
+def fill_holes(binary: Binary, free: list[tuple[int, int]], pieces: list[Piece]) -> list[Piece]:
+    """Place read-only `pieces` in the holes `free`, the largest first; returns those that found no room."""
+    left = []
+    for p in sorted(pieces, key=lambda p: -p.size):
+        for i, (start, end) in enumerate(free):
+            at = _up(start, p.align)
+            if at + p.size <= end:
+                p.address, p.offset = at, binary.offset_of(at)
+                free[i:i + 1] = [x for x in ((start, at), (at + p.size, end)) if x[0] < x[1]]
+                break
+        else:
+            left.append(p)
+    return left
+
+
+def memory_end(binary: Binary) -> int:
     """The file address behind the last segment, bss included."""
     return max(p.address + p.memsz for p in binary.segments if p.type == elf.PT_LOAD)
 
 
-def end_of_kept(binary: Binary) -> int:
-    """The file offset from which on there are only things that are written anew: symbol and string tables, headers."""
-    loaded = max(p.offset + p.filesz for p in binary.segments if p.type == elf.PT_LOAD)
-    rewritten = {i for i in rewritten_sections(binary)}
-    kept = [s.offset + s.size for s in binary.sections
-            if s.type not in (0, elf.SHT_NOBITS) and s.index not in rewritten]
-    return max([loaded, *kept])
+def loaded_end(binary: Binary) -> int:
+    """The file offset behind everything that stays where it is: all that segments and loaded sections hold."""
+    ends = [p.offset + p.filesz for p in binary.segments]
+    ends += [s.offset + s.size for s in binary.sections if s.flags & elf.SHF_ALLOC and s.type != elf.SHT_NOBITS]
+    return max(ends)
 
 
-def rewritten_sections(binary: Binary) -> list[int]:
-    """Indices of .symtab, its string table and the section names: not loaded, written anew at the end."""
-    out = {binary.shstrndx}
-    for s in binary.sections:
-        if s.type == elf.SHT_SYMTAB:
-            out |= {s.index, s.link}
-        if s.type == elf.SHT_SYMTAB_SHNDX:
-            raise PsuError(binary.path, "has more than 65,000 sections")
-    return sorted(i for i in out if 0 < i < len(binary.sections) and not binary.sections[i].flags & elf.SHF_ALLOC)
+def holding(segments: tuple[Segment, ...], addresses: np.ndarray) -> np.ndarray:
+    """The file offsets of `addresses` (int64); -1 where no PT_LOAD has bytes for one."""
+    out = np.full(len(addresses), -1, dtype=np.int64)
+    for p in segments:
+        if p.type == elf.PT_LOAD:
+            inside = (addresses >= p.address) & (addresses < p.address + p.filesz)
+            out[inside] = addresses[inside] - p.address + p.offset
+    return out

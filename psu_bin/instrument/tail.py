@@ -1,8 +1,8 @@
-"""The end of the file, which is not loaded: symbol table, string tables, section headers.
+"""The end of the file, which is not loaded: debug sections, symbol table, section headers.
 
-A function's own symbol stays at its original code, where gdb sets breakpoints and perf counts; each stub gets a local symbol
-NAME.psu.  Section headers are sorted by address, as strip expects, so section numbers change, and with them everything
-that holds one.
+A function's own symbol stays at its original code, where gdb sets breakpoints and perf counts; each stub gets a local
+symbol NAME.psu, behind the other local ones.  Loaded sections are listed by address, as strip expects, so sections get
+other numbers; with them everything that holds one, the dynamic symbols too.  A file without symbol table gets none.
 """
 
 from __future__ import annotations
@@ -12,152 +12,209 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from psu_bin import elf
+from psu_bin import descriptor, elf
 from psu_bin.elf import Section
-from psu_bin.instrument.layout import Piece, rewritten_sections
+from psu_bin.errors import PsuError
+from psu_bin.instrument import edits
+from psu_bin.instrument.layout import SHT_DYNAMIC, Piece
 
 if TYPE_CHECKING:
-    from psu_bin.instrument.image import Writer
+    from psu_bin.instrument.image import Image
 
-SUFFIX = b".psu\0"
+SHT_REL = 9
 SHF_INFO_LINK = 0x40
+HEADER_DTYPE = np.dtype([("name", "<u4"), ("type", "<u4"), ("flags", "<u8"), ("address", "<u8"), ("offset", "<u8"),
+                         ("size", "<u8"), ("link", "<u4"), ("info", "<u4"), ("align", "<u8"), ("entsize", "<u8")])
+FILE_SYMBOL = "psu-bin"
+STUB_SUFFIX, COPY_SUFFIX = ".psu", ".psu.entry"
 
 
-class _Header:
-    """A section header on its way: from the input, changed, or new."""
+class Tail:
+    """The section headers of the output under construction, in their new order, and the contents that go with them."""
 
-    def __init__(self, s: Section | None, piece: Piece | None, name: bytes) -> None:
-        self.old = s.index if s else 0
-        self.name = name
-        if s:
-            self.type, self.flags, self.address, self.offset = s.type, s.flags, s.address, s.offset
-            self.size, self.link, self.info, self.align, self.entsize = s.size, s.link, s.info, s.align, s.entsize
-        if piece:
-            self.type, self.flags = piece.type, s.flags if s else piece.flags
-            self.address, self.offset, self.size = piece.address, piece.offset, piece.size
-            self.align, self.entsize = piece.align, piece.entsize
-            if not s:
-                self.link = self.info = 0
+    def __init__(self, m: Image) -> None:
+        self.m = m
+        b = m.binary
+        self.old = np.frombuffer(b.data, dtype=HEADER_DTYPE, count=b.shnum, offset=b.shoff)
+        self.symtab = next((s for s in b.sections if s.type == elf.SHT_SYMTAB), None)
+        self.contents = {s.index: b.contents(s) for s in b.sections if not s.flags & elf.SHF_ALLOC and s.type}
+        self.names = bytearray(b.contents(b.sections[b.shstrndx])) if b.shstrndx < b.shnum else bytearray(1)
+        # (header, index in the input or -1)
+        self.rows: list[tuple[np.void, int]] = []
+        self.number = np.arange(0x10000, dtype=np.uint16)      # section number in the input -> in the output
+
+    def name(self, text: str) -> int:
+        """The offset of `text` in the section names."""
+        at = self.names.find(text.encode() + b"\0")
+        if at < 0:
+            at = len(self.names)
+            self.names += text.encode() + b"\0"
+        return at
+
+    def index(self, name: str) -> int:
+        """The new number of the (new) section `name`."""
+        at = self.name(name)
+        return next(i for i, (row, _) in enumerate(self.rows) if row["name"] == at)
 
 
-def write(w: Writer) -> None:
-    """Append the tail and point the ELF header at it."""
-    if not w.binary.sections:
-        w.out[40:48] = bytes(8)
+def write(m: Image) -> None:
+    """Append the tail to the output and point the ELF header at it."""
+    b = m.binary
+    if not b.shnum:
+        struct.pack_into("<Q", m.out, 40, 0)
         return
-    headers = _headers(w)
-    number = {h.old: i for i, h in enumerate(headers) if h.old}
-    _fix_numbers(w, headers, number)
-    _symbol_table(w, headers, number)
-    _names_and_table(w, headers, number)
+    if any(s.type == elf.SHT_SYMTAB_SHNDX for s in b.sections) or b.shnum + 8 >= elf.SHN_LORESERVE:
+        raise PsuError(b.path, f"has too many sections: {b.shnum}")
+    t = Tail(m)
+    _headers(t)
+    _renumber(t)
+    _loaded_symbols(t)
+    _symbols(t)
+    _append(t)
+    overlay = max([b.shoff + b.shnum * b.shentsize, b.phoff + b.phnum * b.phentsize]
+                  + [p.offset + p.filesz for p in b.segments]
+                  + [s.offset + s.size for s in b.sections if s.type != elf.SHT_NOBITS])
+    m.out += b.data[overlay:]     # what others appended to the file stays at its end
 
 
-def _headers(w: Writer) -> list[_Header]:
-    pieces = [p for g in w.groups for p in g.pieces]
-    taken = {p.replaces: p for p in pieces if p.replaces}
-    loaded, rest = [], []
-    for s in w.binary.sections[1:]:
-        h = _Header(s, taken.get(s.index), s.name.encode("utf-8", "surrogateescape"))
-        moved = next((p for p in w.moved if p.moved and s.flags & elf.SHF_ALLOC and s.size and not h.old == p.replaces
-                      and p.moved[0] <= s.address and s.end <= p.moved[0] + p.moved[1]), None)
-        if moved:
-            assert moved.moved
-            h.offset = moved.offset + s.address - moved.moved[0]
-            h.address = moved.address + s.address - moved.moved[0]
-        (loaded if s.flags & elf.SHF_ALLOC else rest).append(h)
-    for p in pieces:
-        if not p.replaces and not p.moved:
-            loaded.append(_Header(None, p, p.name.encode()))
-    # Thread-local bss occupies no addresses: a stable sort keeps it where it was among sections of one address.
-    loaded.sort(key=lambda h: h.address)
-    null = _Header(w.binary.sections[0], None, b"")
-    return [null, *loaded, *rest]
+def _headers(t: Tail) -> None:
+    """All headers in their new order, loaded ones by address."""
+    m = t.m
+    placed = {s.index: p for p in m.pieces for s in p.covers}
+    loaded: list[tuple[np.void, int]] = []
+    rest: list[tuple[np.void, int]] = []
+    extra: list[tuple[np.void, int]] = []
+    for s in m.binary.sections:
+        row = t.old[s.index].copy()
+        if s.index in placed:
+            _place(m, row, s, placed[s.index])
+            extra.append((row, s.index))
+        elif s.index and s.flags & elf.SHF_ALLOC:
+            if m.more_rows and m.more_rows.section.index == s.index:
+                row["offset"] -= s.address - m.more_rows.start
+                row["address"], row["size"] = m.more_rows.start, m.more_rows.end - m.more_rows.start
+            loaded.append((row, s.index))
+        else:
+            rest.append((row, s.index))
+    for p in m.pieces:
+        if not p.covers:
+            extra.append((_new(t, p), -1))
+    # What did not move keeps its order; the rest goes where its address says.
+    for row, old in sorted(extra, key=lambda x: int(x[0]["address"])):
+        behind = [i for i, (x, _) in enumerate(loaded) if x["address"] <= row["address"]]
+        loaded.insert(behind[-1] + 1 if behind else 0, (row, old))
+    t.rows = [rest[0], *loaded, *rest[1:]]
 
 
-def _fix_numbers(w: Writer, headers: list[_Header], number: dict[int, int]) -> None:
-    for h in headers:
-        h.link = number.get(h.link, 0)
-        if h.type in (elf.SHT_RELA, 9) and h.flags & SHF_INFO_LINK or h.type == elf.SHT_RELA and not h.flags & elf.SHF_ALLOC:
-            h.info = number.get(h.info, 0)
-    dynsym = next((h for h in headers if h.type == elf.SHT_DYNSYM), None)
-    if dynsym:
-        piece = next((p for p in w.moved if p.offset == dynsym.offset), None)
-        raw = bytearray(piece.data if piece else w.out[dynsym.offset:dynsym.offset + dynsym.size])
-        _renumber(w, raw, number)
-        raw = _aimed(w, raw, headers)
-        w.out[dynsym.offset:dynsym.offset + dynsym.size] = raw
+def _place(m: Image, row: np.void, s: Section, p: Piece) -> None:
+    address, size = p.header(s)
+    row["address"], row["size"], row["offset"] = address, size, m.offset(address)
 
 
-def _renumber(w: Writer, raw: bytearray, number: dict[int, int]) -> None:
-    table = np.frombuffer(raw, dtype=elf.SYMBOL_DTYPE)
-    new = np.arange(0x10000, dtype="<u2")
-    for old, now in number.items():
-        new[old] = now
-    table["st_shndx"][:] = new[table["st_shndx"]]
+def _new(t: Tail, p: Piece) -> np.void:
+    m = t.m
+    row: np.void = np.zeros(1, dtype=HEADER_DTYPE)[0]
+    link = {elf.SHT_RELA: elf.SHT_DYNSYM, SHT_DYNAMIC: elf.SHT_STRTAB}.get(p.type)
+    if link:
+        row["link"] = next((s.index for s in m.binary.sections if s.type == link and s.flags & elf.SHF_ALLOC), 0)
+    row["name"], row["type"], row["flags"], row["align"] = t.name(p.name), p.type, p.flags, p.align
+    row["address"], row["offset"], row["size"], row["entsize"] = p.address, m.offset(p.address), p.size, p.entsize
+    return row
 
 
-def _aimed(w: Writer, raw: bytearray, headers: list[_Header]) -> bytearray:
-    """Symbols whose value became a stub's address belong to the stubs' section."""
-    table = np.frombuffer(raw, dtype=elf.SYMBOL_DTYPE)
-    stubs = next(i for i, h in enumerate(headers) if h.address == w.stubs.address and h.name == w.stubs.name.encode())
-    inside = ((table["st_value"] >= w.stubs.address) & (table["st_value"] < w.stubs.address + w.stubs.size)
-              & (table["st_shndx"] != 0))
-    table["st_shndx"][inside] = stubs
-    return raw
+def _renumber(t: Tail) -> None:
+    """Headers that name other sections."""
+    for new, (_, old) in enumerate(t.rows):
+        if old >= 0:
+            t.number[old] = new
+    for row, _ in t.rows:
+        if row["link"] < t.m.binary.shnum:
+            row["link"] = t.number[row["link"]]
+        if (row["flags"] & SHF_INFO_LINK or row["type"] in (elf.SHT_RELA, SHT_REL)) and row["info"] < t.m.binary.shnum:
+            row["info"] = t.number[row["info"]]
 
 
-def _symbol_table(w: Writer, headers: list[_Header], number: dict[int, int]) -> None:
-    b = w.binary
-    old = next((s for s in b.sections if s.type == elf.SHT_SYMTAB), None)
-    if old is None:
+def _loaded_symbols(t: Tail) -> None:
+    """Dynamic symbols: section numbers, and the stubs' section for those that lead to stubs now."""
+    m = t.m
+    s = next((s for s in m.binary.sections if s.type == elf.SHT_DYNSYM), None)
+    if s is None:
         return
-    raw = bytearray(b.contents(old))
-    _renumber(w, raw, number)
-    strings = bytearray(b.contents(b.sections[old.link]))
-    stubs = next(i for i, h in enumerate(headers) if h.name == w.stubs.name.encode())
-    new = np.zeros(len(w.plan.functions), dtype=elf.SYMBOL_DTYPE)
-    names = []
-    for f in w.plan.functions:
-        names.append(len(strings))
-        strings += f.name.encode("utf-8", "surrogateescape") + SUFFIX
-    new["st_name"] = names
-    new["st_info"] = elf.STB_LOCAL << 4 | elf.STT_FUNC
-    new["st_shndx"] = stubs
-    new["st_value"] = w.stubs.address + w.stub_size * np.arange(len(new), dtype="<u8")
-    new["st_size"] = w.stub_size
-    local = old.info
-    body = bytes(raw[:24 * local]) + new.tobytes() + bytes(raw[24 * local:])
-    header, names_header = headers[number[old.index]], headers[number[old.link]]
-    header.info = local + len(new)
-    _append(w, header, body)
-    _append(w, names_header, bytes(strings))
-    # Kept relocations name symbols by number; the globals have moved up.
-    for h in headers:
-        if h.type == elf.SHT_RELA and h.link == number[old.index] and not h.flags & elf.SHF_ALLOC:
-            rows = np.frombuffer(w.out[h.offset:h.offset + h.size // 24 * 24], dtype=elf.RELA_DTYPE).copy()
+    at = m.offset(m.moved(s.address))
+    table = np.frombuffer(m.out, dtype=elf.SYMBOL_DTYPE, count=s.size // edits.SYMBOL_SIZE, offset=at)
+    table["st_shndx"] = t.number[table["st_shndx"]]
+    stubs = m.stubs.address, m.stubs.address + m.stubs.size
+    inside = (table["st_value"] >= stubs[0]) & (table["st_value"] < stubs[1]) & (table["st_shndx"] != elf.SHN_UNDEF)
+    table["st_shndx"][inside] = t.index(descriptor.SECTION_STUBS)
+
+
+def _symbols(t: Tail) -> None:
+    """The symbol table with the stubs' symbols, and whatever counts symbols."""
+    m, s = t.m, t.symtab
+    if s is None or not 0 < s.link < m.binary.shnum:
+        return
+    table = np.frombuffer(t.contents[s.index], dtype=elf.SYMBOL_DTYPE).copy()
+    _move(t, table)
+    table["st_shndx"] = t.number[table["st_shndx"]]
+    strings = t.names if s.link == m.binary.shstrndx else bytearray(t.contents[s.link])
+    new = _stub_symbols(t, strings)
+    local = min(s.info, len(table))
+    t.contents[s.index] = np.concatenate([table[:local], new, table[local:]]).tobytes()
+    if strings is not t.names:
+        t.contents[s.link] = bytes(strings)
+    t.rows[int(t.number[s.index])][0]["info"] = local + len(new)
+    for r in m.binary.sections:          # kept relocations name symbols by number
+        if r.type == elf.SHT_RELA and r.link == s.index and not r.flags & elf.SHF_ALLOC:
+            rows = m.binary.table(r, elf.RELA_DTYPE).copy()
             rows["r_sym"][rows["r_sym"] >= local] += len(new)
-            w.out[h.offset:h.offset + rows.nbytes] = rows.tobytes()
+            t.contents[r.index] = rows.tobytes()
 
 
-def _append(w: Writer, h: _Header, body: bytes) -> None:
-    w.out += b"\0" * (-len(w.out) % max(1, h.align))
-    h.offset, h.size = len(w.out), len(body)
-    w.out += body
+def _move(t: Tail, table: np.ndarray) -> None:
+    """Symbols of sections that moved."""
+    m = t.m
+    for p in m.pieces:
+        for s in p.covers:
+            mine = (table["st_shndx"] == s.index) & ((table["st_info"] & 15) != elf.STT_TLS)
+            table["st_value"][mine] = table["st_value"][mine] + (p.header(s)[0] - s.address) % (1 << 64)
+    if m.more_rows:
+        mine = (table["st_shndx"] == m.more_rows.section.index) & ((table["st_info"] & 15) == elf.STT_SECTION)
+        table["st_value"][mine] = m.more_rows.start
 
 
-def _names_and_table(w: Writer, headers: list[_Header], number: dict[int, int]) -> None:
-    names, at = bytearray(b"\0"), {b"": 0}
-    for h in headers:
-        if h.name not in at:
-            at[h.name] = len(names)
-            names += h.name + b"\0"
-    shstrndx = number[w.binary.shstrndx]
-    if w.binary.shstrndx in rewritten_sections(w.binary):
-        _append(w, headers[shstrndx], bytes(names))
-    w.out += b"\0" * (-len(w.out) % 8)
-    table = len(w.out)
-    for h in headers:
-        w.out += struct.pack("<IIQQQQIIQQ", at[h.name], h.type, h.flags, h.address, h.offset, h.size, h.link, h.info,
-                             h.align, h.entsize)
-    struct.pack_into("<Q", w.out, 40, table)
-    struct.pack_into("<HH", w.out, 60, len(headers), shstrndx)
+def _stub_symbols(t: Tail, strings: bytearray) -> np.ndarray:
+    """A symbol for each stub and each moved entry, behind a file symbol of their own."""
+    m, plan = t.m, t.m.plan
+    names = [FILE_SYMBOL, *(f.name + STUB_SUFFIX for f in plan.functions),
+             *(plan.functions[d.function].name + COPY_SUFFIX for d in plan.detours)]
+    raw = [n.encode("utf-8", "surrogateescape") + b"\0" for n in names]
+    new = np.zeros(len(names), dtype=elf.SYMBOL_DTYPE)
+    new["st_name"] = len(strings) + np.cumsum([0, *map(len, raw[:-1])])
+    strings += b"".join(raw)
+    new["st_info"] = elf.STB_LOCAL << 4 | elf.STT_FUNC
+    new["st_shndx"] = t.index(descriptor.SECTION_STUBS)
+    count = len(plan.functions)
+    new["st_value"][1:1 + count] = m.stubs.address + m.stub_size * np.arange(count)
+    new["st_size"][1:1 + count] = m.stub_size
+    new["st_value"][1 + count:] = m.copies
+    new["st_size"][1 + count:] = [len(d.copy) + m.arch.jump_size for d in plan.detours]
+    new["st_info"][0], new["st_shndx"][0] = elf.STB_LOCAL << 4 | elf.STT_FILE, elf.SHN_ABS
+    return new
+
+
+def _append(t: Tail) -> None:
+    """Contents of sections that are not loaded, then the headers."""
+    m, b = t.m, t.m.binary
+    t.contents[b.shstrndx] = bytes(t.names)
+    rows = {old: row for row, old in t.rows if old >= 0}
+    for s in sorted((s for s in b.sections if s.index in t.contents), key=lambda s: (s.offset, s.index)):
+        row, body = rows[s.index], t.contents[s.index]
+        if s.type == elf.SHT_NOBITS:
+            row["offset"] = len(m.out)
+            continue
+        m.out += bytes(-len(m.out) % max(1, s.align)) + body
+        row["offset"], row["size"] = len(m.out) - len(body), len(body)
+    m.out += bytes(-len(m.out) % 8)
+    struct.pack_into("<Q", m.out, 40, len(m.out))
+    struct.pack_into("<HHH", m.out, 58, HEADER_DTYPE.itemsize, len(t.rows), int(t.number[b.shstrndx]))
+    m.out += b"".join(row.tobytes() for row, _ in t.rows)

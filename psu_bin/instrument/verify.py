@@ -1,102 +1,335 @@
-"""Reading the written file back, with nothing but the plan in hand: a defect of the writer must not reach a user.
+"""Reading the written file back: a defect of the writer must not reach a user.
 
-Checked: every stub jumps through its slot, every slot holds its original, every edited reference leads to its stub, every
-byte that no step had to change is as in the input, segments do not overlap, and the descriptor says what was planned.
+With nothing but the input, the plan and the bytes in hand.  True of a file that passes: it is a complete ELF file whose
+segments do not overlap; every stub jumps through its slot, every slot holds its original, every reference of the plan
+leads to its stub; the loader finds all that it found before, and the shim first; unwinders find all that they found
+before, and the stubs; the descriptor says what was planned; and every other byte that is loaded is as in the input.
 """
 
 from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
 
 import numpy as np
 
 from psu_bin import descriptor, elf
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary
-from psu_bin.errors import PsuError
+from psu_bin.instrument import edits, ehframe
+from psu_bin.instrument.dynamic import DT_PLTGOT, ORIGIN
+from psu_bin.instrument.layout import ADDRESS_TAGS, EHDR_SIZE, PHDR_SIZE, holding
 from psu_bin.instrument.plan_types import Plan, Reroute
 
+STRING_TAGS = frozenset({elf.DT_NEEDED, elf.DT_SONAME, elf.DT_RPATH, elf.DT_RUNPATH})
+_RUN_PATHS = (elf.DT_RUNPATH, elf.DT_RPATH)
+# What may have another value than before; each is checked by itself.
+_CHANGING = ADDRESS_TAGS | STRING_TAGS | {elf.DT_STRSZ, elf.DT_RELASZ, elf.DT_RELACOUNT, elf.DT_RELRSZ}
 
-def verify(before: Binary, arch: Arch, plan: Plan, data: bytes, where: str) -> None:
-    """Raise PsuError when `data` is not the instrumented form of `before` that `plan` asks for."""
-    after = Binary(data, where)
 
-    def check(good: bool, what: str) -> None:
+@dataclass(frozen=True)
+class Pair:
+    """The input and what was made of it."""
+    before: Binary
+    after: Binary
+    arch: Arch
+    plan: Plan
+    found: descriptor.Descriptor
+
+    def must(self, good: bool, what: str) -> None:
+        """Raise PsuError when `good` is not so."""
         if not good:
-            raise PsuError(where, f"internal defect: {what}", "nothing was written; please report it")
+            raise edits.defect(self.after.path, what)
 
-    _segments(after, check)
-    at = after.dyn(descriptor.DT_PSU)
-    check(at is not None, "no descriptor")
-    assert at is not None
-    d = descriptor.decode(data[after.offset_of(at):], where)
-    check([(f.name, f.address, f.size) for f in d.functions] == [(f.name, f.address, f.size) for f in plan.functions],
-          "the descriptor names other functions")
-    detours = {x.function: x for x in plan.detours}
-    originals = _slots(after, arch, d)
-    for i, f in enumerate(d.functions):
-        stub = arch.stub(d.stub(i), d.slot(i), d.flags)
-        there = after.offset_of(d.stub(i))
-        check(data[there:there + len(stub)] == stub, f"the stub of {f.name}")
-        check(originals[i] == f.original and (i in detours or f.original == f.address), f"the slot of {f.name}")
-    rela, old_rela = after.rela, before.rela
-    shift = len(rela) - len(old_rela)
-    touched = np.zeros(len(before.data), dtype=bool)
-    symtab = after.dyn(elf.DT_SYMTAB)
-    for e in plan.edits:
-        target = d.stub(e.function)
-        name = d.functions[e.function].name
-        if e.kind is Reroute.RELA_ADDEND:
-            check(int(rela["r_addend"][e.at + shift]) == target, f"relocation {e.at} of {name}")
-        elif e.kind is Reroute.DYNSYM:
-            assert symtab is not None
-            there = after.offset_of(symtab + 24 * e.at)
-            check(int.from_bytes(data[there + 8:there + 16], "little") == target, f"dynamic symbol {e.at} of {name}")
-        else:
-            there = after.offset_of(e.at)
-            size = 8 if e.kind in (Reroute.ABS64, Reroute.RELR_WORD) else 4
-            value = int.from_bytes(data[there:there + size], "little")
-            if e.kind is Reroute.REL32:
-                value = e.at + 4 + (value - (1 << 32) if value >> 31 else value)
-            check(value == target, f"the reference to {name} at {e.at:#x}")
-            touched[there:there + size] = True
-    for x in plan.detours:
-        start = plan.functions[x.function].address + x.skip
-        there = after.offset_of(start)
-        jump = arch.jump(start, d.stub(x.function))
-        check(data[there:there + len(jump)] == jump, f"the detour of {d.functions[x.function].name}")
-        touched[there:there + x.length] = True
-    _rest(before, after, touched, check)
+    def bytes_at(self, address: int, size: int) -> bytes:
+        return self.after.data[self.after.offset_of(address):][:size]
+
+    @property
+    def entries(self) -> np.ndarray:
+        return np.array([f.address for f in self.plan.functions], dtype=np.int64)
 
 
-def _segments(after: Binary, check) -> None:  # noqa: ANN001
-    loads = [p for p in after.segments if p.type == elf.PT_LOAD]
+def verify(before: Binary, arch: Arch, plan: Plan, symbols: tuple[descriptor.Symbol, ...], files: tuple[str, ...],
+           data: bytes, where: str) -> None:
+    """Raise PsuError when `data` is not the instrumented form of `before` that `plan` asks for."""
+    try:
+        after = Binary(data, where)
+        at = after.dyn(descriptor.DT_PSU)
+        if at is None:
+            raise edits.defect(where, "no descriptor")
+        p = Pair(before, after, arch, plan, descriptor.decode(data[after.offset_of(at):], where))
+        _segments(p)
+        _descriptor(p, symbols, files)
+        _stubs(p)
+        touched = np.zeros(len(before.data), dtype=bool)
+        _references(p, touched)
+        _detours(p, touched)
+        _dynamic(p)
+        _tables(p)
+        _unwinding(p)
+        _sections(p)
+        _rest(p, touched)
+    except (ValueError, IndexError, struct.error) as e:
+        raise edits.defect(where, f"the written file cannot be read back: {e}") from e
+
+
+def _segments(p: Pair) -> None:
+    after, before = p.after, p.before
+    loads = [s for s in after.segments if s.type == elf.PT_LOAD]
+    old = [s for s in before.segments if s.type == elf.PT_LOAD]
+    p.must(loads[:len(old)] == [elf.Segment(a.index, *(getattr(o, n) for n in (
+        "type", "flags", "offset", "address", "filesz", "memsz", "align"))) for a, o in zip(loads, old)],
+        "a segment of the input changed")
     for a, b in zip(loads, loads[1:]):
-        check(a.address + a.memsz <= b.address, f"segments {a.index} and {b.index} overlap")
-    for p in loads:
-        check((p.address - p.offset) % 4096 == 0, f"segment {p.index} is not congruent")
-        check(p.offset + p.filesz <= len(after.data), f"segment {p.index} ends behind the file")
-        check(not (p.flags & elf.PF_W and p.flags & elf.PF_X and p.address >= loads[-1].address),
-              f"segment {p.index} is writable and executable")
+        p.must(a.address + a.memsz <= b.address, f"segments {a.index} and {b.index} overlap")
+    page = p.arch.page_size
+    end = max(s.address + s.memsz for s in old)
+    for s in loads[len(old):]:
+        p.must(s.address // page * page >= end, f"segment {s.index} shares a page with the one before it")
+        p.must((s.address - s.offset) % page == 0, f"segment {s.index} is not congruent with the file")
+        p.must(s.flags & (elf.PF_W | elf.PF_X) != elf.PF_W | elf.PF_X, f"segment {s.index} is writable code")
+        end = s.address + s.memsz
+    p.must(after.phoff == EHDR_SIZE and loads[0].offset == 0
+           and loads[0].filesz >= EHDR_SIZE + PHDR_SIZE * after.phnum, "the program headers are not loaded")
+    named = (elf.PT_DYNAMIC, elf.PT_INTERP, elf.PT_NOTE, elf.PT_GNU_PROPERTY, elf.PT_GNU_EH_FRAME)
+    for s in after.segments:
+        if s.type in named and s.filesz:
+            p.must(after.offset_of(s.address) == s.offset, f"segment {s.index} is not where it says")
+    for kind in (elf.PT_INTERP, elf.PT_NOTE, elf.PT_GNU_PROPERTY):
+        was, now = ([b.data[s.offset:s.offset + s.filesz] for s in b.segments if s.type == kind]
+                    for b in (before, after))
+        p.must(was == now, f"segments of type {kind:#x} hold something else")
 
 
-def _slots(after: Binary, arch: Arch, d: descriptor.Descriptor) -> list[int]:
-    """What each slot holds once the file is loaded at 0: through its relocation where it needs one."""
+def _descriptor(p: Pair, symbols: tuple[descriptor.Symbol, ...], files: tuple[str, ...]) -> None:
+    d = p.found
+    moved = {x.function for x in p.plan.detours}
+    planned = [(f.name, f.address, f.size, f.flags | (descriptor.DETOURED if i in moved else 0), f.preserve, f.callers)
+               for i, f in enumerate(p.plan.functions)]
+    p.must([(f.name, f.address, f.size, f.flags, f.preserve, f.callers) for f in d.functions] == planned
+           and d.symbols == symbols and d.files == files, "the descriptor says something else than the plan")
+    p.must(d.machine == p.before.machine and d.build_id == p.before.build_id
+           and bool(d.flags & descriptor.MODULE_PIC) == (p.before.type == elf.ET_DYN)
+           and d.slots % 8 == 0, "the descriptor's header is wrong")
+
+
+def _stubs(p: Pair) -> None:
+    """Stub -> slot -> original, the latter through the slot's relocation."""
+    d = p.found
     count = len(d.functions)
-    there = after.offset_of(d.slots)
-    words = np.frombuffer(after.data, dtype="<u8", count=count, offset=there)
-    if not d.flags & descriptor.MODULE_PIC:
-        return [int(x) for x in words]
-    relocated = {int(a) for a in after.relr}
-    by_rela = {int(r["r_offset"]): int(r["r_addend"]) for r in after.rela[:count] if r["r_type"] == arch.relative}
-    return [by_rela.get(d.slot(i), int(words[i]) if d.slot(i) in relocated else -1) for i in range(count)]
+    words = np.frombuffer(p.bytes_at(d.slots, 8 * count), dtype="<i8")
+    stubs = p.bytes_at(d.stubs, d.stub_size * count)
+    moved = {x.function for x in p.plan.detours}
+    for i, f in enumerate(d.functions):
+        p.must(stubs[i * d.stub_size:(i + 1) * d.stub_size] == p.arch.stub(d.stub(i), d.slot(i), d.flags),
+               f"the stub of {f.name}")
+        p.must(i in moved or f.original == f.address, f"the original of {f.name}")
+    original = np.array([f.original for f in d.functions], dtype=np.int64)
+    if d.flags & descriptor.MODULE_PIC:
+        slots = d.slots + 8 * np.arange(count)
+        rela = p.after.rela[:count]
+        packed = len(p.after.relr) > len(p.before.relr)
+        if packed:
+            p.must(bool((p.after.relr[-count:] == slots).all()), "the relocations of the slots")
+        else:
+            p.must(len(rela) == count and bool((rela["r_type"] == p.arch.relative).all()
+                                               and (rela["r_offset"] == slots).all()), "the relocations of the slots")
+            words = rela["r_addend"]
+    p.must(bool((words == original).all()), "a slot does not hold its original")
+    here = [s for s in p.after.segments if s.type == elf.PT_LOAD]
+    flags = {name: next((s.flags for s in here if s.address <= at < s.address + s.memsz), 0)
+             for name, at in (("stubs", d.stubs), ("slots", d.slots))}
+    p.must(flags == {"stubs": elf.PF_R | elf.PF_X, "slots": elf.PF_R | elf.PF_W}, "a new segment's access rights")
 
 
-def _rest(before: Binary, after: Binary, touched: np.ndarray, check) -> None:  # noqa: ANN001
-    """Loaded code and data are as they were, but for the references and what moved or is rewritten by design."""
+def _references(p: Pair, touched: np.ndarray) -> None:
+    """Every edit of the plan leads to its stub; its bytes are marked in `touched`."""
+    d = p.found
+    data = np.frombuffer(p.after.data, dtype=np.uint8)
+    copied = [(p.plan.functions[x.function].address + x.skip, x.length) for x in p.plan.detours]
+    shift = len(p.after.rela) - len(p.before.rela)
+    for fields in edits.by_kind(p.plan):
+        stubs = d.stubs + d.stub_size * fields.function
+        if fields.kind is Reroute.RELA_ADDEND:
+            found = p.after.rela["r_addend"][fields.at + shift]
+        elif fields.kind is Reroute.DYNSYM:
+            table = _symbols(p.after)
+            found = table["st_value"][fields.at].astype(np.int64)
+            p.must(bool((table["st_size"][fields.at] == d.stub_size).all()), "the size of a dynamic symbol")
+        else:
+            kind = p.arch.fields[fields.kind.name]
+            offsets = holding(p.before.segments, fields.at)
+            found = kind.target(fields.at, edits.read(data, offsets, kind.size))
+            touched[offsets[:, None] + np.arange(kind.size)] = True
+            for start, length in copied:       # inside a detoured entry: _detours looks at its copy
+                found = np.where((fields.at >= start) & (fields.at < start + length), stubs, found)
+        wrong = np.flatnonzero(found != stubs)
+        p.must(not len(wrong), f"{fields.kind.name} reference {int(fields.at[wrong[0]]) if len(wrong) else 0:#x} "
+                               "does not lead to its stub")
+
+
+def _detours(p: Pair, touched: np.ndarray) -> None:
+    """Each detoured entry jumps to its stub; its copy is the moved code, leads where that led, and jumps back."""
+    d = p.found
+    names = {kind.name for kind in Reroute} & set(p.arch.fields)
+    references = {e.at: e for e in p.plan.edits if e.kind.name in names}
+    for x in p.plan.detours:
+        name, start = d.functions[x.function].name, p.plan.functions[x.function].address + x.skip
+        jump = p.arch.jump(start, d.stub(x.function))
+        p.must(p.bytes_at(start, len(jump)) == jump, f"the detour of {name}")
+        touched[p.before.offset_of(start):][:x.length] = True
+        at = d.functions[x.function].original
+        copy, expected = bytearray(p.bytes_at(at, len(x.copy))), bytearray(x.copy)
+        back = p.arch.jump(at + len(copy), start + x.length)
+        p.must(p.bytes_at(at + len(copy), len(back)) == back, f"the way back from the moved entry of {name}")
+        wanted = {position: ("REL32", target) for position, target in x.fixups}
+        wanted |= {e.at - start: (e.kind.name, d.stub(e.function)) for e in references.values()
+                   if start <= e.at < start + x.length}
+        for position, (kind, target) in wanted.items():
+            field = p.arch.fields[kind]
+            raw = np.frombuffer(bytes(copy[position:position + field.size]), dtype=np.uint8).reshape(1, -1)
+            p.must(int(field.target(np.array([at + position]), raw)[0]) == target,
+                   f"a reference in the moved entry of {name}")
+            copy[position:position + field.size] = expected[position:position + field.size] = bytes(field.size)
+        p.must(copy == expected, f"the moved entry of {name}")
+
+
+def _dynamic(p: Pair) -> None:
+    """The loader's view: what it found before, with the shim first."""
+    before, after = p.before, p.after
+    old, new = list(before.dynamic), list(after.dynamic)
+    p.must(_closed(after), "the dynamic section does not end")
+    p.must([t for t, _ in old if t not in dict(new)] == [], "a dynamic entry is missing")
+    needed = [[_text(b, v) for t, v in b.dynamic if t == elf.DT_NEEDED] for b in (before, after)]
+    p.must(needed[1] == [descriptor.SHIM_SONAME, *needed[0]], "the needed libraries")
+    rest = [(t, v) for t, v in new if t != descriptor.DT_PSU]
+    rest.remove(next(e for e in rest if e[0] == elf.DT_NEEDED))
+    p.must([t for t, _ in rest][:len(old)] == [t for t, _ in old], "the order of dynamic entries")
+    for (tag, was), (_, now) in zip(old, rest):
+        if tag in STRING_TAGS and tag not in _RUN_PATHS:
+            p.must(_text(before, was) == _text(after, now), f"dynamic entry {tag:#x}")
+        p.must(was == now or tag in _CHANGING, f"dynamic entry {tag:#x}")
+    path, path_now = (next(((t, _text(b, v)) for k in _RUN_PATHS for t, v in b.dynamic if t == k), None)
+                      for b in (before, after))
+    if path and {ORIGIN, "${ORIGIN}"} & set(path[1].split(":")):
+        p.must(path_now == path, "the run path")
+    else:
+        p.must(path_now == ((path[0], f"{path[1]}:{ORIGIN}".lstrip(":")) if path else (elf.DT_RUNPATH, ORIGIN)),
+               "the run path")
+
+
+def _closed(b: Binary) -> bool:
+    s = b.segment(elf.PT_DYNAMIC)
+    return s is not None and 16 * (len(b.dynamic) + 1) <= s.filesz
+
+
+def _text(b: Binary, offset: int) -> str:
+    at, size = b.dyn(elf.DT_STRTAB) or 0, b.dyn(elf.DT_STRSZ) or 0
+    return b.string(b.data[b.offset_of(at):][:size], offset)
+
+
+def _symbols(b: Binary) -> np.ndarray:
+    """The dynamic symbols, found as the loader finds them; counted by the section header."""
+    at = b.offset_of(edits.symbol_table(b))
+    count = next((s.size // edits.SYMBOL_SIZE for s in b.sections if s.type == elf.SHT_DYNSYM), 0)
+    return np.frombuffer(b.data, dtype=elf.SYMBOL_DTYPE, count=count, offset=at)
+
+
+def _tables(p: Pair) -> None:
+    """Symbols, hash tables, versions and relocations, but for what the plan changes."""
+    before, after = p.before, p.after
+    shift = len(after.rela) - len(before.rela)
+    old, new = before.rela.copy(), after.rela[shift:]
+    for fields in edits.by_kind(p.plan):
+        if fields.kind is Reroute.RELA_ADDEND:
+            old["r_addend"][fields.at] = new["r_addend"][fields.at]
+    p.must(bool((old == new).all()) and bool((before.jmprel == after.jmprel).all())
+           and len(before.jmprel) == len(after.jmprel), "a relocation changed")
+    packed = len(after.relr) - len(before.relr)
+    p.must(bool((after.relr[:len(before.relr)] == before.relr).all())
+           and packed + shift == (len(p.plan.functions) if before.type == elf.ET_DYN else 0), "the relocations")
+    count = (before.dyn(elf.DT_RELACOUNT), after.dyn(elf.DT_RELACOUNT))
+    p.must(count[0] == count[1] if count[0] is None or not shift else count[1] == count[0] + shift, "DT_RELACOUNT")
+    symbols, now = _symbols(before).copy(), _symbols(after).copy()
+    p.must(len(symbols) == len(now), "the number of dynamic symbols")
+    for fields in edits.by_kind(p.plan):
+        if fields.kind is Reroute.DYNSYM:
+            for column in ("st_value", "st_size"):
+                symbols[column][fields.at] = now[column][fields.at]
+    p.must(bool(((symbols["st_shndx"] == 0) == (now["st_shndx"] == 0)).all()), "a dynamic symbol is defined or not")
+    symbols["st_shndx"] = now["st_shndx"]
+    p.must(bool((symbols == now).all()), "a dynamic symbol changed")
+    size = before.dyn(elf.DT_STRSZ) or 0
+    strings = [b.data[b.offset_of(b.dyn(elf.DT_STRTAB) or 0):][:size] for b in (before, after)]
+    p.must(strings[0] == strings[1], "the dynamic strings")
+
+
+def _unwinding(p: Pair) -> None:
+    """The search table: ascending, all old entries, and the new code."""
+    old, new = ehframe.search_table(p.before), ehframe.search_table(p.after)
+    if old is None:
+        return
+    p.must(new is not None, "the unwind search table is gone")
+    assert new is not None
+    p.must(bool((np.diff(new.entries[:, 0]) >= 0).all()) or not bool((np.diff(old.entries[:, 0]) >= 0).all()),
+           "the unwind search table is not sorted")
+    p.must(set(map(tuple, old.entries.tolist())) <= set(map(tuple, new.entries.tolist())), "an unwind row is missing")
+    added = sorted(set(map(tuple, new.entries.tolist())) - set(map(tuple, old.entries.tolist())))
+    p.must(bool(added) and added[0][0] == p.found.stubs, "the stubs have no unwind row")
+    covered = []
+    for start, fde in added:
+        length, cie, begin, size = struct.unpack("<IIii", p.bytes_at(fde, 16))
+        p.must(fde + 8 + begin == start and p.bytes_at(fde + 4 - cie + 4, 4) == bytes(4), f"the unwind row at {fde:#x}")
+        covered.append((start, start + size))
+    ends = [p.found.stub(len(p.plan.functions) - 1) + p.found.stub_size]
+    ends += [p.found.functions[x.function].original + len(x.copy) + p.arch.jump_size for x in p.plan.detours]
+    p.must(all(any(a < e <= b for a, b in covered) for e in ends), "new code has no unwind row")
+
+
+def _sections(p: Pair) -> None:
+    """Section headers tell the truth: inside their segment, one after the other."""
+    loaded = [s for s in p.after.sections if s.flags & elf.SHF_ALLOC and s.size and not
+              (s.flags & elf.SHF_TLS and s.type == elf.SHT_NOBITS)]
+    for s in loaded:
+        if s.type != elf.SHT_NOBITS:
+            p.must(p.after.offset_of(s.address) == s.offset, f"section {s.name} is not where it says")
+    sorted_before = [s.address for s in p.before.sections if s.flags & elf.SHF_ALLOC and s.size]
+    if sorted_before == sorted(sorted_before):
+        for a, b in zip(loaded, loaded[1:]):
+            p.must(a.end <= b.address, f"sections {a.name} and {b.name} overlap")
+
+
+def _rest(p: Pair, touched: np.ndarray) -> None:
+    """What is loaded is as it was, but for `touched`, for what moved, and for tables that _tables looked at."""
+    before, after = p.before, p.after
+    touched[:EHDR_SIZE + PHDR_SIZE * (before.phnum + 3)] = True
+    at = {(s.name, s.address, s.size) for s in after.sections}
     for s in before.sections:
-        free = s.name in (".dynamic", ".dynsym", ".rela.dyn", ".relr.dyn", ".interp", ".note.psu") or not s.size
-        if not s.flags & elf.SHF_ALLOC or s.type == elf.SHT_NOBITS or free or s.offset < 64 + 56 * after.phnum:
+        if not s.flags & elf.SHF_ALLOC or s.type == elf.SHT_NOBITS or not s.size:
             continue
-        old = np.frombuffer(before.data, dtype="u1", count=s.size, offset=s.offset)
-        new = np.frombuffer(after.data, dtype="u1", count=s.size, offset=s.offset)
-        wrong = np.flatnonzero((old != new) & ~touched[s.offset:s.offset + s.size])
-        check(not len(wrong), f"{s.name} changed at {s.address + int(wrong[0]) if len(wrong) else 0:#x}")
+        if s.type == elf.SHT_DYNSYM or (s.name, s.address, s.size) not in at and s.name != ".eh_frame":
+            touched[s.offset:s.offset + s.size] = True
+    moved = [s for s in before.sections if s.type in (5, 0x6FFFFFF6, 0x6FFFFFFD, 0x6FFFFFFE, 0x6FFFFFFF)]
+    for s in moved:              # hash tables and versions: never change
+        now = after.section(s.name)
+        p.must(now is not None and before.contents(s) == after.contents(now), f"section {s.name}")
+    new_dynamic = after.segment(elf.PT_DYNAMIC)
+    old_dynamic = before.segment(elf.PT_DYNAMIC)
+    if old_dynamic and new_dynamic and old_dynamic.address == new_dynamic.address:
+        touched[old_dynamic.offset:old_dynamic.offset + old_dynamic.filesz] = True
+    elif old_dynamic and before.dyn(DT_PLTGOT):
+        got = before.offset_of(before.dyn(DT_PLTGOT) or 0)
+        touched[got:got + 8] = True
+    rela = before.dyn(elf.DT_RELA)
+    if rela and not len(after.rela) - len(before.rela):
+        start = before.offset_of(rela)
+        touched[start:start + before.rela.nbytes] = True
+    frames = before.section(".eh_frame")
+    if frames and frames.flags & elf.SHF_ALLOC and before.contents(frames)[-4:] == bytes(4):
+        touched[frames.offset + frames.size - 4:frames.offset + frames.size] = True
+    for x in before.segments:
+        if x.type == elf.PT_LOAD:
+            old = np.frombuffer(before.data, dtype=np.uint8, count=x.filesz, offset=x.offset)
+            new = np.frombuffer(after.data, dtype=np.uint8, count=x.filesz, offset=x.offset)
+            wrong = np.flatnonzero((old != new) & ~touched[x.offset:x.offset + x.filesz])
+            p.must(not len(wrong), f"the byte at {x.address + int(wrong[0]) if len(wrong) else 0:#x} changed")
