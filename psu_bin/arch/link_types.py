@@ -74,6 +74,7 @@ class CodeSurvey(NamedTuple):
     """What attach wants to know of one section's code."""
     fields: dict[int, Field]     # by offset of the relocated field
     resolved: tuple[Resolved, ...]
+    breaks: tuple[int, ...]      # ascending: offsets of instructions that end a straight line: calls, jumps, returns
 
 
 class Places(NamedTuple):

@@ -211,10 +211,13 @@ def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], a
     Raises ValueError where the bytes are no instructions, or a relocation is in none of an instruction's fields."""
     fields: dict[int, Field] = {}
     resolved: list[Resolved] = []
+    breaks: list[int] = []
     for start, end in ranges:
         insns = decode.walk(code, start, end)
         for number, i in enumerate(insns):
             branch = decode.is_call(i) or decode.is_jump(i)
+            if branch or decode.ends_path(i) or decode.is_indirect_call(i):
+                breaks.append(i.at)
             if i.imm_at >= 0 and i.imm_at in relocs:
                 use = HOWTO[relocs[i.imm_at]].use
                 if branch and use is Use.ADDRESS:
@@ -236,7 +239,8 @@ def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], a
                 raise ValueError(f"relocation {HOWTO[relocs[at]].name} at {at:#x} is in no field of an instruction")
     # The large model adds GOT - L to the address of a label L; where L is at a function's entry, its address is not taken.
     anchors = {at - addends[at] for at, kind in relocs.items() if HOWTO[kind].use is Use.GOT_BASE}
-    return CodeSurvey(fields, tuple(x for x in resolved if x.use is Use.BRANCH or x.target not in anchors))
+    return CodeSurvey(fields, tuple(x for x in resolved if x.use is Use.BRANCH or x.target not in anchors),
+                      tuple(sorted(breaks)))
 
 
 def _immediate_access(insns: list[Insn], number: int) -> Access:

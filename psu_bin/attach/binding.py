@@ -202,14 +202,13 @@ class Binder:
     def _warn_inlined(self, m: int, f: PatchFunction, found: Symbol) -> None:
         view = self.views[m]
         row = view.descriptor.functions[found.function]
-        exported = found.bind != descriptor.BIND_LOCAL and view.descriptor.flags & descriptor.MODULE_PIC
         clones = sorted({s.name for s in view.descriptor.symbols
                          if s.kind == descriptor.KIND_FUNCTION and s.bind == descriptor.BIND_LOCAL
                          and is_clone(s.name) and without_clone(s.name) == f.name and ".cold" not in s.name})
         if clones:
             self.warnings.append(f"{f.name}: {view.path} also has the specialised {', '.join(clones)}, whose callers do "
                                  "not see the new version unless they are in the patch too")
-        elif row.callers == 0 and not row.flags & descriptor.ADDRESS_TAKEN and not exported:
+        elif row.callers == 0 and not row.flags & descriptor.ADDRESS_TAKEN:      # exported ones count as taken
             self.warnings.append(f"{f.name}: nothing in {view.path} calls it: inlined into all its callers, which must be "
                                  "in the patch too, or unused")
 

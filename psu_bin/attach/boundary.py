@@ -7,10 +7,11 @@ C allows the address one past an array's end, and the assembler has thrown the s
    that starts there: nothing may be read past an end.
 3. The base of a jump table is the table.  A table that nothing refers to does not exist, so an only reference to the start
    of a run is its table, too.
-4. An address that is only compared with is most likely an end; one that is passed on is most likely a start.  Each is
-   believed when the rest of the function agrees: an end's function also takes the start of that array, and not that of
-   the object behind it.
-5. Otherwise it is Undecided.  Constants are then all taken from the patch's own image of the section, where both readings
+4. An address that is only compared with is most likely an end; it is believed when the function also takes the start of
+   that array, and not that of the object behind it.
+5. An address that is passed on is a start, unless the address of the object before it is passed on in the same straight
+   line of code: begin and end as two arguments.
+6. Otherwise it is Undecided.  Constants are then all taken from the patch's own image of the section, where both readings
    are one address; for variables the patch is refused: `-fdata-sections` gives each object its section, and certainty.
 
 The same doubt is about an indexed access (`a-4(,%rax,4)`) shortly before an object's start.
@@ -18,7 +19,8 @@ The same doubt is about an indexed access (`a-4(,%rax,4)`) shortly before an obj
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import bisect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from psu_bin.arch.link_types import Access, Use
@@ -29,7 +31,13 @@ if TYPE_CHECKING:
     from psu_bin.attach.meaning import Piece
 
 BEFORE = 16            # how far before an object's start an indexed access may begin (a[i-1], a[i-2] of large elements)
-Mentions = Iterable[tuple[int, Access]]
+
+
+class Mention(NamedTuple):
+    """A reference from code into the section at hand."""
+    to: int                # offset in that section
+    how: Access
+    line: int              # number of the straight line of code that it is in
 
 
 class Undecided(NamedTuple):
@@ -38,23 +46,23 @@ class Undecided(NamedTuple):
     objects: tuple[Object, ...]
 
 
-def choose(objects: list[Object], at: int, access: Access, mentions: Callable[[], Mentions],
+def choose(objects: list[Object], at: int, access: Access, line: int, mentions: Callable[[], list[Mention]],
            image: Piece | None) -> Object | Undecided | None:
     """The object meant by offset `at` of its section; None: no object (the image of the section, if it has one).
 
-    mentions: what the function at hand refers to in this section."""
+    line: of the reference, as in Mention; mentions: what the function at hand refers to in this section."""
     if len(objects) == 1 and (image is None or objects[0].start == 0 and objects[0].end == image.end):
         return objects[0]
     covering = next((o for o in objects if o.start <= at < o.end), None)
     ending = next((o for o in objects if o.end == at and o.end > o.start), None)
     if covering is None:
-        return _outside(objects, at, access, ending, mentions, image)
+        return _outside(objects, at, access, line, ending, mentions, image)
     if covering.start == at and ending is not None and ending.shift != covering.shift:
-        return _at_boundary(covering, ending, at, access, list(mentions()))
+        return _at_boundary(covering, ending, at, access, line, mentions())
     following = next((o for o in objects if covering.end <= o.start <= at + BEFORE), None)
     if following is not None and following.shift != covering.shift and at != covering.start:
         if access is Access.INDEXED and following.start - at <= 8 and not any(
-                following.start <= a < following.end for a, _ in mentions()):
+                following.start <= m.to < following.end for m in mentions()):
             return Undecided(f"cannot tell {_name(covering)} from an index below {_name(following)}", (covering, following))
         if access in (Access.ADDRESS, Access.COMPARED) and covering.end - covering.start <= 8:
             return Undecided(f"cannot tell {_name(covering)} from an address below {_name(following)}",
@@ -62,13 +70,13 @@ def choose(objects: list[Object], at: int, access: Access, mentions: Callable[[]
     return covering
 
 
-def _outside(objects: list[Object], at: int, access: Access, ending: Object | None,
-             mentions: Callable[[], Mentions], image: Piece | None) -> Object | Undecided | None:
+def _outside(objects: list[Object], at: int, access: Access, line: int, ending: Object | None,
+             mentions: Callable[[], list[Mention]], image: Piece | None) -> Object | Undecided | None:
     """No object has the byte: the end of the one before, an unnamed constant, or an index below the next."""
     if image is not None:
-        if ending is not None and ending.target is not image and access in (Access.COMPARED, Access.ADDRESS) and any(
-                ending.start <= a < ending.end and (access is Access.COMPARED or how is Access.ADDRESS)
-                for a, how in mentions()):
+        if ending is not None and ending.target is not image and (
+                access is Access.COMPARED and any(ending.start <= m.to < ending.end for m in mentions())
+                or access is Access.ADDRESS and _passed_with(ending, line, mentions())):
             return Undecided(f"cannot tell the end of {_name(ending)} from an unnamed constant", (ending,))
         return None
     if ending is not None:
@@ -77,33 +85,41 @@ def _outside(objects: list[Object], at: int, access: Access, ending: Object | No
     return following if access is not Access.EXACT else None
 
 
-def _at_boundary(starting: Object, ending: Object, at: int, access: Access,
-                 mentions: list[tuple[int, Access]]) -> Object | Undecided:
+def _at_boundary(starting: Object, ending: Object, at: int, access: Access, line: int,
+                 mentions: list[Mention]) -> Object | Undecided:
     if access in (Access.EXACT, Access.INDEXED, Access.TABLE, Access.DATA):
         return starting
-    if starting.symbol is None and access is Access.ADDRESS and sum(a == at for a, _ in mentions) <= 1:
+    if starting.symbol is None and access is Access.ADDRESS and sum(m.to == at for m in mentions) <= 1:
         return starting              # a run: its table is referred to at least once
-    held = (Access.ADDRESS, Access.INDEXED)          # the address is in a register
-    inside_ending = any(ending.start <= a < ending.end for a, _ in mentions)
     if access is Access.COMPARED:
-        if any(a == ending.start and how in held for a, how in mentions) and not any(
-                starting.start <= a < starting.end and how is Access.ADDRESS for a, how in mentions):
+        held = (Access.ADDRESS, Access.INDEXED)          # the address is in a register
+        if any(m.to == ending.start and m.how in held for m in mentions) and not any(
+                starting.start <= m.to < starting.end and m.how is Access.ADDRESS for m in mentions):
             return ending
-        if not inside_ending:
+        if not any(ending.start <= m.to < ending.end for m in mentions):
             return starting
-    elif not any(a == ending.start and how is Access.ADDRESS for a, how in mentions) or any(
-            starting.start <= a < starting.end and (a != at or how in (Access.EXACT, Access.INDEXED))
-            for a, how in mentions):
+    elif not _passed_with(ending, line, mentions):
         return starting
     return Undecided(f"cannot tell the end of {_name(ending)} from the start of {_name(starting)}", (starting, ending))
+
+
+def _passed_with(o: Object, line: int, mentions: list[Mention]) -> bool:
+    """The address of `o` is taken in the same straight line of code."""
+    return any(m.to == o.start and m.how is Access.ADDRESS and m.line == line for m in mentions)
 
 
 def _name(o: Object) -> str:
     return o.symbol.name if o.symbol else "a jump table"
 
 
-def mentions(layout: Layout, function: PatchFunction | None, section: int) -> list[tuple[int, Access]]:
-    """(offset, how) of each reference into `section` from `function`'s code; from all code when it is None."""
+def line_of(layout: Layout, section: int, at: int) -> int:
+    """The straight line of code that offset `at` of a code section is in."""
+    survey = layout.surveys.get(section)
+    return bisect.bisect_left(survey.breaks, at) if survey else -1
+
+
+def mentions(layout: Layout, function: PatchFunction | None, section: int) -> list[Mention]:
+    """References into `section` from `function`'s code; from all code when it is None."""
     out = []
     patch = layout.patch
     for code, survey in layout.surveys.items():
@@ -115,5 +131,5 @@ def mentions(layout: Layout, function: PatchFunction | None, section: int) -> li
                 continue
             field = survey.fields.get(r.offset)
             if field is not None and field.use in (Use.ADDRESS, Use.BRANCH):
-                out.append((s.value + r.addend + field.tail, field.access))
+                out.append(Mention(s.value + r.addend + field.tail, field.access, line_of(layout, code, field.insn)))
     return out

@@ -23,15 +23,19 @@ Address = Callable[[Target], int | None]        # None: has no lasting address, 
 class EqualTwins:
     """The twins whose object in the program has the content that the patch wants."""
 
-    def __init__(self, pieces: Iterable[Piece], demoted: set[Twin], views: dict[int, ModuleView], address: Address) -> None:
-        """views: by patch number; address: of fixed targets, externals and stubs."""
+    def __init__(self, pieces: Iterable[Piece], demoted: set[Twin], coupled: list[tuple[Twin, ...]],
+                 views: dict[int, ModuleView], address: Address,
+                 extent: Callable[[Piece, int], tuple[int, int]]) -> None:
+        """demoted: not to be used; coupled: all of a group or none; views: by patch number; address: of fixed targets,
+        externals and stubs; extent: which bytes of a piece belong together with the one at an offset."""
+        self._extent = extent
         self._views = views
         self._address = address
         self.equal = {r.target for p in pieces for r in p.references if isinstance(r.target, Twin)} - demoted
         # Assume that all are equal and drop what is not, until nothing changes: so objects that point to each other
         # are found equal as well.
-        self._plain: dict[Twin, bool] = {}
-        while dropped := {t for t in self.equal if not self._matches(t)}:
+        while dropped := {t for t in self.equal if not self._matches(t)} | {
+                t for group in coupled for t in group if t in self.equal and not self.equal.issuperset(group)}:
             self.equal -= dropped
 
     def _matches(self, t: Twin) -> bool:
@@ -59,10 +63,13 @@ class EqualTwins:
         if isinstance(target, Twin):
             return target in self.equal and word == target.address + r.offset
         if isinstance(target, Piece):
-            if target.room is not Room.CONSTANT or target.references or view.read is None:
+            if target.room is not Room.CONSTANT or view.read is None:
+                return False
+            start, end = self._extent(target, r.offset)
+            if any(start <= x.at - target.start < end for x in target.references):
                 return False
             try:
-                return view.read(word - r.offset, target.size) == target.data
+                return view.read(word - r.offset + start, end - start) == target.data[start:end]
             except PsuError:
                 return False
         if isinstance(target, (Fixed, External, BoundFunction)):

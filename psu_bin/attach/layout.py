@@ -57,6 +57,7 @@ class Layout:
         self.roles = tuple(role(s) for s in self.patch.sections)
         self.new_variables: list[NewVariable] = []
         self.demoted: set[Twin] = set()        # twins that a doubtful reference keeps from being used
+        self.coupled: list[tuple[Twin, ...]] = []   # to be used all or not at all
         self._pieces: dict[tuple[int, int], Piece] = {}
         self._objects: dict[int, list[Object]] = {}
         self._commons: dict[int, Piece] = {}
@@ -261,10 +262,11 @@ class Layout:
         return Unclear(f"thread-local data at {self.patch.sections[section].name}+{offset:#x} belongs to no variable", ""), 0
 
     def locate(self, section: int, base: int, offset: int, access: Access,
-               function: PatchFunction | None) -> tuple[Target, int]:
+               function: PatchFunction | None, insn: int = -1) -> tuple[Target, int]:
         """What lies at `offset` of a section that is not code, as (target, offset from its address).
 
-        base: the offset that decides which object is meant; the symbol's own, where a symbol is named."""
+        base: the offset that decides which object is meant; the symbol's own, where a symbol is named.
+        function, insn: where the reference is in code."""
         kind = self.roles[section]
         if kind in (Role.CODE, Role.UNWIND, Role.PRIVATE):
             return self.whole(section), offset
@@ -281,10 +283,14 @@ class Layout:
         if kind is Role.IGNORED:
             return Unclear(f"section {self.patch.sections[section].name} is not loaded", ""), 0
         image = self.whole(section) if kind is Role.CONSTANT else None
-        chosen = boundary.choose(self.objects(section), base, access,
+        line = boundary.line_of(self, function.section, insn) if function else -1
+        chosen = boundary.choose(self.objects(section), base, access, line,
                                  lambda: boundary.mentions(self, function, section), image)
         if isinstance(chosen, boundary.Undecided):
             twins = [o.target for o in chosen.objects if isinstance(o.target, Twin)]
+            if len(twins) == len(chosen.objects) and len({t.address - t.start for t in twins}) == 1:
+                self.coupled.append(tuple(twins))    # neighbours in the program, too: one address while both are used
+                return twins[0], offset - twins[0].start
             if image is not None and all(isinstance(o.target, Twin) or o.target is image for o in chosen.objects):
                 self.demoted.update(twins)       # with all of them in the image, both readings are one address
                 return image, offset
@@ -297,13 +303,28 @@ class Layout:
                            "compile the patch with -fdata-sections"), 0
         return chosen.target, offset - chosen.base
 
+    def extent(self, piece: Piece, offset: int) -> tuple[int, int]:
+        """[start, end) in `piece` of the constant that has the byte at `offset`: up to the next one that has a name or
+        that something refers to."""
+        if piece is not self._pieces.get((piece.section, -1)):
+            return 0, piece.end - piece.start
+        edges = {0, piece.end, *(n for run in self.runs.get(piece.section, ()) for n in run)}
+        edges.update(n for start, end, _ in self._symbols(piece.section) for n in (start, end))
+        edges.update(m.to for m in boundary.mentions(self, None, piece.section))
+        for section, relocs in self.patch.relocs.items():
+            if self.roles[section] is not Role.CODE:
+                edges.update(s.value + r.addend for r in relocs for s in (self.patch.symbols[r.symbol],)
+                             if s.section == piece.section)
+        start = max((e for e in edges if e <= offset), default=0)
+        return start, min((e for e in edges if e > offset), default=piece.end)
+
     def table_base(self, section: int, offset: int) -> int:
         """Where the table of PC-relative entries that has one at `offset` starts: entries count from there."""
         starts = [s.value for s in self.patch.symbols if s.section == section and s.type == elf.STT_OBJECT
                   and s.value <= offset < s.value + s.size]
         if starts:
             return max(starts)
-        named = [at for at, _ in boundary.mentions(self, None, section) if at <= offset]
+        named = [m.to for m in boundary.mentions(self, None, section) if m.to <= offset]
         return max(named, default=0)
 
     def refuse(self, function: PatchFunction | None, section: int, at: int, problem: Unclear) -> PsuError:

@@ -201,7 +201,9 @@ class _Linker:
         reached = list(work.reader.reached)
         demoted = {t for layout in work.layouts for t in layout.demoted}
         views = {n: work.views[work.binder.module[n]] for n in range(len(work.patches))}
-        self.equal = constants.EqualTwins(reached, demoted, views, self._lasting).equal
+        coupled = [group for layout in work.layouts for group in layout.coupled]
+        self.equal = constants.EqualTwins(reached, demoted, coupled, views, self._lasting,
+                                          lambda piece, at: work.layouts[piece.patch].extent(piece, at)).equal
         shelves = self._settle_constants(reached)
         modules = []
         total = 0

@@ -56,7 +56,7 @@ class Piece:
     data: bytes            # end - start bytes; b"" for zeros
     name: str = ""         # for messages
     blank: list[tuple[int, int]] = field(default_factory=list)   # section ranges that lie elsewhere and are zero here
-    references: list[Reference] = field(default_factory=list)
+    references: list[Reference] = field(default_factory=list, repr=False)
     offset: int = -1       # in its room, once laid out
     extra: int = 0         # bytes behind the end for trampolines
 

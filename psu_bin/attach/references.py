@@ -146,7 +146,7 @@ class Reader:
             back = r.offset - layout.table_base(piece.section, r.offset)
         # Of a named symbol the addend may lead outside; of a section symbol it is all there is.
         base = s.value if s.type != elf.STT_SECTION else at - back
-        target, offset = layout.locate(s.section, base, at - back, field.access, function)
+        target, offset = layout.locate(s.section, base, at - back, field.access, function, field.insn)
         return target, offset + back - field.tail
 
     def _in_code(self, layout: Layout, piece: Piece, s: PatchSymbol, at: int, function: PatchFunction | None,

@@ -158,7 +158,19 @@ class Host:
             self.write(bias + d.slot(n), struct.pack("<Q", bias + f.original))
         self.protect(stubs, 1 << 16, 5)
         self.slot_of = {self.view.stub(n): bias + d.slot(n) for n in range(len(d.functions))}
-        self.output: list[str] = []
+        if b.type == 3:
+            self._instrument_pointers(b, bias)
+
+    def _instrument_pointers(self, b: Binary, bias: int) -> None:
+        """Pointers to functions in the program's data lead to the stubs, as instrument would have made them."""
+        stubs = {f.original: self.view.stub(n) for n, f in enumerate(self.view.descriptor.functions)}
+        for s in b.sections:
+            if s.name == ".data.rel.ro":
+                self.protect((bias + s.address) & -4096, (s.size + 8191) & -4096, 3)
+        for offset, kind, _, addend in b.rela.tolist():
+            if kind == 8 and addend in stubs and not offset & 7 and b.section(".init_array").address > offset or (
+                    kind == 8 and addend in stubs and offset >= b.section(".fini_array").end):
+                self.write(bias + offset, struct.pack("<Q", stubs[addend]))
 
     def __enter__(self) -> Host:
         return self
@@ -266,15 +278,17 @@ class Host:
 
 
 @functools.lru_cache(maxsize=64)
-def program(source: str, *flags: str, cc: str = "gcc", name: str = "program.c") -> Path:
-    """A host program around `source`."""
+def program(source: str, *flags: str, cc: str = "gcc", name: str = "program.c",
+            more: tuple[tuple[str, str], ...] = ()) -> Path:
+    """A host program around `source` and `more` files (name, source)."""
+    linking = [f for f in flags if f.startswith(("-no-pie", "-l", "-Wl", "-flto"))]
+    compiling = [f for f in flags if not f.startswith(("-no-pie", "-l", "-Wl"))]
     loop = compile_c(LOOP, "-O1", "-w", *(f for f in flags if "pi" in f and "-f" in f), name="host_loop.c")
-    body = compile_c(source, "-w", *(f for f in flags if not f.startswith(("-no-pie", "-l", "-Wl"))), cc=cc, name=name)
-    key = hashlib.sha256((str(loop) + str(body) + repr(flags)).encode()).hexdigest()[:24]
+    bodies = [compile_c(text, "-w", *compiling, cc=cc, name=file) for file, text in ((name, source), *more)]
+    key = hashlib.sha256((str(loop) + str(bodies) + repr(flags)).encode()).hexdigest()[:24]
     out = _CACHE / key
     if not out.exists():
-        subprocess.run(["gcc", loop, body, "-o", f"{out}.tmp", "-rdynamic", "-ldl", "-pthread",
-                        *(f for f in flags if f.startswith(("-no-pie", "-l", "-Wl")))],
+        subprocess.run([cc, loop, *bodies, "-o", f"{out}.tmp", "-rdynamic", "-ldl", "-pthread", *linking],
                        check=True, capture_output=True, text=True)
         os.replace(f"{out}.tmp", out)
     return out

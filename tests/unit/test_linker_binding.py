@@ -1,0 +1,188 @@
+"""Which function or variable of the program a symbol of a patch is."""
+
+import pytest
+from linking_host import Host, compile_c, program
+
+from psu_bin.errors import PsuError
+
+A = r"""
+static int state = 1;
+__attribute__((noinline)) static int step(int x) { static int calls; return x + state + ++calls; }
+int a_run(int x) { state++; return step(x); }
+int a_state(void) { return state; }
+"""
+B = r"""
+static int state = 1000;
+static int only_b = 5;
+__attribute__((noinline)) static int step(int x) { static int calls = 100; return x - state - ++calls; }
+__attribute__((noinline)) static int only_b_function(int x) { return x + only_b; }
+int b_run(int x) { state++; only_b++; return step(x); }
+int b_state(void) { return state * 10 + only_b; }
+int b_use(int x) { return only_b_function(x); }
+"""
+
+
+@pytest.fixture
+def host():
+    with Host(program(A, "-O1", "-fPIE", name="a.c", more=(("b.c", B),))) as running:
+        yield running
+
+
+PATCH = r"""
+static int state = 0;
+__attribute__((noinline)) static int step(int x) { static int calls; state += 7; return x * 1000 + ++calls; }
+int %s_run(int x) { return step(x); }
+"""
+
+
+def test_the_source_file_decides_between_two_statics_of_one_name(host):
+    host.attach(compile_c(PATCH % "b", "-O1", "-fPIE", name="b.c"))
+    assert host.call("b_run", 1) == 1101, "step's own counter went on from 100"
+    assert (host.call("b_state"), host.call("a_state")) == (10075, 1)
+    assert host.call("a_run", 5) == 8, "the other file's step is the old one"
+
+
+def test_a_static_of_a_renamed_file_matches_when_it_is_the_only_one(host):
+    host.attach(compile_c("static int only_b = 1; __attribute__((noinline)) static int only_b_function(int x)"
+                          "{ return x * only_b++; } int b_use(int x) { return only_b_function(x) + 1; }",
+                          "-O1", "-fPIE", name="my_patch.c"))
+    assert [host.call("b_use", 3), host.call("b_use", 3)] == [16, 19]
+    assert host.call("b_state") == 10007
+
+
+def test_a_static_of_a_renamed_file_that_is_in_two_files_is_refused(host):
+    with pytest.raises(PsuError, match=r"step is static in several files of the program: a\.c, b\.c"):
+        host.link(compile_c(PATCH % "b", "-O1", "-fPIE", name="my_patch.c"))
+
+
+def test_a_variable_of_a_renamed_file_that_is_in_two_files_is_refused(host):
+    with pytest.raises(PsuError, match=r"b_run\+0x[0-9a-f]+: state is static in several files of the program: a\.c, b\.c"):
+        host.link(compile_c("static int state; int b_run(int x) { return ++state; }", "-O1", "-fPIE", name="my_patch.c"))
+
+
+def test_a_static_that_its_file_does_not_have_is_new(host):
+    host.attach(compile_c("static int only_b = 77; int a_run(int x) { return ++only_b; }", "-O1", "-fPIE", name="a.c"))
+    assert [host.call("a_run", 0), host.call("a_run", 0)] == [78, 79]
+    assert host.call("b_state") == 10005, "the static of the other file is not touched"
+    assert list(host.view.known_variables) == [("a.c", "only_b")]
+
+
+def test_new_variables_are_found_again_by_the_next_patch(host):
+    source = ("static int mine = 5; int shared_new = 50; int tentative[4];"
+              "int a_run(int x) { static int counts = %d; counts += 2; tentative[2]++;"
+              "return ++mine * 1000000 + ++shared_new * 10000 + counts * 100 + tentative[2]; }")
+    host.attach(compile_c(source % 10, "-O1", "-fPIE", "-fcommon", name="a.c"))
+    assert host.call("a_run", 0) == 6511201
+    first = host.view.known_variables
+    host.attach(compile_c("static int unrelated;" + source % 90 + "int a_state(void) { return ++unrelated; }",
+                          "-O2", "-fPIE", "-fcommon", name="a.c"))
+    assert host.call("a_run", 0) == 7521402, "all of them went on from where they were"
+    assert {k: v for k, v in host.view.known_variables.items() if k in first} == first
+    assert host.call("a_state") == 1
+
+
+def test_sizes_of_shared_variables_must_agree(host):
+    for source, words in (
+            ("static long state; int b_run(int x) { return ++state; }", "size of state differs: 8 bytes in the patch, 4 in "),
+            ("static int state[2]; int b_run(int x) { return ++state[x]; }", "size of state differs: 8 bytes in the patch")):
+        with pytest.raises(PsuError, match=words):
+            host.link(compile_c(source, "-O1", "-fPIE", name="b.c"))
+    host.attach(compile_c("int fresh = 3; int b_run(int x) { return ++fresh; }", "-O1", "-fPIE", name="b.c"))
+    with pytest.raises(PsuError, match="size of fresh differs: 8 bytes in the patch, 4 in the earlier patch"):
+        host.link(compile_c("long fresh = 3; int b_run(int x) { return ++fresh; }", "-O1", "-fPIE", name="b.c"))
+
+
+def test_every_unresolved_symbol_is_listed(host):
+    source = ("int missing_one(int); extern int missing_two; __attribute__((weak)) int maybe(int);"
+              "int a_run(int x) { return missing_one(x) + missing_two + (maybe ? maybe(x) : 3); }")
+    with pytest.raises(PsuError, match="unresolved symbols: missing_one, missing_two"):
+        host.link(compile_c(source, "-O1", "-fPIE", name="a.c"))
+
+
+@pytest.mark.parametrize("flags", [("-fPIE",), ("-fPIC",), ("-fPIC", "-fno-plt")], ids=" ".join)
+def test_an_unresolved_weak_function_is_null(host, flags):
+    host.attach(compile_c("__attribute__((weak)) int maybe(int); int a_run(int x) { return maybe ? maybe(x) : 3; }",
+                          "-O1", *flags, name="a.c"))
+    assert host.call("a_run", 1) == 3
+
+
+def test_a_patch_without_a_function_of_the_program_is_refused(host):
+    with pytest.raises(PsuError, match="defines no function that .* has: nothing_known") as e:
+        host.link(compile_c("int nothing_known(void) { return 1; }", "-O1"))
+    assert "inlined" in e.value.hint
+    with pytest.raises(PsuError, match="defines step, which .* has as a static of a.c, b.c"):
+        host.link(compile_c("int step(int x) { return 1; }", "-O1", name="other.c"))
+    with pytest.raises(PsuError, match="defines a_run as static, .* has it as a global"):
+        host.link(compile_c("__attribute__((used)) static int a_run(int x) { return 1; }", "-O1", name="a.c"))
+
+
+def test_a_function_that_is_not_updatable_is_refused():
+    with Host(program(A, "-O1", "-fPIE", name="a.c"), not_updatable={"a_run"}) as host:
+        with pytest.raises(PsuError, match="a_run is not updatable in ") as e:
+            host.link(compile_c("int a_run(int x) { return 1; }", "-O1", name="a.c"))
+        assert "psu-bin analyze" in e.value.hint
+
+
+def test_two_definitions_in_one_transaction_are_refused(host):
+    one = compile_c("int a_run(int x) { return 1; } int twin = 1;", "-O1", name="one.c")
+    two = compile_c("int a_run(int x) { return 2; } int twin = 1; int b_run(int x) { return 2; }", "-O1", name="two.c")
+    with pytest.raises(PsuError, match="duplicate definition: a_run is also in .*one.o; duplicate definition: twin"):
+        host.link(one, two)
+
+
+def test_static_locals_of_one_name_are_told_apart_by_their_functions():
+    source = r"""
+    int first(int x) { static int n = 10; return n += x; }
+    int second(int x) { static int n = 20; return n += x; }
+    int third(int x) { { static int n = 30; n += x; } { static int n = 40; return n += x; } }
+    """
+    with Host(program(source, "-O1", "-fPIE", name="s.c")) as host:
+        assert [host.call(f, 1) for f in ("first", "second", "third")] == [11, 21, 41]
+        # In another order, so that the compiler numbers them otherwise.
+        host.attach(compile_c("int second(int x) { static int n = 1; return (n += x) * 100; }"
+                              "int first(int x) { static int n = 2; return (n += x) * 10; }", "-O1", "-fPIE", name="s.c"))
+        assert [host.call(f, 1) for f in ("first", "second")] == [120, 2200]
+        with pytest.raises(PsuError, match="static local n is static in several files"):
+            host.link(compile_c("int third(int x) { static int n = 1; return (n += x) * 100; }", "-O1", "-fPIE", name="s.c"))
+
+
+def test_a_clang_patch_finds_the_static_locals_of_a_gcc_program():
+    source = "int first(int x) { static int n = 10; return n += x; } int second(int x) { static int n = 20; return n += x; }"
+    for there, here in (("gcc", "clang"), ("clang", "gcc")):
+        with Host(program(source, "-O1", "-fPIE", name="s.c", cc=there)) as host:
+            host.attach(compile_c(source.replace("n += x", "n += 2 * x"), "-O2", "-fPIE", name="s.c", cc=here))
+            assert [host.call(f, 1) for f in ("first", "second")] == [12, 22]
+
+
+def test_statics_of_a_program_linked_with_lto():
+    with Host(program(A, "-O1", "-fPIE", "-flto", name="a.c", more=(("b.c", B),))) as host:
+        names = {s.name for s in host.view.descriptor.symbols}
+        assert any(".lto_priv." in n for n in names), "LTO renamed something"
+        host.attach(compile_c("static int only_b = 1; int b_use(int x) { return x * only_b++; }"
+                              "int b_run(int x) { return 5; }", "-O1", "-fPIE", name="b.c"))
+        assert [host.call("b_use", 3), host.call("b_use", 3), host.call("b_run", 1)] == [15, 18, 5]
+        with pytest.raises(PsuError, match="state is static in several files"):
+            host.link(compile_c(PATCH.replace("step", "my_step") % "b", "-O1", "-fPIE", name="b.c"))
+
+
+def test_a_function_that_only_lives_on_in_clones_is_named():
+    source = r"""
+    __attribute__((noinline)) static int work(int x, int unused) { return x * 3; }
+    int outer(int x) { return work(x, 1) + work(x + 1, 2); }
+    """
+    with Host(program(source, "-O2", "-fPIE", name="c.c")) as host:
+        assert any(s.name.startswith("work.") for s in host.view.descriptor.symbols), "GCC made a clone"
+        with pytest.raises(PsuError, match=r"work exists in .* only as work\.(isra|constprop)\.0"):
+            host.link(compile_c("__attribute__((used)) static int work(int x, int unused) { return 1; }", "-O0", name="c.c"))
+
+
+def test_an_inlined_function_is_warned_about():
+    with Host(program(A, "-O1", "-fPIE", name="a.c")) as host:
+        import dataclasses
+        d = host.view.descriptor
+        changes = {"step": {"callers": 0, "flags": 0}, "a_state": {"callers": 0}, "a_run": {"flags": 0}}
+        functions = tuple(dataclasses.replace(f, **changes.get(f.name, {})) for f in d.functions)
+        host.view = dataclasses.replace(host.view, descriptor=dataclasses.replace(d, functions=functions))
+        linked = host.link(compile_c(PATCH % "a" + "int a_state(void) { return 1; }", "-O1", "-fPIE", name="a.c"))
+        assert [w.split(":")[0] for w in linked.warnings] == ["step"], (
+            "the address of a_state is taken, a_run has a caller")
