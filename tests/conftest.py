@@ -1,0 +1,162 @@
+"""What the tests share: compiling, instrumenting and running real programs, and calling psu-bin.
+
+A live test is a protocol: start, see the old output, attach, see the new output and the old rejected.  It waits for a line,
+never for a time.  Every process that a test starts is ended with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ROOT / "testprogs"
+PATIENCE = 30.0      # seconds until a missing line is a failure; never a pause
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a psu-bin command ended."""
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self):
+        return json.loads(self.out)
+
+
+def psu_bin(*arguments: object, check: bool = True, env: dict[str, str] | None = None) -> Ran:
+    """Run psu-bin; with check, a failure of it fails the test."""
+    done = subprocess.run([sys.executable, "-m", "psu_bin", *map(str, arguments)], capture_output=True, text=True,
+                          cwd=ROOT, timeout=300, env={**os.environ, **(env or {})})
+    if check and done.returncode:
+        pytest.fail(f"psu-bin {' '.join(map(str, arguments))}: status {done.returncode}: {done.stderr}")
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def compile(*arguments: object, cc: str = "gcc") -> None:
+    """Run the compiler; its messages are the failure."""
+    done = subprocess.run([cc, *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.fail(f"{cc} {' '.join(map(str, arguments))}:\n{done.stderr}")
+
+
+class Running:
+    """A program under test: lines in, lines out."""
+
+    def __init__(self, arguments: list[str], env: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        text=True, env={**os.environ, **(env or {})})
+        self.pid = self.process.pid
+        self.lines: queue.Queue[str | None] = queue.Queue()
+        self.seen: list[str] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.put(line.rstrip("\n"))
+        self.lines.put(None)
+
+    def say(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def next(self) -> str:
+        """The next line.  Fails when the program ended."""
+        try:
+            line = self.lines.get(timeout=PATIENCE)
+        except queue.Empty:
+            pytest.fail(f"no line for {PATIENCE} s; the last ones: {self.seen[-5:]}")
+        if line is None:
+            pytest.fail(f"the program ended with {self.process.wait()}; its last lines: {self.seen[-5:]}")
+        self.seen.append(line)
+        return line
+
+    def expect(self, pattern: str, reject: str = "ERROR|EINTR") -> re.Match[str]:
+        """Read until a line matches; a line that matches `reject` before is a failure."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            line = self.next()
+            if time.monotonic() > deadline:
+                pytest.fail(f"no line matches {pattern!r}; the last ones: {self.seen[-5:]}")
+            if reject and re.search(reject, line):
+                pytest.fail(f"{line!r} while waiting for {pattern!r}")
+            found = re.search(pattern, line)
+            if found:
+                return found
+
+    def fresh(self) -> None:
+        """Forget the lines that were printed up to now."""
+        while not self.lines.empty():
+            if self.lines.get_nowait() is None:
+                self.lines.put(None)
+                return
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def runtime_directory(tmp_path, monkeypatch):
+    """Copies of patch objects go into the test's own folder."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    return folder
+
+
+class Lab:
+    """One test's folder, its programs and its patches."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started: list[Running] = []
+
+    def program(self, name: str, *flags: str, sources: tuple[str, ...] = ("main.c",), cc: str = "gcc",
+                instrument: bool = True, out: str = "main") -> Path:
+        """Compile testprogs/NAME and instrument it; the path of what is to be run."""
+        source = PROGRAMS / name
+        # Compiled where the sources are, so that STT_FILE is the plain file name.
+        subprocess.run([cc, "-g", "-O2", "-pthread", "-o", str(self.folder / out), *sources, *flags], cwd=source, check=True)
+        if not instrument:
+            return self.folder / out
+        return Path(psu_bin("instrument", self.folder / out, "--json").json["output"])
+
+    def patch(self, name: str, source: str = "patch.c", *flags: str, cc: str = "gcc", out: str = "patch.o") -> Path:
+        """Compile a patch of testprogs/NAME."""
+        path = PROGRAMS / name / source
+        subprocess.run([cc, "-g", "-O2", f"-I{PROGRAMS / name}", "-c", path.name, "-o", str(self.folder / out), *flags],
+                       cwd=path.parent, check=True)
+        return self.folder / out
+
+    def start(self, program: Path, *arguments: object, env: dict[str, str] | None = None) -> Running:
+        running = Running([str(program), *map(str, arguments)], env)
+        self.started.append(running)
+        return running
+
+
+@pytest.fixture
+def lab(tmp_path, runtime_directory):
+    """A folder to build in, and an end for everything that is started."""
+    lab = Lab(tmp_path)
+    yield lab
+    for running in lab.started:
+        running.stop()
