@@ -74,10 +74,8 @@ def find(arch: Arch, functions: Functions, frames: Frames, code: Code, reference
     solve(need, Graph(len(need), source, target), lambda e: need[source[e]])
 
     home = b.unit[np.searchsorted(code.address[b.first], functions.entry).clip(0, len(b.first) - 1)]
-    usual = np.uint64(facts.volatile & ~(facts.arguments | facts.variadic))
-    odd = (live[b.entry[home]] & usual) != 0
     needed = need[home]
-    odd |= (needed & np.uint64(facts.flags)) != 0
+    odd = _entered_oddly(b, changed, facts)[home] | ((needed & np.uint64(facts.flags)) != 0)
     beyond = needed & ~np.uint64(facts.representable | facts.flags)
     return Reliance(needed & np.uint64(facts.representable), odd, frozenset(np.flatnonzero(beyond).tolist()))
 
@@ -169,3 +167,15 @@ def _live(b: Blocks, calls: _Calls, changed: np.ndarray, facts: RegisterFacts) -
 
     solve(state, Graph(len(state), target, source), carry)
     return state
+
+
+def _entered_oddly(b: Blocks, changed: np.ndarray, facts: RegisterFacts) -> np.ndarray:
+    """bool, of each unit: it reads a register, or flags, that no psABI call passes anything in."""
+    source, target, enters = _edges(b)
+    inside = ~enters & (b.unit[source] == b.unit[target])
+    source, target = source[inside], target[inside]
+    hidden = np.uint64(facts.volatile & ~(facts.arguments | facts.variadic))
+    state = b.use & hidden
+    solve(state, Graph(len(state), target, source),
+          lambda e: state[target[e]] & ~changed[source[e]] & ~b.kill[source[e]])
+    return state[b.entry] != 0
