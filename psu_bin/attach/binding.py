@@ -44,12 +44,14 @@ class Ambiguous(Exception):
 class Binder:
     """Symbols of all patch objects of one transaction."""
 
-    def __init__(self, patches: tuple[PatchObject, ...], views: tuple[ModuleView, ...]) -> None:
+    def __init__(self, patches: tuple[PatchObject, ...], views: tuple[ModuleView, ...], groups: tuple[int, ...]) -> None:
+        """groups: one number a patch; patches of different groups do not see each other's definitions."""
         self.patches = patches
         self.views = views
+        self.groups = groups
         self.problems: list[PsuError] = []
         self.warnings: list[str] = []
-        self.exports: dict[str, tuple[int, PatchSymbol]] = _exports(patches)
+        self.exports = _exports(patches, groups)
         self.module: list[int] = []
         self.functions: list[dict[tuple[int, int], BoundFunction]] = []   # by patch: (section, start) ->
         self._variables: dict[tuple[int, int], Target | None] = {}
@@ -233,6 +235,17 @@ class Binder:
         return PsuError(patch.path, f"defines no function that {where} has: {names or 'nothing but compiler clones'}",
                         "the functions may be inlined into all their callers: put those into the patch")
 
+    def elsewhere(self, n: int, s: PatchSymbol) -> Exported | None:
+        """The definition in another patch of the group that stands in place of the global `s` of patch `n`."""
+        if s.local:
+            return None
+        standing = self.exports[self.groups[n], s.name]
+        return Exported(*standing) if standing[0] != n else None
+
+    def stands(self, bound: BoundFunction) -> bool:
+        """The function is not a weak one that another patch of the group defines as well."""
+        return self.elsewhere(bound.patch, bound.function.names[0]) is None
+
     # ---- other symbols --------------------------------------------------------------------------------------------
 
     def undefined(self, n: int, s: PatchSymbol) -> Target:
@@ -243,8 +256,8 @@ class Binder:
         found = view.globals.get(name)
         if found is not None and found.kind != descriptor.KIND_IFUNC:
             return self._bound(home, home, found)
-        if name in self.exports and found is None:
-            return Exported(*self.exports[name])
+        if (self.groups[n], name) in self.exports and found is None:
+            return Exported(*self.exports[self.groups[n], name])
         for m in (home, *(m for m in range(len(self.views)) if m != home)):
             if ("", name) in self.views[m].known_functions:
                 return Fixed(self.views[m].known_functions["", name], m != home)
@@ -350,17 +363,18 @@ class Binder:
         return Fixed(address)
 
 
-def _exports(patches: tuple[PatchObject, ...]) -> dict[str, tuple[int, PatchSymbol]]:
-    """Which patch's definition stands for each global: strong before common before weak, then the first."""
-    out: dict[str, tuple[int, PatchSymbol]] = {}
+def _exports(patches: tuple[PatchObject, ...], groups: tuple[int, ...]) -> dict[tuple[int, str], tuple[int, PatchSymbol]]:
+    """By group and name of a global, whose definition stands: strong before common before weak, then the first."""
+    out: dict[tuple[int, str], tuple[int, PatchSymbol]] = {}
 
     def rank(s: PatchSymbol) -> int:
         return 2 if s.bind == elf.STB_WEAK else 1 if s.section == elf.SHN_COMMON else 0
     for n, p in enumerate(patches):
         for s in p.symbols:
             if not s.local and s.section != elf.SHN_UNDEF and s.name:
-                if s.name not in out or rank(s) < rank(out[s.name][1]):
-                    out[s.name] = (n, s)
+                key = (groups[n], s.name)
+                if key not in out or rank(s) < rank(out[key][1]):
+                    out[key] = (n, s)
     return out
 
 

@@ -16,10 +16,11 @@ from psu_bin.errors import PsuError
 
 Patches = tuple[PatchObject, ...]
 Views = tuple[ModuleView, ...]
-Check = Callable[[Patches, Views], Iterator[PsuError]]
+Groups = tuple[int, ...]
+Check = Callable[[Patches, Views, Groups], Iterator[PsuError]]
 
 
-def architecture(patches: Patches, views: Views) -> Iterator[PsuError]:
+def architecture(patches: Patches, views: Views, groups: Groups) -> Iterator[PsuError]:
     """Patch and modules are of one machine."""
     for p in patches:
         for v in views:
@@ -28,7 +29,7 @@ def architecture(patches: Patches, views: Views) -> Iterator[PsuError]:
                                        f"{v.path} has {v.descriptor.machine}")
 
 
-def constructors(patches: Patches, views: Views) -> Iterator[PsuError]:
+def constructors(patches: Patches, views: Views, groups: Groups) -> Iterator[PsuError]:
     """Nothing asks to be run when the patch is loaded or unloaded: there is nobody who would."""
     for p in patches:
         for s in p.sections:
@@ -40,7 +41,7 @@ def constructors(patches: Patches, views: Views) -> Iterator[PsuError]:
                                "a patch's constructors are not run yet: remove them")
 
 
-def indirect_functions(patches: Patches, views: Views) -> Iterator[PsuError]:
+def indirect_functions(patches: Patches, views: Views, groups: Groups) -> Iterator[PsuError]:
     """No function whose address a resolver chooses."""
     for p in patches:
         for s in p.symbols:
@@ -49,15 +50,15 @@ def indirect_functions(patches: Patches, views: Views) -> Iterator[PsuError]:
                                "a patch cannot have an ifunc resolver")
 
 
-def duplicate_definitions(patches: Patches, views: Views) -> Iterator[PsuError]:
-    """No name has two strong definitions."""
-    seen: dict[str, str] = {}
-    for p in patches:
+def duplicate_definitions(patches: Patches, views: Views, groups: Groups) -> Iterator[PsuError]:
+    """No name has two strong definitions in one group."""
+    seen: dict[tuple[int, str], str] = {}
+    for p, group in zip(patches, groups):
         for s in p.symbols:
             if s.bind == elf.STB_GLOBAL and s.section not in (elf.SHN_UNDEF, elf.SHN_COMMON) and s.name:
-                if s.name in seen:
-                    yield PsuError(p.path, f"duplicate definition: {s.name} is also in {seen[s.name]}")
-                seen[s.name] = p.path
+                if (group, s.name) in seen:
+                    yield PsuError(p.path, f"duplicate definition: {s.name} is also in {seen[group, s.name]}")
+                seen[group, s.name] = p.path
 
 
 CHECKS: tuple[Check, ...] = (
@@ -69,9 +70,9 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def run(patches: Patches, views: Views) -> None:
+def run(patches: Patches, views: Views, groups: Groups) -> None:
     """Raises PsuError naming everything that CHECKS found."""
-    refuse([problem for check in CHECKS for problem in check(patches, views)])
+    refuse([problem for check in CHECKS for problem in check(patches, views, groups)])
 
 
 def refuse(problems: list[PsuError]) -> None:

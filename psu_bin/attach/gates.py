@@ -32,7 +32,7 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
     out: dict[BoundFunction, Gate] = {}
     for layout in layouts:
         for bound in layout.binder.functions[layout.n].values():
-            if not reader.has_stub(bound):
+            if not reader.has_stub(bound) or not layout.binder.stands(bound):
                 continue
             view = layout.binder.views[bound.module]
             stub = view.stub(bound.number) if not bound.new else bound.known_stub

@@ -24,7 +24,7 @@ from psu_bin import descriptor, elf
 from psu_bin.arch.link_types import Access, CodeSurvey, Howto, Use
 from psu_bin.attach import boundary, runs, statics
 from psu_bin.attach.binding import Ambiguous, Binder
-from psu_bin.attach.meaning import Exported, Fixed, NewVariable, Piece, Room, Target, Twin, Unclear
+from psu_bin.attach.meaning import Fixed, NewVariable, Piece, Room, Target, Twin, Unclear
 from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol
 from psu_bin.attach.sections import Role, role
 from psu_bin.elf import Section
@@ -181,9 +181,7 @@ class Layout:
 
     def _variable_target(self, s: PatchSymbol) -> Target | None:
         target = self.binder.variable(self.n, s)
-        if target is None and not s.local and self.binder.exports[s.name][0] != self.n:
-            return Exported(*self.binder.exports[s.name])
-        return target
+        return self.binder.elsewhere(self.n, s) if target is None else target
 
     def _constants(self, section: int) -> list[Object]:
         image = self.whole(section)
@@ -198,8 +196,9 @@ class Layout:
 
     def _twin(self, image: Piece, start: int, end: int, s: PatchSymbol) -> Target | None:
         binder = self.binder
-        if not s.local and binder.exports[s.name][0] != self.n:
-            return Exported(*binder.exports[s.name])
+        standing = binder.elsewhere(self.n, s)
+        if standing is not None:
+            return standing
         view = binder.views[binder.module[self.n]]
         if s.local:
             try:
@@ -227,9 +226,7 @@ class Layout:
             bound = self.binder.functions[self.n].get((s.section, s.value))
             if bound is None:
                 return self.whole(s.section), s.value
-            if bound.new and not s.local and self.binder.exports[s.name][0] != self.n:
-                return Exported(*self.binder.exports[s.name]), 0
-            return bound, 0
+            return (self.binder.elsewhere(self.n, s) if bound.new else None) or bound, 0
         if kind is Role.IGNORED and self.patch.sections[s.section].flags & elf.SHF_ALLOC:
             return Unclear(f"{s.name or self.patch.sections[s.section].name} is in section "
                            f"{self.patch.sections[s.section].name}, which is not placed", ""), 0

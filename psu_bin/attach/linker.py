@@ -63,15 +63,18 @@ class Work:
     used: tuple[int, ...]                              # numbers of the views in Demand.modules
 
 
-def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView]) -> Demand:
+def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Sequence[int] | None = None) -> Demand:
     """Find out what the patches replace and what room they want.
 
+    groups: one number a patch object; objects of different groups do not see each other's definitions (a revert brings
+    back functions of several patches that define the same names).  None: all are one group.
     Raises PsuError, with all problems of a pass, when they cannot be linked."""
     all_patches, all_views = tuple(patches), tuple(views)
-    checks.run(all_patches, all_views)
+    all_groups = tuple(groups) if groups is not None else (0,) * len(all_patches)
+    checks.run(all_patches, all_views, all_groups)
     machine = arch.for_machine(all_patches[0].machine, all_patches[0].path)
     link = machine.link
-    binder = Binder(all_patches, all_views)
+    binder = Binder(all_patches, all_views, all_groups)
     checks.refuse(binder.problems)
     layouts = [_layout(n, binder, link) for n in range(len(all_patches))]
     reader = Reader(layouts, link)

@@ -160,9 +160,7 @@ class Reader:
         if field.use is Use.BRANCH and function is not None and not self._is_call(layout, piece, field) and (
                 without_clone(bound.function.name) == without_clone(function.name)):
             return raw, at                            # a loop back to the top, or in from the cold part
-        if bound.new and not bound.function.names[0].local and layout.binder.exports[bound.function.name][0] != layout.n:
-            return Exported(*layout.binder.exports[bound.function.name]), 0
-        return bound, 0
+        return (layout.binder.elsewhere(layout.n, bound.function.names[0]) if bound.new else None) or bound, 0
 
     def _is_call(self, layout: Layout, piece: Piece, field: Field) -> bool:
         return layout.patch.contents[piece.section][field.insn] == 0xE8

@@ -222,7 +222,8 @@ class Transaction:
         """Link the sources and write them into the target; nothing is switched.  Raises PsuError."""
         if not sources:
             return Placed([], [], None, [], 0, ())
-        demand = linker.plan([s.object for s in sources], views(self.target, self.notes))
+        demand = linker.plan([s.object for s in sources], views(self.target, self.notes),
+                             [s.patch for s in sources])
         resolved = self.resolve(demand)
         before = copy.deepcopy(self.notes)
         for _ in range(MAP_ATTEMPTS):

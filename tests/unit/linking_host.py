@@ -230,9 +230,9 @@ class Host:
     def text(self, address: int) -> str:
         return self.read(address, 64).split(b"\0")[0].decode()
 
-    def link(self, *objects: Path) -> linker.LinkedPatch:
+    def link(self, *objects: Path, groups: tuple[int, ...] | None = None) -> linker.LinkedPatch:
         """Plan, find rooms, resolve, relocate; nothing is written yet."""
-        demand = linker.plan([patch.load(o, EM_X86_64) for o in objects], [self.view])
+        demand = linker.plan([patch.load(o, EM_X86_64) for o in objects], [self.view], groups)
         placement, resolved = [], []
         self.new_slots = {}
         for m in demand.modules:
@@ -248,9 +248,9 @@ class Host:
             resolved.append({name: self.ask(f"sym {name}") for name in m.names})
         return linker.relocate(demand, placement, resolved)
 
-    def attach(self, *objects: Path) -> linker.LinkedPatch:
+    def attach(self, *objects: Path, groups: tuple[int, ...] | None = None) -> linker.LinkedPatch:
         """Link, write, and point the slots straight at the new bodies."""
-        linked = self.link(*objects)
+        linked = self.link(*objects, groups=groups)
         variables = dict(self.view.known_variables)
         functions = dict(self.view.known_functions)
         constants = list(self.view.constants)

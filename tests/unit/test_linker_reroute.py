@@ -3,6 +3,8 @@
 import pytest
 from linking_host import Host, compile_c, program
 
+from psu_bin.errors import PsuError
+
 PROGRAM = r"""
 __attribute__((noinline)) static int leaf(int x) { return x + 1; }
 __attribute__((noinline)) int twice(int x) { return leaf(x) * 2; }
@@ -59,13 +61,10 @@ def test_calls_from_one_patch_reach_the_functions_of_the_next(flags):
 def test_short_jumps_to_another_function_go_through_trampolines():
     # As the assembler makes them of tail calls inside a section: two bytes.
     source = r"""
-    asm(".text\n.globl twice\n.type twice,@function\ntwice: lea 100(%rdi),%eax\n ret\n.size twice,.-twice\n"
-        ".globl tail\n.type tail,@function\ntail: add $1,%edi\n jmp .Ltwice\n.size tail,.-tail\n nop\n nop\n nop\n nop\n nop\n nop\n"
-        ".globl fact\n.type fact,@function\nfact: test %edi,%edi\n jne .Ltwice\n ret\n.size fact,.-fact\n"
-        ".set .Ltwice, twice_local\n.set twice_local, twice\n");
+    asm(".text\n.globl twice\n.type twice,@function\ntwice: .Ltwice: lea 100(%rdi),%eax\n ret\n.size twice,.-twice\n"
+        ".globl tail\n.type tail,@function\ntail: add $1,%edi\n jmp .Ltwice\n.size tail,.-tail\n .skip 6,0x90\n"
+        ".globl fact\n.type fact,@function\nfact: test %edi,%edi\n jne .Ltwice\n ret\n.size fact,.-fact\n");
     """
-    source = source.replace(".set .Ltwice, twice_local\\n.set twice_local, twice\\n", "").replace(
-        "twice: lea", "twice: .Ltwice: lea")
     with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
         host.attach(compile_c(source, "-O1"))
         assert [host.call(f, 5) & 0xFFFFFFFF for f in ("twice", "tail", "fact")] == [105, 106, 105]
@@ -88,3 +87,28 @@ def test_a_later_object_of_the_same_transaction_is_called_through_a_stub():
         host.attach(compile_c("int shared_new(int); extern int shared_data;"
                               "int fact(int x) { return shared_new(x) + shared_data; }", "-O2", "-fPIE", name="five.c"))
         assert host.call("fact", 2) == 10
+
+
+def test_objects_of_different_groups_may_define_the_same_names():
+    """A revert brings back functions of several patches at once."""
+    from psu_bin.attach import linker, patch
+    one, two = (compile_c("int shared_new(int x) { return x * %d; } int twice(int x) { return shared_new(x); }"
+                          "int tail(int x) { return shared_new(x) + %d; }" % (n, n), "-O1", "-fno-inline", name="p.c")
+                for n in (3, 5))
+    with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
+        objects = [patch.load(o) for o in (one, two)]
+        with pytest.raises(PsuError, match="duplicate definition: shared_new"):
+            linker.plan(objects, [host.view])
+        linked = host.attach(one, two, groups=(1, 2))
+        bodies = [{x.name: x.body for x in o.replaced} for o in linked.modules[0][0]]
+        assert [host.call(b[f], 2) for b in bodies for f in ("twice", "tail")] == [6, 9, 10, 15]
+
+
+def test_a_weak_function_of_two_objects_is_replaced_once():
+    one, two = (compile_c("__attribute__((weak)) int twice(int x) { return x * %d; }"
+                          "int %s(int x) { return twice(x); }" % (n, f), "-O1", "-fPIC", name="p.c")
+                for n, f in ((3, "tail"), (5, "entry")))
+    with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
+        linked = host.attach(one, two)
+        assert sorted(x.name for o in linked.modules[0][0] for x in o.replaced) == ["entry", "tail", "twice"]
+        assert [host.call(f, 2) for f in ("twice", "tail", "entry")] == [6, 6, 6]
