@@ -7,8 +7,8 @@
 #include <unistd.h>
 #include "shape.h"
 
-int Square::area() const { return side * side; }
-int Shape::version() const { return 0; }
+__attribute__((noipa)) int Square::area() const { return side * side; }
+__attribute__((noipa)) int Shape::version() const { return 0; }
 __attribute__((noipa)) int thrower(int n)
 {
     if (n % 3 == 0)
@@ -30,6 +30,7 @@ int main()
     pthread_t t;
     pthread_create(&t, nullptr, [](void *p) -> void * { for (;;) usleep(100000); return p; }, nullptr);
     std::unique_ptr<Shape> s(new Square(4));
+    asm volatile("" : : "g"(s.get()) : "memory");   // what class it is may not be known to the compiler
     for (int n = 0;; n++) {
         std::string caught = "none";
         try {
