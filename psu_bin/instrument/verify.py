@@ -308,7 +308,10 @@ def _rest(p: Pair, touched: np.ndarray) -> None:
         if not s.flags & elf.SHF_ALLOC or s.type == elf.SHT_NOBITS or not s.size:
             continue
         if s.type == elf.SHT_DYNSYM or (s.name, s.address, s.size) not in at and s.name != ".eh_frame":
-            touched[s.offset:s.offset + s.size] = True
+            # what moved, and the padding behind it, which belongs to the hole
+            behind = min((x.offset for x in before.sections if x.size and x.offset >= s.offset + s.size
+                          and x.type != elf.SHT_NOBITS), default=s.offset + s.size)
+            touched[s.offset:s.offset + s.size + min(behind - s.offset - s.size, 64)] = True
     moved = [s for s in before.sections if s.type in (5, 0x6FFFFFF6, 0x6FFFFFFD, 0x6FFFFFFE, 0x6FFFFFFF)]
     for s in moved:              # hash tables and versions: never change
         now = after.section(s.name)
