@@ -1,8 +1,8 @@
 """revert: each function of a patch goes back to the version that was current before it.
 
 One more transaction.  Taking a patch out of a function's history makes the one before it current; a function that a later
-patch replaced again keeps that.  The code of the version to go back to is often still there, because its object is current
-for other functions: then its gate is armed again.  Otherwise the copy of its patch object is linked anew.
+patch replaced again keeps that.  The memory of the version to go back to is usually gone, so the copy of its patch object is
+linked anew; variables and constants are found again, so it goes on with the same state.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ def _place(x: Transaction, back: list[tuple[meta.FunctionNotes, int]]) -> Placed
     again: dict[int, list[meta.FunctionNotes]] = {}
     for f, patch_id in back:
         if not patch_id:
-            switches.append(_switch(x, f, 0, 0, 0))
-        elif (alive := _still_there(x, f, patch_id)) is not None:
-            switches.append(_switch(x, f, *alive))
+            switches.append(_to_original(x, f))
         else:
             again.setdefault(patch_id, []).append(f)
     sources = []
@@ -105,18 +103,11 @@ def _place(x: Transaction, back: list[tuple[meta.FunctionNotes, int]]) -> Placed
     return Placed(placed.objects, switches + placed.switches, placed.linked, placed.owner, placed.bytes, placed.warnings)
 
 
-def _switch(x: Transaction, f: meta.FunctionNotes, body: int, kind: int, index: int) -> Switch:
-    if f.module:
-        m = next((m for m in x.target.modules if m.key == f.module), None)
-        if m is None:
-            raise PsuError(x.target.process.where, f"the library with {f.name} is not loaded any more")
-        return Switch(f, m.slot(f.number), m.original(f.number), body, kind, index, f.preserve)
-    return Switch(f, x.notes.stubs[f.number].slot, 0, body, kind, index, f.preserve)
-
-
-def _still_there(x: Transaction, f: meta.FunctionNotes, patch_id: int) -> tuple[int, int, int] | None:
-    """(body, kind, counter index) of the function's version in `patch_id`, when its object is current."""
-    return None
+def _to_original(x: Transaction, f: meta.FunctionNotes) -> Switch:
+    m = next((m for m in x.target.modules if m.key == f.module), None)
+    if m is None:
+        raise PsuError(x.target.process.where, f"the library with {f.name} is not loaded any more")
+    return Switch(f, m.slot(f.number), m.original(f.number), 0, 0, 0)
 
 
 def _objects(x: Transaction, patch_id: int) -> list[patch.PatchObject]:
