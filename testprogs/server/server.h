@@ -1,0 +1,17 @@
+/* What the server and its patches share. */
+#include <pthread.h>
+#define TABLE 4096
+struct entry {
+    struct entry *next;
+    char key[64], value[192];
+};
+struct client {
+    int fd, used;
+    char input[1024];
+};
+extern struct entry *table[TABLE];
+extern pthread_mutex_t table_lock;
+extern unsigned long requests;
+unsigned hash(const char *key);
+int do_get(const char *key, char *reply, int room);
+int do_stats(char *reply, int room);
