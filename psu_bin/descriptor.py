@@ -13,7 +13,9 @@ from __future__ import annotations
 import struct
 import zlib
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate, starmap
 
 from psu_bin.errors import PsuError
 
@@ -99,37 +101,62 @@ def _pack_names(names: list[str]) -> bytes:
     return "\0".join(names).encode("utf-8", "surrogateescape")
 
 
-def _columns(rows: list[tuple[int, ...]], code: str) -> list[bytes]:
-    """The rows' columns; ascending columns (addresses) are stored as differences modulo 2^32 or 2^64."""
-    out = []
-    for column, typecode in zip(zip(*rows) if rows else [()] * len(code), code):
-        mask = 0xFFFFFFFF if typecode == "I" else 0xFFFFFFFFFFFFFFFF
-        delta = [(b - a) & mask for a, b in zip((0, *column), column)]
-        out.append(array(typecode, delta).tobytes())
-    return out
+HAS_FUNCTION = 0x80       # in the stored kind of a symbol
 
 
-FUNCTION_COLUMNS = "QQIIII"
-SYMBOL_COLUMNS = "IIQQII"
+def _column(values: Iterable[int], code: str) -> bytes:
+    """Numbers modulo 2^32 or 2^64, first all their lowest bytes, then all second ones: that packs better."""
+    mask = 0xFFFFFFFF if code == "I" else 0xFFFFFFFFFFFFFFFF
+    column = array(code, [v & mask for v in values])
+    raw = column.tobytes()
+    return b"".join(raw[i::column.itemsize] for i in range(column.itemsize))
+
+
+def _differences(values: list[int]) -> list[int]:
+    return [b - a for a, b in zip((0, *values), values)]
 
 
 def encode(d: Descriptor) -> bytes:
-    """The bytes of the descriptor section."""
-    parts = [_pack_names([f.name for f in d.functions]),
-             *_columns([(f.address, f.original, f.size, f.flags, f.preserve, f.callers)
-                        for f in d.functions], FUNCTION_COLUMNS),
-             _pack_names([s.name for s in d.symbols]),
-             *_columns([(s.kind, s.bind, s.address, s.size, s.function, s.file)
-                        for s in d.symbols], SYMBOL_COLUMNS),
-             _pack_names(list(d.files)),
-             array("I", [n for i, s in enumerate(d.symbols) if s.users
-                         for n in (i, len(s.users), *s.users)]).tobytes()]
-    body = struct.pack("<3I", len(d.functions), len(d.symbols), len(d.files))
+    """The bytes of the descriptor section.
+
+    What a function and its symbols share is stored once: a symbol with a function is at its address, its size is stored
+    as a difference, and a function goes by the name of its first symbol unless it says another."""
+    functions, symbols = d.functions, d.symbols
+    default = _default_names([s.function for s in symbols], [s.name for s in symbols])
+    with_function = [s for s in symbols if s.function != NO_FUNCTION]
+    if any(s.address != functions[s.function].address for s in with_function):
+        raise ValueError("a symbol is not where its function is")
+    parts = [
+        _pack_names(["" if default.get(i) == f.name else f.name for i, f in enumerate(functions)]),
+        _column(_differences([f.address for f in functions]), "Q"),
+        _column([f.original - f.address for f in functions], "Q"),
+        _column([f.size for f in functions], "I"),
+        _column([f.flags for f in functions], "I"),
+        _column([f.preserve for f in functions], "I"),
+        _column([f.callers for f in functions], "I"),
+        _pack_names([s.name for s in symbols]),
+        _column([s.kind | (HAS_FUNCTION if s.function != NO_FUNCTION else 0) for s in symbols], "I"),
+        _column([s.bind for s in symbols], "I"),
+        _column(_differences([s.file for s in symbols]), "I"),
+        _column(_differences([s.function for s in with_function]), "I"),
+        _column(_differences([s.address for s in symbols if s.function == NO_FUNCTION]), "Q"),
+        _column([s.size - (functions[s.function].size if s.function != NO_FUNCTION else 0) for s in symbols], "Q"),
+        _pack_names(list(d.files)),
+        array("I", [n for i, s in enumerate(symbols) if s.users for n in (i, len(s.users), *s.users)]).tobytes()]
+    body = struct.pack("<3I", len(functions), len(symbols), len(d.files))
     body += b"".join(struct.pack("<I", len(p)) + p for p in parts)
     packed = zlib.compress(body, 9)
-    return HEADER.pack(MAGIC, VERSION, HEADER.size, d.machine, d.flags, len(d.functions), d.stub_size,
+    return HEADER.pack(MAGIC, VERSION, HEADER.size, d.machine, d.flags, len(functions), d.stub_size,
                        d.stubs, d.slots, len(packed), len(body), len(d.build_id),
                        d.build_id[:32].ljust(32, b"\0")) + packed
+
+
+def _default_names(functions: list[int], names: list[str]) -> dict[int, str]:
+    """The name of each function's first symbol; `functions`, `names`: of all symbols."""
+    out: dict[int, str] = {}
+    for function, name in zip(functions, names):
+        out.setdefault(function, name)
+    return out
 
 
 def packed_size(header: bytes, where: str) -> int:
@@ -165,14 +192,28 @@ def decode(data: bytes, where: str) -> Descriptor:
             raise ValueError("function count")
         reader = iter(parts)
         names = _names(next(reader), n_functions)
-        columns = [_undelta(next(reader), c, n_functions) for c in FUNCTION_COLUMNS]
-        functions = tuple(map(Function, names, *columns))
-        names = _names(next(reader), n_symbols)
-        columns = [_undelta(next(reader), c, n_symbols) for c in SYMBOL_COLUMNS]
+        address = _sums(_numbers(next(reader), "Q", n_functions), "Q")
+        moved, *columns = [_numbers(next(reader), c, n_functions) for c in "QIIII"]
+        symbol_names = _names(next(reader), n_symbols)
+        kind, bind = [_numbers(next(reader), "I", n_symbols) for _ in range(2)]
+        file = _sums(_numbers(next(reader), "I", n_symbols), "I")
+        has = [k & HAS_FUNCTION for k in kind]
+        count = sum(map(bool, has))
+        function_of = iter(_sums(_numbers(next(reader), "I", count), "I"))
+        address_of = iter(_sums(_numbers(next(reader), "Q", n_symbols - count), "Q"))
+        function = [next(function_of) if h else NO_FUNCTION for h in has]
+        default = _default_names(function, symbol_names)
+        functions = tuple(map(Function, [n or default.get(i, "") for i, n in enumerate(names)], address,
+                              [a + m & 0xFFFFFFFFFFFFFFFF for a, m in zip(address, moved)], *columns))
+        where_of = [address[f] if h else next(address_of) for h, f in zip(has, function)]
+        sizes = [n + functions[f].size & 0xFFFFFFFFFFFFFFFF if h else n
+                 for h, f, n in zip(has, function, _numbers(next(reader), "Q", n_symbols))]
         files = tuple(_names(next(reader), n_files))
         users = _users(next(reader))
-        symbols = tuple(Symbol(*row, users.get(i, ())) for i, row in enumerate(zip(names, *columns)))
-    except (ValueError, struct.error, zlib.error, StopIteration) as e:
+        kind = [k & ~HAS_FUNCTION for k in kind]
+        used_by = [users.get(i, ()) for i in range(n_symbols)]
+        symbols = tuple(starmap(Symbol, zip(symbol_names, kind, bind, where_of, sizes, function, file, used_by)))
+    except (ValueError, IndexError, struct.error, zlib.error, StopIteration) as e:
         raise PsuError(where, f"its psu-bin descriptor is damaged: {e}") from e
     return Descriptor(machine, flags, stubs, stub_size, slots, build_id[:id_len], functions, symbols, files)
 
@@ -184,16 +225,21 @@ def _names(blob: bytes, count: int) -> list[str]:
     return names
 
 
-def _undelta(blob: bytes, typecode: str, count: int) -> list[int]:
-    mask = 0xFFFFFFFF if typecode == "I" else 0xFFFFFFFFFFFFFFFF
-    column = array(typecode, blob)
-    if len(column) != count:
+def _numbers(blob: bytes, code: str, count: int) -> list[int]:
+    """The inverse of _column."""
+    width = array(code).itemsize
+    if len(blob) != count * width:
         raise ValueError("column")
-    total, out = 0, []
-    for d in column:
-        total = (total + d) & mask
-        out.append(total)
-    return out
+    raw = bytearray(len(blob))
+    for i in range(width):
+        raw[i::width] = blob[i * count:(i + 1) * count]
+    return array(code, bytes(raw)).tolist()
+
+
+def _sums(differences: list[int], code: str) -> list[int]:
+    """The inverse of _differences."""
+    mask = 0xFFFFFFFF if code == "I" else 0xFFFFFFFFFFFFFFFF
+    return [total & mask for total in accumulate(differences)]
 
 
 def _users(blob: bytes) -> dict[int, tuple[int, ...]]:

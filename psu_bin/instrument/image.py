@@ -8,12 +8,13 @@ plan says it holds.  Everything else stays byte for byte as it was.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 import numpy as np
 
 from psu_bin import descriptor, elf
 from psu_bin.arch import Arch
-from psu_bin.elf import Binary
+from psu_bin.elf import Binary, Section
 from psu_bin.errors import PsuError
 from psu_bin.instrument import dynamic, edits, ehframe, layout, relocations, tail
 from psu_bin.instrument.layout import Group, Piece
@@ -184,31 +185,68 @@ def _place_tables(m: Image, symbols: tuple[descriptor.Symbol, ...], files: tuple
         m.search_table = Piece(".eh_frame_hdr", elf.SHT_PROGBITS, elf.SHF_ALLOC, 4,
                                ehframe.header_size(table, len(_unwind_ranges(m))), 0, (table.section,))
         m.tables.append(m.search_table)
-    grown = {s.index for p in m.tables for s in p.covers}
-    for unit in m.room.units:
-        if not grown & {s.index for s in unit}:
-            m.tables.append(Piece("", unit[0].type, unit[0].flags, max(8, *(s.align for s in unit)),
-                                  unit[-1].end - unit[0].address, unit[0].entsize, unit,
-                                  data=b.data[b.offset_of(unit[0].address):][:unit[-1].end - unit[0].address]))
-    free = layout.holes(b, m.tables, m.room.end)
-    if table:
-        rows = len(ehframe.rows(m.arch, m.stubs.address, _unwind_ranges(m))[0])
-        m.more_rows = ehframe.beside(b, table, rows, free)
-        if m.more_rows:
-            used = m.more_rows
-            free = [(a, min(z, used.address)) if a <= used.address < z else (max(a, used.end), z)
-                    if a < used.end <= z else (a, z) for a, z in free]
-        else:
-            m.rows = Piece(".psu.eh_frame", elf.SHT_PROGBITS, elf.SHF_ALLOC, 8, rows + len(ehframe.END))
-            m.tables.append(m.rows)
-    # objcopy --only-keep-debug wants notes in front of what else their segment has.
-    notes = [p for p in m.tables if p.type == elf.SHT_NOTE]
-    left = notes + layout.fill_holes(b, free, [p for p in m.tables if p not in notes])
+    _add_moved(m, m.room.units)
+    choice = _fit(m, m.tables, table)
+    # Moving the loader's other tables, too, can make better use of the holes.
+    kept = m.tables
+    m.tables = list(kept)
+    _add_moved(m, [(s,) for s in layout.loader_tables(b, m.arch)])
+    second = _fit(m, m.tables, table)
+    if _overflow(second) + layout.SMALL_PAGE <= _overflow(choice):
+        choice = second
+    else:
+        m.tables = kept
+    placed, left, m.more_rows, m.rows = choice
+    if m.rows:
+        m.tables.append(m.rows)
+    for p, address in placed:
+        p.address = address
     group = m.read_only if m.room.segments == 3 else m.code
     if left and group is m.read_only:
         group.start_at(*_ends(m), layout.total_size(left), m.arch.page_size)
     for p in left:
         group.add(p)
+
+
+def _add_moved(m: Image, units: Iterable[tuple[Section, ...]]) -> None:
+    """Pieces for sections that move as they are, unless they are in a piece already."""
+    for unit in units:
+        there = {s.index for p in m.tables for s in p.covers}
+        if not there & {s.index for s in unit}:
+            start, size = unit[0].address, unit[-1].end - unit[0].address
+            m.tables.append(Piece("", unit[0].type, unit[0].flags, max(8, *(s.align for s in unit)), size,
+                                  unit[0].entsize, unit, data=m.binary.data[m.binary.offset_of(start):][:size]))
+
+
+Fit = tuple[list[tuple[Piece, int]], list[Piece], "ehframe.Place | None", "Piece | None"]
+
+
+def _fit(m: Image, tables: list[Piece], table: ehframe.SearchTable | None) -> Fit:
+    """([(piece, address in a hole)], pieces for the new segment, where .eh_frame grows, or else a piece for its rows)."""
+    free = layout.holes(m.binary, tables, m.room.end)
+    place = rows = None
+    if table:
+        size = len(ehframe.rows(m.arch, m.stubs.address, _unwind_ranges(m))[0])
+        place = ehframe.beside(m.binary, table, size, free)
+        if place:
+            free = [part for hole in free for part in _without(hole, (place.address, place.end))]
+        else:
+            rows = Piece(".psu.eh_frame", elf.SHT_PROGBITS, elf.SHF_ALLOC, 8, size + len(ehframe.END))
+            tables = [*tables, rows]
+    # objcopy --only-keep-debug wants notes in front of what else their segment has.
+    notes = [p for p in tables if p.type == elf.SHT_NOTE]
+    placed, left = layout.fit(free, [p for p in tables if p not in notes])
+    return placed, notes + left, place, rows
+
+
+def _overflow(choice: Fit) -> int:
+    return layout.total_size(choice[1])
+
+
+def _without(hole: tuple[int, int], used: tuple[int, int]) -> list[tuple[int, int]]:
+    """What of `hole` is outside `used`."""
+    parts = (hole[0], min(hole[1], used[0])), (max(hole[0], used[1]), hole[1])
+    return [p for p in parts if p[0] < p[1]]
 
 
 def _describe(m: Image, symbols: tuple[descriptor.Symbol, ...], files: tuple[str, ...]) -> descriptor.Descriptor:

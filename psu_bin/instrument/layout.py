@@ -232,19 +232,27 @@ def holes(binary: Binary, pieces: Iterable[Piece], headers_end: int) -> list[tup
     return [(max(a, limit), b) for a, b in out if b > max(a, limit)]
 
 
-def fill_holes(binary: Binary, free: list[tuple[int, int]], pieces: list[Piece]) -> list[Piece]:
-    """Place read-only `pieces` in the holes `free`, the largest first; returns those that found no room."""
-    left = []
+def fit(free: list[tuple[int, int]], pieces: list[Piece]) -> tuple[list[tuple[Piece, int]], list[Piece]]:
+    """First fit, the largest first: ([(piece, address)], pieces that find no room in the holes `free`)."""
+    free, placed, left = list(free), [], []
     for p in sorted(pieces, key=lambda p: -p.size):
         for i, (start, end) in enumerate(free):
             at = _up(start, p.align)
             if at + p.size <= end:
-                p.address, p.offset = at, binary.offset_of(at)
+                placed.append((p, at))
                 free[i:i + 1] = [x for x in ((start, at), (at + p.size, end)) if x[0] < x[1]]
                 break
         else:
             left.append(p)
-    return left
+    return placed, left
+
+
+def loader_tables(binary: Binary, arch: Arch) -> list[Section]:
+    """The read-only sections that only loaders use, and find through a dynamic tag: they may move."""
+    writable = [p for p in binary.segments if p.type == elf.PT_LOAD and p.flags & elf.PF_W]
+    return [s for s in binary.sections if s.type in TAG_OF_TYPE and s.flags & elf.SHF_ALLOC and s.size
+            and not any(p.address <= s.address < p.address + p.memsz for p in writable)
+            and _unit(binary, [s], s) and not _pinned(binary, arch, (s,))]
 
 
 def memory_end(binary: Binary) -> int:

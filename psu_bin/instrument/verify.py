@@ -304,14 +304,17 @@ def _rest(p: Pair, touched: np.ndarray) -> None:
     before, after = p.before, p.after
     touched[:EHDR_SIZE + PHDR_SIZE * (before.phnum + 3)] = True
     at = {(s.name, s.address, s.size) for s in after.sections}
+    # Padding between sections, where there is nothing but zeros, may be part of a hole.
+    outside = np.frombuffer(before.data, dtype=np.uint8) == 0
+    for s in before.sections:
+        if s.flags & elf.SHF_ALLOC and s.type != elf.SHT_NOBITS:
+            outside[s.offset:s.offset + s.size] = False
+    touched |= outside
     for s in before.sections:
         if not s.flags & elf.SHF_ALLOC or s.type == elf.SHT_NOBITS or not s.size:
             continue
         if s.type == elf.SHT_DYNSYM or (s.name, s.address, s.size) not in at and s.name != ".eh_frame":
-            # what moved, and the padding behind it, which belongs to the hole
-            behind = min((x.offset for x in before.sections if x.size and x.offset >= s.offset + s.size
-                          and x.type != elf.SHT_NOBITS), default=s.offset + s.size)
-            touched[s.offset:s.offset + s.size + min(behind - s.offset - s.size, 64)] = True
+            touched[s.offset:s.offset + s.size] = True
     moved = [s for s in before.sections if s.type in (5, 0x6FFFFFF6, 0x6FFFFFFD, 0x6FFFFFFE, 0x6FFFFFFF)]
     for s in moved:              # hash tables and versions: never change
         now = after.section(s.name)
