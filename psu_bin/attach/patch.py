@@ -23,6 +23,8 @@ from psu_bin.errors import PsuError
 SHT_X86_64_UNWIND = 0x70000001
 SHT_INIT_ARRAY, SHT_FINI_ARRAY, SHT_PREINIT_ARRAY = 14, 15, 16
 SHN_X86_64_LCOMMON = 0xFF02
+MAX_ALIGN = 1 << 21            # the largest page that anybody aligns to
+MAX_SECTION = 1 << 30          # within reach of 32-bit displacements, with room for the rest
 
 # Names that a compiler gives to pieces and specialised copies of a function.  `.lto_priv.N` and `.llvm.N` are no clones:
 # they rename a static function of a program linked with -flto.
@@ -178,10 +180,23 @@ def parse(binary: Binary, machine: int | None = None) -> PatchObject:
             raise PsuError(path, "holds only intermediate code of -flto", "compile the patch with -fno-lto "
                                                                          "or -ffat-lto-objects")
         raise PsuError(path, "has no code")
+    for s in sections:
+        _check_section(binary, s)
     symbols = _symbols(binary)
     return PatchObject(path, binary.machine, sections,
                        tuple(binary.contents(s) if s.flags & elf.SHF_ALLOC else b"" for s in sections),
                        symbols, _relocations(binary, len(symbols)))
+
+
+def _check_section(binary: Binary, s: Section) -> None:
+    """Refuse headers that no compiler writes and that would make nonsense or enormous memory."""
+    if not s.flags & elf.SHF_ALLOC:
+        return
+    merge = s.flags & elf.SHF_MERGE and s.entsize
+    if s.align & (s.align - 1) or s.align > MAX_ALIGN or s.size > MAX_SECTION or merge and s.size % s.entsize or (
+            s.type == elf.SHT_NOBITS and not s.flags & elf.SHF_WRITE):
+        raise PsuError(binary.path, f"malformed section {s.name}: size {s.size:#x}, alignment {s.align:#x}, "
+                                    f"entries of {s.entsize:#x}")
 
 
 def _symbols(binary: Binary) -> tuple[PatchSymbol, ...]:
@@ -211,6 +226,8 @@ def _symbols(binary: Binary) -> tuple[PatchSymbol, ...]:
             if value > limit or (size > limit - value and kind != elf.STT_SECTION):
                 raise PsuError(binary.path, f"malformed symbol table: symbol {n} ends at {value + size:#x}, "
                                             f"its section at {limit:#x}")
+        if section == elf.SHN_COMMON and (size > MAX_SECTION or value & (value - 1) or value > MAX_ALIGN):
+            raise PsuError(binary.path, f"malformed symbol table: symbol {n} has size {size:#x}, alignment {value:#x}")
         name = binary.string(strings, name_at)
         if kind == elf.STT_FILE:
             file = name

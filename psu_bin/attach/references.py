@@ -91,6 +91,10 @@ class Reader:
             self.problems.append(layout.refuse(function, piece.section, r.offset,
                                                Unclear(f"relocation type {r.type} is not known", "")))
             return None
+        if r.offset + how.size > patch.sections[piece.section].size:
+            self.problems.append(layout.refuse(function, piece.section, r.offset,
+                                               Unclear("a relocation reaches beyond its section", "")))
+            return None
         field = layout.surveys[piece.section].fields.get(r.offset) if code else None
         if field is None:
             field = Field(how.use, how.size if code and how.relative else 0, Access.DATA, r.offset)
