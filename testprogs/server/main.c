@@ -16,9 +16,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* Kept as functions of their own: what gcc inlines, a patch must replace through the caller (psu-bin warns of it). */
-#define KEPT __attribute__((noinline, noclone))
-
 struct entry *table[TABLE];
 pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 unsigned long requests;
@@ -40,7 +37,7 @@ static struct entry *find(const char *key)
     return e;
 }
 
-KEPT int do_get(const char *key, char *reply, int room)
+int do_get(const char *key, char *reply, int room)
 {
     int n;
     pthread_mutex_lock(&table_lock);
@@ -50,7 +47,7 @@ KEPT int do_get(const char *key, char *reply, int room)
     return n;
 }
 
-KEPT int do_set(const char *key, const char *value, char *reply, int room)
+int do_set(const char *key, const char *value, char *reply, int room)
 {
     pthread_mutex_lock(&table_lock);
     struct entry *e = find(key);
@@ -65,12 +62,12 @@ KEPT int do_set(const char *key, const char *value, char *reply, int room)
     return snprintf(reply, room, "stored\n");
 }
 
-KEPT int do_stats(char *reply, int room)
+int do_stats(char *reply, int room)
 {
     return snprintf(reply, room, "version 1 requests %lu\n", requests);
 }
 
-KEPT int execute(char *line, char *reply, int room)
+int execute(char *line, char *reply, int room)
 {
     char *save, *word = strtok_r(line, " \r\n", &save), *key = strtok_r(0, " \r\n", &save), *value = strtok_r(0, "\r\n", &save);
     __atomic_fetch_add(&requests, 1, __ATOMIC_RELAXED);

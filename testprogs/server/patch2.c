@@ -3,7 +3,6 @@
 #include <stdio.h>
 #include <string.h>
 extern unsigned long misses;
-int do_set(const char *key, const char *value, char *reply, int room);
 static int do_count(char *reply, int room)
 {
     int n = 0;
