@@ -25,6 +25,9 @@ _STARTUP = frozenset({
     "__do_init", "__do_fini", "__rel_iplt_start", "__gmon_start__"})
 
 
+_HUGE = 1 << 48       # no code is as large: bounds what a damaged symbol can say
+
+
 class Role(enum.IntEnum):
     FUNCTION = 0    # can be one to update
     PART = 1        # split off another function
@@ -128,10 +131,10 @@ def find(binary: Binary, frames: Frames, resolvers: np.ndarray, debug: Binary | 
             entry = int(value[i])
             found.setdefault(entry, []).append((rank, number, base_name(table.name(i)),
                                                 int(files[i]) if rank == 2 else -1, kind[i] == STT_GNU_IFUNC))
-            sizes[entry] = max(sizes.get(entry, 0), int(e["st_size"][i]))
+            sizes[entry] = max(sizes.get(entry, 0), min(int(e["st_size"][i]), _HUGE))
         labels.append(value[defined & (kind == STT_NOTYPE)])
         data = np.flatnonzero(defined & (kind == STT_OBJECT) & (e["st_size"] > 0))
-        islands.append(np.stack([value[data], value[data] + e["st_size"][data].astype(np.int64)], axis=1))
+        islands.append(np.stack([value[data], value[data] + np.minimum(e["st_size"][data], _HUGE).astype(np.int64)], axis=1))
     if not found:
         raise PsuError(binary.path, "no function symbols",
                        "it was stripped: give its separate debug file with --debug-file")

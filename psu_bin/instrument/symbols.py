@@ -75,7 +75,7 @@ def static_users(binary: Binary, arch: Arch, known: Functions, code: Code,
         kind, bind = e["st_info"] & 15, e["st_info"] >> 4
         rows = _rows(table)
         for i in rows[(kind[rows] == STT_OBJECT) & (bind[rows] == STB_LOCAL)].tolist():
-            if _STATIC_LOCAL.search(table.name(i)):
+            if e["st_value"][i] < 1 << 62 and e["st_size"][i] < 1 << 62 and _STATIC_LOCAL.search(table.name(i)):
                 spans.add((int(e["st_value"][i]), int(e["st_value"][i]) + max(int(e["st_size"][i]), 1)))
     if not spans:
         return ()
