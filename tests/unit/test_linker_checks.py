@@ -1,0 +1,86 @@
+"""What no patch may have is refused with a sentence, not ignored."""
+
+import pytest
+from linking_host import Host, compile_c, program
+
+from psu_bin.attach import checks
+from psu_bin.errors import PsuError
+
+PROGRAM = r"""
+__thread int existing = 5; int plain = 6;
+void touch(int x) { existing += x; plain += x; }
+int run(int x) { return x; }
+int get(void) { return existing; }
+"""
+RUN = "int run(int x) { return x + 1; }"
+
+
+@pytest.fixture(scope="module")
+def host():
+    with Host(program(PROGRAM, "-O1", "-fPIE", name="p.c")) as running:
+        yield running
+
+
+REFUSED = [
+    ("__attribute__((constructor)) static void init(void) { asm volatile(\"\"); }" + RUN, "has constructors or destructors"),
+    ("__attribute__((destructor)) static void done(void) { asm volatile(\"\"); }" + RUN, "has constructors or destructors"),
+    ("static int one(void) { return 1; } static void *pick(void) { return one; }"
+     "int chosen(void) __attribute__((ifunc(\"pick\")));" + RUN, "defines an indirect function: chosen"),
+    ("__thread int fresh; int run(int x) { return ++fresh; }", "new thread-local variable fresh"),
+    ("static __thread int fresh = 4; int run(int x) { return ++fresh; }", "new thread-local variable fresh"),
+    ("extern __thread int nowhere; int run(int x) { return ++nowhere; }", "nowhere is in no instrumented module"),
+    ("__thread int plain; int run(int x) { return ++plain; }", "plain is thread-local on one side only"),
+    ("int existing = 1; int run(int x) { return ++existing; }", "existing is thread-local on one side only"),
+    ("extern int existing; int run(int x) { return ++existing; }", "existing is thread-local in the program, not in the patch"),
+    ("int get = 5; int run(int x) { return ++get; }", "get is a variable in the patch and a function in"),
+    ("static void *where[2]; int run(int x) { static void *tab[] = { &&a, &&b }; where[x] = tab; static void **keep = &tab[1];"
+     "if (x) keep = 0; goto *keep[0]; a: return 1; b: return 2; }", "points into the code"),
+]
+
+
+@pytest.mark.parametrize("flags", [("-O1", "-fPIE"), ("-O0", "-fPIC")], ids=" ".join)
+@pytest.mark.parametrize("source,words", REFUSED, ids=[w for _, w in REFUSED])
+def test_refused(host, source, words, flags):
+    with pytest.raises(PsuError) as e:
+        host.link(compile_c(source, *flags, name="p.c"))
+    assert words in e.value.what
+
+
+def test_all_problems_are_told_at_once(host):
+    source = "__attribute__((constructor)) static void init(void) { asm volatile(\"\"); } int run(int x) { return 1; }"
+    one, two = compile_c(source, "-O1", name="one.c"), compile_c(source, "-O1", name="two.c")
+    with pytest.raises(PsuError) as e:
+        host.link(one, two)
+    assert e.value.what.count("has constructors") == 2 and "duplicate definition: run" in e.value.what
+    assert str(two) in e.value.what
+
+
+def test_a_library_whose_thread_local_offset_is_not_known(host):
+    import dataclasses
+    view = host.view
+    host.view = dataclasses.replace(view, tls_offset=None)
+    try:
+        with pytest.raises(PsuError, match="existing of .* has no fixed offset from the thread pointer"):
+            host.link(compile_c("extern __thread int existing; int run(int x) { return ++existing; }", "-O1", "-fPIC"))
+    finally:
+        host.view = view
+
+
+def test_another_architecture(host, tmp_path):
+    data = bytearray(compile_c(RUN, "-O1").read_bytes())
+    data[18:20] = (183).to_bytes(2, "little")
+    from psu_bin.attach import patch
+    from psu_bin.elf import Binary
+    with pytest.raises(PsuError, match="compiled for another architecture: ELF machine 183, .* has 62"):
+        checks.run((patch.parse(Binary(bytes(data), "x.o")),), (host.view,), (0,))
+
+
+def test_code_that_cannot_be_read(host):
+    with pytest.raises(PsuError, match="cannot read the code in .text: no x86-64 instruction at"):
+        host.link(compile_c('asm(".globl run\\n.type run,@function\\nrun: .byte 0x06, 0x90\\n ret\\n.size run,.-run\\n");', "-O1"))
+
+
+def test_position_dependent_code_for_a_position_independent_program(host):
+    with pytest.raises(PsuError) as e:
+        host.link(compile_c("extern int plain; int run(int x) { int *volatile p = &plain; return *p; }", "-O1", "-fno-pic"))
+    assert "run+0x" in e.value.what and "R_X86_64_32" in e.value.what and "-fPIE" in e.value.hint
