@@ -172,7 +172,7 @@ class Binder:
                 if found.function == NO_FUNCTION:
                     self.problems.append(PsuError(
                         patch.path, f"{f.name} is not updatable in {self.views[m].path}",
-                        f"`psu-bin analyze {self.views[m].path}` says why; take {f.name} out of the patch"))
+                        f"`psu-bin analyze {self.views[m].path}` says why; leave it out of the patch"))
                     break
                 self._warn_inlined(m, f, found)
                 return BoundFunction(n, f, m, found.function, identity, 0)

@@ -300,6 +300,11 @@ class Layout:
                            "compile the patch with -fdata-sections"), 0
         return chosen.target, offset - chosen.base
 
+    def unnamed_pointer(self, section: int, offset: int) -> Piece:
+        """A pointer in a writable section that has no name and that only unwinding refers to (clang's `.L*.DW.stub`): it
+        is never written, and goes with the code."""
+        return self.piece(section, offset, min(offset + 8, self.patch.sections[section].size), Room.CODE, 8)
+
     def extent(self, piece: Piece, offset: int) -> tuple[int, int]:
         """[start, end) in `piece` of the constant that has the byte at `offset`: up to the next one that has a name or
         that something refers to."""

@@ -115,7 +115,7 @@ def describe(path: Path, stubs: int, slots: int, stack_args: set[str] = frozense
                          file if bind == 0 else descriptor.NO_FILE))
     functions: dict[int, list] = {}
     for name, kind, bind, value, size, _ in sorted(rows, key=lambda r: r[2] == 0):
-        if kind == descriptor.KIND_FUNCTION and size and not name.startswith("_") and name not in not_updatable:
+        if kind == descriptor.KIND_FUNCTION and size and name not in {"_start", "_init", "_fini", *not_updatable}:
             functions.setdefault(value, [name, value, size, 0])
             if name in stack_args:
                 functions[value][3] |= descriptor.STACK_ARGS
@@ -226,6 +226,11 @@ class Host:
         words = " ".join(f"{a & (1 << 64) - 1:x}" for a in args)
         value = self.ask(f"call {address:x} {words}")
         return value - (1 << 64) if value >> 63 else value
+
+    def call_int(self, function: str | int, *args: int) -> int:
+        """As call, for a function that returns an int: the upper half of the register means nothing."""
+        value = self.call(function, *args) & 0xFFFFFFFF
+        return value - (1 << 32) if value >> 31 else value
 
     def text(self, address: int) -> str:
         return self.read(address, 64).split(b"\0")[0].decode()
