@@ -129,8 +129,15 @@ class Process:
         return int(self.status().get("NSpid", str(self.pid)).split()[-1])
 
     def file(self, path: str) -> str:
-        """A name under which this process can open what the target calls `path` (containers have another root)."""
-        return f"/proc/{self.pid}/root{path}"
+        """A name under which this process can open what maps calls `path`.
+
+        The kernel shows paths as the reader sees them, as long as the reader can see them: in a plain chroot too, but not
+        in a container, which has mounts of its own."""
+        try:
+            apart = os.readlink(f"/proc/{self.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+        except OSError:
+            apart = True
+        return f"/proc/{self.pid}/root{path}" if apart else path
 
     # ---- memory --------------------------------------------------------------------------------------------------
 
