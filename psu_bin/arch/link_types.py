@@ -39,6 +39,7 @@ class Access(enum.Enum):
     INDEXED = enum.auto()        # loads or stores there plus a register
     ADDRESS = enum.auto()        # takes the address into a register or memory
     COMPARED = enum.auto()       # takes the address and only ever compares with it
+    BELOW = enum.auto()          # takes the address to count down from it
     TABLE = enum.auto()          # base of a table that a computed jump reads
     DATA = enum.auto()           # not in code: a pointer in data
 

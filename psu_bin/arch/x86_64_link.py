@@ -222,7 +222,7 @@ def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], a
                 use = HOWTO[relocs[i.imm_at]].use
                 if branch and use is Use.ADDRESS:
                     use = Use.BRANCH
-                access = Access.EXACT if branch else _immediate_access(insns, number)
+                access = Access.EXACT if branch else _immediate_access(code, insns, number)
                 fields[i.imm_at] = Field(use, 4 if branch else 0, access, i.at)
             elif branch:
                 resolved.append(Resolved(i.imm_at, i.imm_size, decode.branch_target(code, i), Use.BRANCH,
@@ -230,7 +230,7 @@ def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], a
             if i.disp_at >= 0 and i.disp_at in relocs:
                 how = HOWTO[relocs[i.disp_at]]
                 tail = i.end - i.disp_at if i.rip_relative else 0
-                fields[i.disp_at] = Field(how.use, tail, _memory_access(insns, number, how), i.at)
+                fields[i.disp_at] = Field(how.use, tail, _memory_access(code, insns, number, how), i.at)
             elif i.rip_relative and decode.is_lea(i):
                 resolved.append(Resolved(i.disp_at, 4, i.end + decode.displacement(code, i),
                                          Use.ADDRESS, False, i.end))
@@ -243,18 +243,18 @@ def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], a
                       tuple(sorted(breaks)))
 
 
-def _immediate_access(insns: list[Insn], number: int) -> Access:
+def _immediate_access(code: bytes, insns: list[Insn], number: int) -> Access:
     """An address as an immediate: cmp $x, or mov and the like."""
     i = insns[number]
     if i.map == 0 and 0xB8 <= i.opcode < 0xC0:
-        return _use_of_address(insns, number, i.opcode & 7 | (i.rex & 1) << 3)
+        return _use_of_address(code, insns, number, i.opcode & 7 | (i.rex & 1) << 3)
     if i.map == 0 and i.opcode == 0xC7 and i.modrm >= 0xC0:
-        return _use_of_address(insns, number, i.modrm & 7 | (i.rex & 1) << 3)
+        return _use_of_address(code, insns, number, i.modrm & 7 | (i.rex & 1) << 3)
     compare = i.map == 0 and (i.opcode == 0x3D or i.opcode == 0x81 and i.modrm >> 3 & 7 == 7)
     return Access.COMPARED if compare else Access.ADDRESS
 
 
-def _memory_access(insns: list[Insn], number: int, how: Howto) -> Access:
+def _memory_access(code: bytes, insns: list[Insn], number: int, how: Howto) -> Access:
     i = insns[number]
     if how.use in (Use.GOT, Use.GOT_SLOT_OFFSET):
         # The instruction reads the GOT slot: a call through it is a call, anything else takes the address.
@@ -264,7 +264,7 @@ def _memory_access(insns: list[Insn], number: int, how: Howto) -> Access:
             return Access.TABLE
         return Access.ADDRESS if decode.is_lea(i) else Access.INDEXED
     if decode.is_lea(i):
-        return _use_of_address(insns, number, i.reg)
+        return _use_of_address(code, insns, number, i.reg)
     return Access.EXACT
 
 
@@ -273,12 +273,13 @@ def _jumps_soon(insns: list[Insn], number: int) -> bool:
     return any(decode.is_indirect_jump(i) for i in insns[number + 1:number + 4])
 
 
-def _use_of_address(insns: list[Insn], number: int, register: int) -> Access:
+def _use_of_address(code: bytes, insns: list[Insn], number: int, register: int) -> Access:
     """What becomes of the register that an address is put into, as far as straight-line reading shows.
 
-    A jump table's base is the base of a movslq (reg,index,4); an end of an array is only compared with; the base of
-    an array that is indexed is the base of a memory operand.  Reading goes on over branches (the loop that uses the register may come later) to the end of the function
-    or until the register is set again."""
+    A jump table's base is the base of a movslq (reg,index,4); an end of an array is only compared with, or counted down
+    from; the base of an array that is indexed is the base of a memory operand.  The first use decides.  Reading goes on
+    over branches (the loop that uses the register may come later) to the end of the function or until the register is
+    set again."""
     compared = False
     for i in insns[number + 1:]:
         if i.map == 0 and i.opcode == 0x63 and i.base == register and i.index >= 0 and i.scale == 4:
@@ -288,7 +289,13 @@ def _use_of_address(insns: list[Insn], number: int, register: int) -> Access:
         if i.map == 0 and i.opcode in (0x39, 0x3B) and (mentions_rm or mentions_reg):
             compared = True
             continue
-        if i.base == register and not decode.is_lea(i):
+        if i.base == register and decode.displacement(code, i) < 0:
+            return Access.BELOW
+        if mentions_rm and i.map == 0 and i.opcode in (0x81, 0x83):
+            value = int.from_bytes(code[i.imm_at:i.end], "little", signed=True)
+            extension = i.modrm >> 3 & 7
+            return Access.BELOW if (extension, value > 0) in ((5, True), (0, False)) else Access.ADDRESS
+        if (i.base == register or i.index == register and i.scale == 1) and not decode.is_lea(i):
             return Access.INDEXED
         if i.base == register or i.index == register:
             return Access.ADDRESS

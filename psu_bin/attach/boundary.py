@@ -5,12 +5,11 @@ C allows the address one past an array's end, and the assembler has thrown the s
 1. Both readings give the same address: it does not matter.
 2. A load or store right there, or through a register that the address was put into only to index it, is of the object
    that starts there: nothing may be read past an end.
-3. The base of a jump table is the table.  A table that nothing refers to does not exist, so an only reference to the start
-   of a run is its table, too.
-4. An address that is only compared with is most likely an end; it is believed when the function also takes the start of
-   that array, and not that of the object behind it.
-5. An address that is passed on is a start, unless the address of the object before it is passed on in the same straight
-   line of code: begin and end as two arguments.
+3. The base of a jump table is the table.
+4. An address that the code counts down from is an end.  One that is only compared with is most likely an end; it is
+   believed when the function also takes the start of that array, and not that of the object behind it.
+5. An address that is passed on is a start, unless the function does something with the address of the object before it as
+   well: begin and end may be a pair.  Of constants only a pair in one straight line of code, or one that is compared, counts.
 6. Otherwise it is Undecided.  Constants are then all taken from the patch's own image of the section, where both readings
    are one address; for variables the patch is refused: `-fdata-sections` gives each object its section, and certainty.
 
@@ -58,7 +57,7 @@ def choose(objects: list[Object], at: int, access: Access, line: int, mentions: 
     if covering is None:
         return _outside(objects, at, access, line, ending, mentions, image)
     if covering.start == at and ending is not None and ending.shift != covering.shift:
-        return _at_boundary(covering, ending, at, access, line, mentions())
+        return _at_boundary(covering, ending, access, line, mentions(), image is None)
     following = next((o for o in objects if covering.end <= o.start <= at + BEFORE), None)
     if following is not None and following.shift != covering.shift and at != covering.start:
         if access is Access.INDEXED and following.start - at <= 8 and not any(
@@ -73,6 +72,8 @@ def choose(objects: list[Object], at: int, access: Access, line: int, mentions: 
 def _outside(objects: list[Object], at: int, access: Access, line: int, ending: Object | None,
              mentions: Callable[[], list[Mention]], image: Piece | None) -> Object | Undecided | None:
     """No object has the byte: the end of the one before, an unnamed constant, or an index below the next."""
+    if ending is not None and access is Access.BELOW:
+        return ending
     if image is not None:
         if ending is not None and ending.target is not image and (
                 access is Access.COMPARED and any(ending.start <= m.to < ending.end for m in mentions())
@@ -85,12 +86,11 @@ def _outside(objects: list[Object], at: int, access: Access, line: int, ending: 
     return following if access is not Access.EXACT else None
 
 
-def _at_boundary(starting: Object, ending: Object, at: int, access: Access, line: int,
-                 mentions: list[Mention]) -> Object | Undecided:
+def _at_boundary(starting: Object, ending: Object, access: Access, line: int, mentions: list[Mention], strict: bool) -> Object | Undecided:
     if access in (Access.EXACT, Access.INDEXED, Access.TABLE, Access.DATA):
         return starting
-    if starting.symbol is None and access is Access.ADDRESS and sum(m.to == at for m in mentions) <= 1:
-        return starting              # a run: its table is referred to at least once
+    if access is Access.BELOW:
+        return ending
     if access is Access.COMPARED:
         held = (Access.ADDRESS, Access.INDEXED)          # the address is in a register
         if any(m.to == ending.start and m.how in held for m in mentions) and not any(
@@ -98,7 +98,9 @@ def _at_boundary(starting: Object, ending: Object, at: int, access: Access, line
             return ending
         if not any(ending.start <= m.to < ending.end for m in mentions):
             return starting
-    elif not _passed_with(ending, line, mentions):
+    elif not _passed_with(ending, line, mentions) and not any(
+            m.to == ending.start and (m.how is Access.COMPARED or strict and m.how in (Access.ADDRESS, Access.INDEXED))
+            for m in mentions):
         return starting
     return Undecided(f"cannot tell the end of {_name(ending)} from the start of {_name(starting)}", (starting, ending))
 

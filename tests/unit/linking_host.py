@@ -77,6 +77,7 @@ def compile_c(source: str, *flags: str, cc: str = "gcc", name: str = "patch.c", 
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
         file = out.parent / name
+        file.parent.mkdir(exist_ok=True)
         file.write_text(source)
         subprocess.run([cc, *([] if link else ["-c"]), name, "-o", str(out) + ".tmp", *flags],
                        cwd=out.parent, check=True, capture_output=True, text=True)

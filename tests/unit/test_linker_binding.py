@@ -186,3 +186,30 @@ def test_an_inlined_function_is_warned_about():
         linked = host.link(compile_c(PATCH % "a" + "int a_state(void) { return 1; }", "-O1", "-fPIE", name="a.c"))
         assert [w.split(":")[0] for w in linked.warnings] == ["step"], (
             "the address of a_state is taken, a_run has a caller")
+
+
+def test_new_statics_of_two_files_that_the_module_has_are_kept_apart(host):
+    source = "static int fresh = %d; int %s_run(int x) { return fresh += x; }"
+    host.attach(compile_c(source % (10, "a"), "-O1", "-fPIE", name="a.c"))
+    host.attach(compile_c(source % (20, "b"), "-O1", "-fPIE", name="b.c"))
+    assert [host.call("a_run", 1), host.call("b_run", 1), host.call("a_run", 1)] == [11, 21, 12]
+
+
+def test_of_two_source_files_of_one_name_the_one_with_the_same_statics_is_meant():
+    one = "static int state = 1, first_only = 2; int one(int x) { return state += first_only += x; }"
+    two = "static int state = 100, second_only = 200; int two(int x) { return state += second_only += x; }"
+    with Host(program(one, "-O1", "-fPIE", name="one/util.c", more=(("two/util.c", two),))) as host:
+        host.attach(compile_c(two.replace("+= x", "+= 2 * x"), "-O1", "-fPIE", name="util.c"))
+        assert [host.call("two", 1), host.call("one", 1)] == [302, 4]
+        with pytest.raises(PsuError, match="state is static in several files of the program: util.c"):
+            host.link(compile_c("static int state; int one(int x) { return ++state; }", "-O1", "-fPIE", name="util.c"))
+
+
+def test_a_new_static_of_a_renamed_file_is_not_that_of_a_file_the_module_has(host):
+    source = "static int fresh = %d; int a_run(int x) { return fresh += x; }"
+    host.attach(compile_c(source % 10, "-O1", "-fPIE", name="my_patch.c"))
+    assert host.call("a_run", 1) == 11
+    host.attach(compile_c(source % 20, "-O1", "-fPIE", name="a.c"))
+    assert host.call("a_run", 1) == 21
+    host.attach(compile_c(source % 30, "-O1", "-fPIE", name="my_next_patch.c"))
+    assert host.call("a_run", 1) == 12, "the only one that another file unknown to the module brought along"

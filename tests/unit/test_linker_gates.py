@@ -20,6 +20,7 @@ int aligned(int i) { return i; }
 int switched(int i) { return i; }
 int through_pointer(int (*f)(int)) { return f(1); }
 int calls_seven(int a) { return seven(a, 2, 3, 4, 5, 6, 7) + 1; }
+int early_return(int a) { return a; }
 """
 
 PATCH = r"""
@@ -41,6 +42,10 @@ int switched(int i) {
     return 1; }
 int through_pointer(int (*f)(int)) { return f(2); }
 int calls_seven(int a) { return seven(a, 2, 3, 4, 5, 6, 7) + 2; }
+int early_return(int a) {
+    volatile int v[10]; v[2] = a;
+    if (a > 3) return v[2];
+    rand(); v[9] = rand(); return v[8] + v[9]; }
 """
 TOUCHES = {"seven", "by_value", "variadic", "forwards"}
 MAY = {"tail_libc", "through_pointer", "aligned", "switched"}   # tail calls to unknown functions, stack realigned: not decided
@@ -65,7 +70,8 @@ def test_stack_arguments_ask_for_a_side_frame(flags):
 
 IPA_RA = r"""
 __attribute__((noinline)) static int leaf(int x) { return x + 1; }
-__attribute__((noinline)) static int inner(int x) { return leaf(x) * 3; }
+__attribute__((noinline)) static int deep(int x) { return x + 5; }
+__attribute__((noinline)) static int inner(int x) { return deep(x) * 3; }
 int user(int a, int b, int c) { return leaf(a) + b * c; }
 int outer(int a, int b, int c) { return inner(a) + b * c; }
 """
@@ -81,10 +87,11 @@ def test_registers_that_a_patch_relies_on_are_reported_and_kept_by_later_gates()
         linked = host.link(compile_c(IPA_RA, "-O2", "-fPIE", name="ipa.c"))
         o = linked.modules[0][0][0]
         relied = dict(o.relied)
-        leaf, inner, user = (host.symbol(n) for n in ("leaf", "inner", "user"))
+        leaf, inner, deep, user = (host.symbol(n) for n in ("leaf", "inner", "deep", "user"))
         b_and_c = 1 << 6 | 1 << 2       # rsi, rdx carry b and c over the call: see the disassembly
         assert relied[leaf] & b_and_c == b_and_c
-        assert relied[inner] & b_and_c == b_and_c, "what is relied on over inner, leaf must keep, too"
+        assert relied[inner] & b_and_c == b_and_c
+        assert relied[deep] & b_and_c == b_and_c, "what is relied on over inner, deep must keep, too"
         assert user not in relied
         assert {x.kind for x in o.replaced} == {PLAIN}, "as compiled, nothing changes these registers"
         assert not relied[leaf] & 1, "the result is no register to keep"

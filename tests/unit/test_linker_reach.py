@@ -13,6 +13,8 @@ PATCH = r"""
 extern char **environ; extern int opterr, optind, optopt; extern long timezone; extern char *tzname[2]; extern int getdate_err;
 extern int daylight;
 __attribute__((noinline)) int keep(int a, int b, int c, int d, int e, int f) { return a + b * 2 + c * 3 + d * 4 + e * 5 + f * 6; }
+int far_add(long a, long b);
+asm(".text\n.type far_add,@function\nfar_add: add %rsi,timezone(%rip)\n mov timezone(%rip),%rsi\n lea (%rsi,%rdi),%eax\n ret\n.size far_add,.-far_add\n");
 int probe(long x) {
     switch (x) {
     case 0: return stderr == *&stderr && fprintf(stderr, "%s", "") == 0 && fileno(stderr) == 2;
@@ -26,12 +28,13 @@ int probe(long x) {
     case 8: getdate_err = 3; return getdate_err * optopt / (daylight + 3);
     case 9: { float f = *(float *)&daylight; *(float *)&daylight = f + 1.5f; return *(float *)&daylight * 4; }
     case 10: optind = x * 3; return optind << (optopt & 7);
+    case 12: timezone = 5; return far_add(1000, 30);
     case 11: { short s = 300; *(short *)&getdate_err = s; return *(short *)&getdate_err; }
     }
     return (long)tzname > 0;
 }
 """
-EXPECTED = [1, 70006, 1, 7, 65 + 2 + 195 + 16 + 25 + 36 + 2, 200 - 56, 14, 2009, 9, 6, 30 << 1, 300, 1]
+EXPECTED = [1, 70006, 1, 7, 65 + 2 + 195 + 16 + 25 + 36 + 2, 200 - 56, 14, 2009, 9, 6, 30 << 1, 300, 1035, 1]
 
 
 @pytest.mark.parametrize("flags", [("gcc", "-O2"), ("gcc", "-O0"), ("gcc", "-Os"), ("gcc", "-O2", "-mavx2"), ("gcc", "-O3", "-mfma"),
@@ -41,6 +44,6 @@ def test_data_of_a_library_that_the_program_has_no_copy_of(flags):
     obj = compile_c(PATCH, "-fPIE", *flags, "-w", cc=cc)
     with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
         linked = host.attach(obj)
-        assert [host.call("probe", n) for n in range(13)] == EXPECTED
+        assert [host.call("probe", n) for n in range(14)] == EXPECTED
         code = linked.modules[0][0][0].regions[0]
         assert b"\x48\x8d\xa4\x24\x80\x00\x00\x00" in code.data, "some instruction needed a saved register"
