@@ -40,6 +40,7 @@ STACK_ARGS = 1            # the original may touch its caller's stack arguments:
 DETOURED = 2              # the original's entry is a jump to the stub; `original` is the moved copy
 ADDRESS_TAKEN = 4         # its address is in code, data or a dynamic symbol
 OWN_CONVENTION = 8        # not known to follow the psABI (hand-written): gates keep every register and the flags
+MISALIGNED = 16           # some caller does not align the stack to 16 bytes for it (GCC -fipa-stack-alignment)
 
 # Symbol kinds.
 KIND_FUNCTION, KIND_OBJECT, KIND_TLS, KIND_NOTYPE, KIND_IFUNC = range(5)

@@ -83,6 +83,14 @@ class Effects:
     refused: np.ndarray   # bool: the disassembler does not know this instruction, or takes it for another length
 
 
+class StackMove(enum.IntEnum):
+    """What an instruction does to the stack pointer, modulo 16."""
+    KEEPS = 0
+    FLIPS = 1            # moves it by an odd multiple of 8
+    ALIGNS = 2           # makes it a multiple of 16
+    UNKNOWN = 3
+
+
 @dataclass(frozen=True)
 class RegisterFacts:
     """An architecture's calling convention, in the bits of Effects."""

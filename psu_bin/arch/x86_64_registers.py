@@ -207,4 +207,4 @@ class _Reader:
         if kind in (Kind.CALL_INDIRECT, Kind.JUMP_INDIRECT, Kind.RETURN):
             writes = kills = 0
         # What is not fully written keeps its old value; what is read is read before anything is written.
-        return reads & ~RSP, writes & ~RSP, kills & writes & ~RSP, 0
+        return reads & ~RSP, writes, kills & writes & ~RSP, 0

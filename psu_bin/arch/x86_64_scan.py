@@ -12,15 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from psu_bin.arch import x86_64_boundaries as boundaries
-from psu_bin.arch.code import NONE, Code, Field, Kind, Region, Use
+from psu_bin.arch.code import NONE, Code, Field, Kind, Region, StackMove, Use
 from psu_bin.arch.x86_64_registers import FACTS as REGISTERS
 from psu_bin.arch.x86_64_registers import effects
 
-__all__ = ["ABSOLUTE_WIDTH", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_TYPES", "Moved", "absolutes", "decode", "effects", "is_mark", "movable", "scaled_loads",
-           "stack_arguments", "thunk_names"]
+__all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_TYPES", "SP_BIT", "Moved", "absolutes", "decode", "effects", "is_mark", "movable", "scaled_loads",
+           "stack_arguments", "stack_moves", "thunk_names"]
 
 RSP, RBP = 4, 5
 DWARF_RSP, DWARF_RBP = 7, 6
+DWARF_SP = DWARF_RSP
+SP_BIT = 1 << RSP                          # of the stack pointer in Effects
+ENTRY_CFA = 8                              # CFA - stack pointer at a function's entry
 JUMP_SIZE = 5
 
 # Functions that only jump to an address in a register: compilers make them against speculation.
@@ -197,6 +200,38 @@ def stack_arguments(code: Code, register: np.ndarray, offset: np.ndarray) -> np.
         & ~((((f.modrm >> 3) & 7) == RBP) & ((f.rex & 4) == 0)))
     found.append(np.flatnonzero(copy & (register == DWARF_RSP)))
     return np.unique(np.concatenate(found))
+
+
+def stack_moves(code: Code, writes_sp: np.ndarray) -> np.ndarray:
+    """uint8, StackMove of each instruction.  writes_sp: bool, one an instruction: changes rsp in any way."""
+    parts: Parts = code.parts
+    f = parts.fields
+    one = (f.map == 0) & (f.encoding == boundaries.LEGACY)
+    out = np.where(writes_sp, StackMove.UNKNOWN, StackMove.KEEPS).astype(np.uint8)
+    calls = (code.kind == Kind.CALL) | (code.kind == Kind.CALL_INDIRECT) | (code.kind == Kind.RETURN)
+    out[calls] = StackMove.KEEPS
+    # Room whose size is known at run time only, and its end: compilers keep such sizes multiples of 16.
+    out[one & np.isin(f.opcode, (0x29, 0x2B, 0x89, 0x8B, 0xC9))] = StackMove.KEEPS
+    reg = (f.modrm >> 3) & 7
+    full = (f.mandatory & _P66) == 0
+    stack = ((f.opcode & 0xF0) == 0x50) | (f.opcode == 0x68) | (f.opcode == 0x6A) | (f.opcode == 0x9C) | (
+        f.opcode == 0x9D) | (f.opcode == 0xFF) & (reg == 6) | (f.opcode == 0x8F) & (reg == 0)
+    pops_sp = (f.opcode == 0x5C) & ((f.rex & 1) == 0)
+    out[one & full & stack & ~pops_sp & writes_sp] = StackMove.FLIPS
+    # add, sub, and with a constant; lea rsp, [rsp + constant]
+    group1 = one & ((f.rex & 9) == 8) & (f.modrm >= 0xC0) & ((f.modrm & 7) == RSP) & (
+        (f.opcode == 0x81) | (f.opcode == 0x83))
+    lea = one & (f.opcode == 0x8D) & ((f.rex & 12) == 8) & (reg == RSP) & (f.sib == 0x24) & (f.modrm >= 0x40)
+    for region, padded, first, last in zip(parts.regions, parts.padded, parts.first, parts.first[1:]):
+        i = first + np.flatnonzero((group1 | lea)[first:last])
+        start = code.address[i] - region.address
+        # The low byte of the immediate or displacement, and whether all of it says "negative, 16 or more".
+        low = padded[np.where(lea[i], start + f.disp_at[i], start + code.length[i] - f.imm_size[i])]
+        moves = lea[i] | (reg[i] == 0) | (reg[i] == 5)
+        step = np.where((low & 7) != 0, StackMove.UNKNOWN, np.where((low & 8) != 0, StackMove.FLIPS, StackMove.KEEPS))
+        mask = np.where((reg[i] == 4) & ((low & 15) == 0), StackMove.ALIGNS, StackMove.UNKNOWN)
+        out[i] = np.where(moves, step, mask)
+    return out
 
 
 def scaled_loads(code: Code) -> np.ndarray:

@@ -31,7 +31,6 @@ class Blocks:
     table: np.ndarray     # int64 (n, 2): (block with an indirect jump, block that it may lead to)
     by_table: np.ndarray  # bool: ends with an indirect jump that reads a jump table
     puzzling: np.ndarray  # bool, of each unit: jumps by a table that was not found
-    idle: np.ndarray      # bool: nothing but no-ops
     use: np.ndarray       # uint64: registers read before they are replaced
     write: np.ndarray     # uint64: registers that may be changed
     kill: np.ndarray      # uint64: registers that are replaced
@@ -66,10 +65,9 @@ def build(functions: Functions, frames: Frames, code: Code, effects: Effects, ta
     returns = (kind == Kind.CALL) | (kind == Kind.CALL_INDIRECT)
     goes_on = close & ((kind <= Kind.MARK) | (kind == Kind.BRANCH)
                        | returns & np.append(unit[1:] == unit[:-1], False))
-    idle = _idle(code, first, last)
-    run_into = np.append(False, (goes_on & ~idle & ~returns)[:-1])
-    # Padding between units leads nowhere, unless code runs into it.
-    goes_on &= ~(idle & np.append(unit[1:] != unit[:-1], True) & ~run_into)
+    count = np.concatenate([[0], np.cumsum(code.kind == Kind.NOP)])
+    idle = count[last + 1] - count[first] == last + 1 - first
+    goes_on &= ~_padding(code, first, idle, goes_on, returns, unit, entry, named)
     at = code.at(np.where(code.kind[last] > Kind.MARK, code.target[last], NONE))
     direct = (kind == Kind.CALL) | (kind == Kind.JUMP) | (kind == Kind.BRANCH)
     target = np.where(direct & (at >= 0), number[at.clip(0)], NONE)
@@ -85,14 +83,27 @@ def build(functions: Functions, frames: Frames, code: Code, effects: Effects, ta
     by_table[jumps] = near[last[jumps]] > near[(last[jumps] - 10).clip(0)]
     puzzling = np.zeros(len(entry), dtype=bool)
     puzzling[unit[np.setdiff1d(np.flatnonzero(by_table), table[:, 0])]] = True
-    return Blocks(first, last, kind, unit, entry, np.where(goes_on, follows, NONE), target, table, by_table, puzzling, idle,
+    return Blocks(first, last, kind, unit, entry, np.where(goes_on, follows, NONE), target, table, by_table, puzzling,
                   *_summaries(first, last, effects))
 
 
-def _idle(code: Code, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Which blocks hold nothing but no-ops."""
-    count = np.concatenate([[0], np.cumsum(code.kind == Kind.NOP)])
-    return count[last + 1] - count[first] == last + 1 - first
+def _padding(code: Code, first: np.ndarray, idle: np.ndarray, goes_on: np.ndarray, returns: np.ndarray,
+             unit: np.ndarray, entry: np.ndarray, named: np.ndarray) -> np.ndarray:
+    """Which blocks are padding that nothing leads to: no-ops behind a jump, a return or the last call of a unit.
+
+    idle: nothing but no-ops; goes_on: whether each block goes on in the next; returns: ends with a call."""
+    kept = np.zeros(len(first), dtype=bool)
+    kept[entry] = True
+    kept |= np.isin(code.address[first], named)
+    out = np.zeros(len(first), dtype=bool)
+    last_of_unit = np.append(unit[1:] != unit[:-1], True)
+    while True:
+        before = np.append(False, (goes_on & ~out)[:-1])
+        entered = before & ~(np.append(False, returns[:-1]) & last_of_unit)
+        new = idle & ~kept & ~entered & ~out
+        if not new.any():
+            return out
+        out |= new
 
 
 def _units(functions: Functions, frames: Frames, code: Code, first: np.ndarray,

@@ -45,7 +45,7 @@ def survey(binary: Binary, arch: Arch, functions: Functions, frames: Frames, cod
     vague = unclear(code)
     for start, end in vague.tolist():
         offset = binary.offset_of(start)
-        named.append(_possible(np.frombuffer(binary.data[offset:offset + end - start], dtype=np.uint8), start))
+        named.append(_possible(functions, np.frombuffer(binary.data[offset:offset + end - start], dtype=np.uint8), start))
     if binary.type == ET_EXEC and len(functions.entry):
         named.append(arch.scan.absolutes(code)[3])
         low, high = functions.entry[0], functions.end.max()
@@ -61,13 +61,15 @@ def survey(binary: Binary, arch: Arch, functions: Functions, frames: Frames, cod
                   np.unique(np.concatenate(named).astype(np.int64)), vague)
 
 
-def _possible(data: np.ndarray, start: int) -> np.ndarray:
+def _possible(functions: Functions, data: np.ndarray, start: int) -> np.ndarray:
     """Every address that bytes could lead to if a jump or operand ended after each of them."""
     out = [np.arange(start + 1, start + len(data) + 1) + data.view(np.int8)]
     if len(data) >= 4:
         words: np.ndarray = np.ndarray((len(data) - 3,), dtype="<i4", buffer=data, strides=(1,))
         after = np.arange(start + 4, start + len(data) + 1)
-        out += [after + words, after + 1 + words, after + 4 + words, words.astype(np.int64)]
+        # What leads to an entry is taken for that, and not for an operand with an immediate behind it.
+        other = functions.index(after + words) < 0
+        out += [after + words, (after + 1 + words)[other], (after + 4 + words)[other], words.astype(np.int64)]
     return np.concatenate(out)
 
 

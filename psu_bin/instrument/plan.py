@@ -126,6 +126,7 @@ def _assemble(arch: Arch, m: Module, planned: dict[int, Detour | None], refused:
         flags |= descriptor.DETOURED if planned[f] is not None else 0
         flags |= descriptor.ADDRESS_TAKEN if f in m.references.taken else 0
         flags |= descriptor.OWN_CONVENTION if own[f] else 0
+        flags |= descriptor.MISALIGNED if relied.misaligned[f] else 0
         out.append(PlannedFunction(m.functions.names[f], int(m.functions.entry[f]),
                                    int(m.functions.end[f] - m.functions.entry[f]), flags, int(relied.preserve[f]),
                                    int(callers[f])))

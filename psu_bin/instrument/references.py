@@ -229,13 +229,14 @@ def _absolute(r: References, binary: Binary, arch: Arch, functions: Functions, c
               kept: tuple[Relocations, ...]) -> None:
     """Absolute addresses in a position-dependent file."""
     relocated = {k.section.index: k for k in kept}
+    complete = any(k.section.flags & SHF_EXECINSTR for k in kept)     # the linker kept them for every section then
     owner, where, size, value = arch.scan.absolutes(code)
     hit = functions.index(value)
     known = {offset for k in kept if k.section.flags & SHF_EXECINSTR for offset in k.entries["r_offset"].tolist()}
     for i in np.flatnonzero(hit >= 0).tolist():
         f, at = int(hit[i]), int(where[i])
         address = int(code.address[owner[i]])
-        if not any(k.section.holds(at) for k in kept):
+        if not complete:
             r.doubt(f, f"perhaps referred to by a constant in code at {address:#x}")
             r.taken.add(f)
         elif at in known:
@@ -245,8 +246,9 @@ def _absolute(r: References, binary: Binary, arch: Arch, functions: Functions, c
     for s in _data_sections(binary):
         data = binary.contents(s)
         sure = s.name in _POINTERS_ONLY or s.type in _SHT_ARRAYS
-        if s.index in relocated and not sure:
-            _kept_words(r, arch, functions, relocated[s.index], data)
+        if complete and not sure:
+            if s.index in relocated:
+                _kept_words(r, arch, functions, relocated[s.index], data)
             continue
         for width, step in ((8, 8 if sure else 1), (4, 4)):
             if len(data) < width or sure and width == 4:

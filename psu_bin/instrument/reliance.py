@@ -22,6 +22,7 @@ import numpy as np
 
 from psu_bin.arch import Arch
 from psu_bin.arch.code import NONE, Code, Kind, RegisterFacts
+from psu_bin.instrument import alignment
 from psu_bin.instrument import blocks as block_list
 from psu_bin.instrument.blocks import Blocks
 from psu_bin.instrument.dataflow import Graph, solve
@@ -38,6 +39,7 @@ class Reliance:
     """One element a function."""
     preserve: np.ndarray         # uint64: as descriptor.Function.preserve
     odd: np.ndarray              # bool: called in a way that compilers do not use
+    misaligned: np.ndarray       # bool: a caller may not align the stack for it
     unkeepable: frozenset[int]   # functions whose callers rely on registers that no gate can preserve
 
 
@@ -55,8 +57,9 @@ def find(arch: Arch, functions: Functions, frames: Frames, code: Code, reference
     facts: RegisterFacts = arch.scan.REGISTERS
     count = len(functions.entry)
     if not len(code.address):
-        return Reliance(np.zeros(count, np.uint64), np.zeros(count, bool), frozenset())
-    b = block_list.build(functions, frames, code, arch.scan.effects(code), tables, named)
+        return Reliance(np.zeros(count, np.uint64), np.zeros(count, bool), np.zeros(count, bool), frozenset())
+    effects = arch.scan.effects(code)
+    b = block_list.build(functions, frames, code, effects, tables, named)
     calls = _calls(functions, code, b)
     taken = np.array(sorted(references.taken | references.uncertain.keys() | references.forbidden.keys()), dtype=np.int64)
     clobbered = _clobbered(b, calls, facts)
@@ -77,7 +80,8 @@ def find(arch: Arch, functions: Functions, frames: Frames, code: Code, reference
     needed = need[home]
     odd = _entered_oddly(b, changed, facts)[home] | ((needed & np.uint64(facts.flags)) != 0)
     beyond = needed & ~np.uint64(facts.representable | facts.flags)
-    return Reliance(needed & np.uint64(facts.representable), odd, frozenset(np.flatnonzero(beyond).tolist()))
+    crooked = alignment.misaligned(arch, frames, code, effects, b, calls.callee, _open_units(functions, code, b, taken))
+    return Reliance(needed & np.uint64(facts.representable), odd, crooked[home], frozenset(np.flatnonzero(beyond).tolist()))
 
 
 def _calls(functions: Functions, code: Code, b: Blocks) -> _Calls:
@@ -133,7 +137,7 @@ def _defined(functions: Functions, code: Code, taken: np.ndarray, b: Blocks, cal
     state = np.zeros(len(b.first), dtype=np.uint64)
     lonely = np.ones(len(b.first), dtype=bool)
     lonely[target] = False
-    state[lonely & ~b.idle] = _ALL      # entered in a way that is not seen: from the unwinder, say
+    state[lonely] = _ALL      # entered in a way that is not seen: from the unwinder, say
     state[b.puzzling[b.unit]] = _ALL
     block_at = code.address[b.first]
     entry = np.searchsorted(block_at, functions.entry).clip(0, len(block_at) - 1)
@@ -150,6 +154,14 @@ def _defined(functions: Functions, code: Code, taken: np.ndarray, b: Blocks, cal
 
     solve(state, Graph(len(state), source, target), carry)
     return state | b.write
+
+
+def _open_units(functions: Functions, code: Code, b: Blocks, taken: np.ndarray) -> np.ndarray:
+    """bool, of each unit: may be called from where it is not seen."""
+    at = functions.index(code.address[b.first[b.entry]])
+    out = at < 0
+    out[np.isin(at, taken)] = True
+    return out
 
 
 def _live(b: Blocks, calls: _Calls, changed: np.ndarray, facts: RegisterFacts) -> np.ndarray:
