@@ -48,8 +48,7 @@ def read(pid: int) -> Status:
     """The present state of process `pid`.  Raises PsuError when it cannot be read or is not instrumented."""
     process = Process(pid)
     t = target.read(process)
-    runtime = t.runtime()
-    notes = meta.read(process, runtime)
+    runtime, notes = _consistent(t)
     objects = {o.index: o for o in runtime.read_objects(process)}
     by_patch: dict[int, list[shim.Object]] = {}
     for o in objects.values():
@@ -70,6 +69,21 @@ def read(pid: int) -> Status:
                                    sum(o.bytes for o in alive), kept))
     modules = tuple(ModuleStatus(m.path, m.build_id.hex(), len(m.descriptor.functions)) for m in t.modules)
     return Status(pid, modules, agent.tid if agent else None, tuple(patches))
+
+
+def _consistent(t: target.Target) -> tuple[shim.Runtime, meta.Notes]:
+    """The runtime and the notes that belong to it: a commit in between replaces the notes and unmaps the old ones."""
+    for attempt in range(10):
+        runtime = t.runtime()
+        try:
+            notes = meta.read(t.process, runtime)
+        except PsuError:
+            if attempt == 9:
+                raise
+            continue
+        if t.runtime().meta == runtime.meta:
+            break
+    return runtime, notes
 
 
 def _why(process: Process, p: meta.PatchNotes, alive: list[shim.Object], counts: dict[int, dict[int, int]],
