@@ -21,6 +21,7 @@ from psu_bin.errors import EXIT_USAGE, PsuError
 
 if TYPE_CHECKING:
     from psu_bin.attach.status import Status
+    from psu_bin.attach.transaction import AttachResult
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -99,14 +100,19 @@ def attach(pid: int, patches: tuple[Path, ...], dry_run: bool, wait_: bool, time
     result = run(pid, patches, dry_run=dry_run)
     for text in result.warnings:
         _warn(text)
-    if wait_ and not dry_run:
-        _wait_until_freed(pid, timeout)
+    late = _wait_after(pid, timeout) if wait_ and not dry_run else None
     if as_json:
         _emit({"patch": result.patch, "functions": list(result.functions), "bytes": result.bytes,
                "seconds": {"total": time.monotonic() - _started, "link": result.seconds_link,
                            "commit": result.seconds_commit}, "threads_stopped": result.threads_stopped,
                "dry_run": dry_run, "warnings": list(result.warnings)})
-        return
+    else:
+        _show_attach(result, dry_run)
+    if late:
+        raise late
+
+
+def _show_attach(result: AttachResult, dry_run: bool) -> None:
     names = ", ".join(result.functions)
     if dry_run:
         click.echo(f"would replace {names}: {result.bytes} bytes")
@@ -175,15 +181,16 @@ def revert(pid: int, patch_id: int | None, original: bool, wait_: bool, timeout:
     result = run(pid, patch_id, original=original)
     for text in result.warnings:
         _warn(text)
-    if wait_:
-        _wait_until_freed(pid, timeout)
+    late = _wait_after(pid, timeout) if wait_ else None
     if as_json:
         _emit({"reverted": list(result.reverted), "functions": list(result.functions),
                "seconds": {"total": time.monotonic() - _started, "link": result.seconds_link,
                            "commit": result.seconds_commit}, "threads_stopped": result.threads_stopped})
-        return
-    ids = ", ".join(str(i) for i in result.reverted)
-    click.echo(f"reverted patch {ids}: {', '.join(result.functions) or 'no function changed'}")
+    else:
+        ids = ", ".join(str(i) for i in result.reverted)
+        click.echo(f"reverted patch {ids}: {', '.join(result.functions) or 'no function changed'}")
+    if late:
+        raise late
 
 
 @commands.command()
@@ -195,6 +202,15 @@ def wait(pid: int, timeout: float | None, as_json: bool) -> None:
     _wait_until_freed(pid, timeout)
     if as_json:
         _emit({"pid": pid, "retired": 0, "seconds": time.monotonic() - _started})
+
+
+def _wait_after(pid: int, timeout: float | None) -> PsuError | None:
+    """Wait after a commit.  What went wrong is told after the result, because the commit itself stands."""
+    try:
+        _wait_until_freed(pid, timeout)
+    except PsuError as e:
+        return PsuError(e.where, f"the change is in, but {e.what}", e.hint)
+    return None
 
 
 def _wait_until_freed(pid: int, timeout: float | None) -> None:

@@ -131,3 +131,16 @@ def test_a_plugin_in_a_host_that_is_not_instrumented(lab):
     running.expect("^plugin says 710$")
     psu_bin("revert", running.pid)
     running.expect("^plugin says 20$")
+
+
+def test_wait_that_times_out_says_that_the_patch_is_in(lab):
+    running = lab.start(lab.program("inprogress"))
+    running.expect("ready")
+    psu_bin("attach", running.pid, lab.patch("inprogress", "patch.c", "-DV=1"))
+    running.say("start")
+    running.expect("job 0 began in 1")
+    ran = psu_bin("attach", running.pid, lab.patch("inprogress", "patch.c", "-DV=2"), "--wait", "--timeout", 0.1, "--json",
+                  check=False)
+    assert ran.status == 1 and ran.json["patch"] == 2 and "the change is in" in ran.err
+    running.say("end 0")
+    psu_bin("wait", running.pid, "--timeout", 60)
