@@ -68,6 +68,7 @@ void *psu_agent_main(void *unused)
     (void)unused;
     psu_syscall(NR_prctl, PR_SET_NAME, "psu-agent", 0, 0, 0);
     psu_membarrier_register();
+    psu_gates_start();
     psu_commit_repair();
     psu_blocks_recycle(); /* a fork child has the blocks of its parent's threads */
     psu_runtime.agent_tid = psu_gettid();

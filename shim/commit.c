@@ -44,10 +44,12 @@ static uint32_t check_number;
 static struct { uint32_t check; int32_t delta; uint8_t new, retired; } object_mark[PSU_INDICES];
 static uint32_t gate_mark[PSU_GATE_KINDS][8192];
 
-static struct psu_gate *gate_of(uint32_t kind, uint32_t gate)
+static struct psu_gate *gate_of(uint32_t kind, uint32_t gate, uint64_t slot)
 {
-    return kind < PSU_GATE_KINDS && gate < psu_kinds[kind].count ? &psu_kinds[kind].data[gate] : 0;
+    return kind < PSU_GATE_KINDS && gate < psu_kinds[kind].count ? psu_gate_data(kind, gate, slot) : 0;
 }
+static struct psu_gate *old_gate(const struct psu_switch *s) { return gate_of(s->old_kind, s->old_gate, s->slot); }
+static struct psu_gate *new_gate(const struct psu_switch *s) { return gate_of(s->kind, s->gate, s->slot); }
 
 /* ---- 1. check --------------------------------------------------------------------------------------- */
 
@@ -116,18 +118,20 @@ static int64_t check_switch(const struct record *r, const struct psu_switch *s)
             if (psu_gate_at(k, now))
                 return -PSU_EBUSY; /* the record was made from stale notes */
     } else {
-        struct psu_gate *old = gate_of(s->old_kind, s->old_gate);
+        struct psu_gate *old = old_gate(s);
         if (!old || old->slot != s->slot || !psu_gate_live(&psu_kinds[s->old_kind], old)
             || !mark_gate(s->old_kind, s->old_gate))
             return -PSU_EINVAL;
-        if (now != psu_gate_address(s->old_kind, s->old_gate))
+        if (now != psu_gate_entry(s->old_kind, old))
             return -PSU_EBUSY;
         touch(old->counter / 8);
         object_mark[old->counter / 8].delta--;
     }
     if (s->to_original)
         return s->old_kind == PSU_NO_GATE ? -PSU_EINVAL : 0;
-    struct psu_gate *new = gate_of(s->kind, s->gate);
+    if (s->kind < PSU_GATE_KINDS && s->gate < psu_kinds[s->kind].count)
+        psu_gate_prepare(s->kind, s->gate, s->slot);
+    struct psu_gate *new = new_gate(s);
     if (!new || s->index >= PSU_INDICES || psu_gate_live(&psu_kinds[s->kind], new) || !mark_gate(s->kind, s->gate))
         return -PSU_EINVAL;
     if (new->slot && (new->slot != s->slot || new->counter != 8 * s->index)) /* I3 */
@@ -178,13 +182,13 @@ static int64_t check(const struct record *r, uint64_t *failed)
 static void arm(const struct psu_switch *s, uint64_t txn)
 {
     if (s->to_original) {
-        struct psu_gate *old = gate_of(s->old_kind, s->old_gate);
+        struct psu_gate *old = old_gate(s);
         __atomic_store_n(&old->after, s->to_original, __ATOMIC_RELAXED);
         __atomic_store_n(&old->exit_txn, txn, __ATOMIC_RELEASE);
         __atomic_store_n(&old->code, (uint64_t)psu_kinds[s->old_kind].pending, __ATOMIC_RELEASE);
         return;
     }
-    struct psu_gate *new = gate_of(s->kind, s->gate);
+    struct psu_gate *new = new_gate(s);
     new->counter = 8 * s->index;
     new->preserve = s->kind == PSU_FULL ? s->preserve : 0;
     new->body = s->body;
@@ -205,12 +209,11 @@ static void settle(const struct psu_switch *s)
     if (s->to_original)
         store_slot(s->slot, s->to_original);
     else
-        __atomic_store_n(&gate_of(s->kind, s->gate)->code, s->body, __ATOMIC_RELEASE);
+        __atomic_store_n(&new_gate(s)->code, s->body, __ATOMIC_RELEASE);
 }
 
-static void redirect(uint32_t kind, uint32_t gate)
+static void redirect(uint32_t kind, struct psu_gate *g)
 {
-    struct psu_gate *g = gate_of(kind, gate);
     if (psu_gate_live(&psu_kinds[kind], g)) {
         psu_live_gates[g->counter / 8]--;
         __atomic_store_n(&g->code, (uint64_t)psu_kinds[kind].redirect, __ATOMIC_RELEASE);
@@ -225,7 +228,7 @@ static void finish(const struct record *r)
         settle(&r->switches[i]);
     for (uint32_t i = 0; i < r->head->switches; i++)
         if (r->switches[i].old_kind != PSU_NO_GATE)
-            redirect(r->switches[i].old_kind, r->switches[i].old_gate);
+            redirect(r->switches[i].old_kind, old_gate(&r->switches[i]));
     psu_membarrier(); /* 8 */
 
     for (uint32_t i = 0; i < r->head->objects; i++) {
@@ -283,7 +286,7 @@ int64_t psu_commit(const struct psu_commit *head, size_t room, uint64_t *failed)
     for (uint32_t i = 0; i < head->objects; i++) {
         if (r.objects[i].index >= psu_object_limit) /* before the first count, see fold() and psu_reclaim() */
             psu_object_limit = r.objects[i].index + 1;
-        psu_register_frames(r.objects[i].index, r.objects[i].eh_frame);
+        psu_frames_add(&r.objects[i]);
     }
     under_way.record = r;
     __atomic_store_n(&under_way.txn, psu_runtime.commit_seq + 1, __ATOMIC_RELEASE);
@@ -291,7 +294,7 @@ int64_t psu_commit(const struct psu_commit *head, size_t room, uint64_t *failed)
         arm(&r.switches[i], under_way.txn);
     for (uint32_t i = 0; i < head->switches; i++)
         if (!r.switches[i].to_original)
-            store_slot(r.switches[i].slot, psu_gate_address(r.switches[i].kind, r.switches[i].gate));
+            store_slot(r.switches[i].slot, psu_gate_entry(r.switches[i].kind, new_gate(&r.switches[i])));
     psu_membarrier(); /* 4 */
     __atomic_store_n(&psu_runtime.commit_seq, under_way.txn, __ATOMIC_SEQ_CST);
     finish(&r);
@@ -312,18 +315,18 @@ void psu_commit_repair(void)
         for (uint32_t i = 0; i < r->head->switches; i++) {
             const struct psu_switch *s = &r->switches[i];
             if (s->to_original) {
-                struct psu_gate *old = gate_of(s->old_kind, s->old_gate);
+                struct psu_gate *old = old_gate(s);
                 __atomic_store_n(&old->code, old->body, __ATOMIC_RELEASE);
             } else {
-                uint64_t gate = psu_gate_address(s->kind, s->gate);
-                if (*(uint64_t *)s->slot == gate)
-                    store_slot(s->slot, gate_of(s->kind, s->gate)->before);
-                redirect(s->kind, s->gate);
+                struct psu_gate *new = new_gate(s);
+                if (*(uint64_t *)s->slot == psu_gate_entry(s->kind, new))
+                    store_slot(s->slot, new->before);
+                redirect(s->kind, new);
             }
         }
         psu_membarrier();
         for (uint32_t i = 0; i < r->head->objects; i++)
-            psu_deregister_frames(r->objects[i].index, r->objects[i].eh_frame);
+            psu_frames_remove(r->objects[i].index, r->objects[i].eh_frame);
     }
     __atomic_store_n(&under_way.txn, 0, __ATOMIC_RELEASE);
 }

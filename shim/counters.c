@@ -23,8 +23,11 @@ static uint64_t free_blocks;
 #define PAGE_BITS 40
 #define PAGE_MASK ((1ull << PAGE_BITS) - 1)
 
-static uint32_t blocks_made, blocks_at_scan, spare_at_scan, epoch, recycling_wanted;
-#define RECYCLE_MIN 16u /* blocks made since the last look at dead threads, at least, before the agent is woken */
+/* The agent looks for dead threads' blocks when `taken` (blocks given to threads since it last looked) reaches `enough`: half
+ * of those that were free then, so that it is done before they run out, and a quarter of those in use, so that its looking
+ * costs each thread a constant amount, however many there are. */
+static uint32_t blocks_made, taken, enough = 16, epoch, recycling_wanted;
+#define ENOUGH_MIN 16u
 
 #define SIDES_IN_CHUNK 64u
 #define SAVES_IN_CHUNK 16u
@@ -65,18 +68,13 @@ static struct psu_block *make_block(void)
     struct psu_block *b = psu_map_anonymous(PSU_PAGES(sizeof *b));
     if (!b)
         return 0;
-    uint32_t made = __atomic_add_fetch(&blocks_made, 1, __ATOMIC_RELAXED);
-    b->number = made;
+    b->number = __atomic_add_fetch(&blocks_made, 1, __ATOMIC_RELAXED);
     b->free = chain(b->sides, PSU_SIDES_IN_BLOCK);
     b->tid = psu_gettid(); /* before anybody sees it, so that it is never taken for a dead thread's */
     uint64_t head = __atomic_load_n(&psu_runtime.blocks, __ATOMIC_RELAXED);
     do
         b->all = (struct psu_block *)head;
     while (!__atomic_compare_exchange_n(&psu_runtime.blocks, &head, (uint64_t)b, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
-    if (made - __atomic_load_n(&blocks_at_scan, __ATOMIC_RELAXED) > __atomic_load_n(&spare_at_scan, __ATOMIC_RELAXED)
-                                                                        + RECYCLE_MIN
-        && !__atomic_exchange_n(&recycling_wanted, 1, __ATOMIC_ACQ_REL))
-        psu_agent_wake();
     return b;
 }
 
@@ -98,6 +96,9 @@ struct psu_block *psu_block_get(void)
         push_free(b);
         return (struct psu_block *)other;
     }
+    if (__atomic_add_fetch(&taken, 1, __ATOMIC_RELAXED) >= __atomic_load_n(&enough, __ATOMIC_RELAXED)
+        && !__atomic_exchange_n(&recycling_wanted, 1, __ATOMIC_ACQ_REL))
+        psu_agent_wake();
     return b;
 }
 
@@ -185,21 +186,22 @@ static void fold(struct psu_block *b)
 
 void psu_blocks_recycle(void)
 {
-    uint32_t in_use = 0;
+    uint32_t in_use = 0, unused = 0;
+    __atomic_store_n(&taken, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&recycling_wanted, 0, __ATOMIC_RELEASE);
-    uint32_t made = __atomic_load_n(&blocks_made, __ATOMIC_RELAXED);
     for (struct psu_block *b = (struct psu_block *)__atomic_load_n(&psu_runtime.blocks, __ATOMIC_ACQUIRE); b; b = b->all) {
         uint32_t tid = __atomic_load_n(&b->tid, __ATOMIC_ACQUIRE);
-        if (!tid)
-            continue;
-        if (psu_thread_alive(tid)) {
+        if (tid && psu_thread_alive(tid)) {
             in_use++;
             continue;
         }
+        unused++;
+        if (!tid)
+            continue;
         fold(b);
         __atomic_store_n(&b->tid, 0, __ATOMIC_RELEASE);
         push_free(b);
     }
-    __atomic_store_n(&spare_at_scan, in_use, __ATOMIC_RELAXED);
-    __atomic_store_n(&blocks_at_scan, made, __ATOMIC_RELAXED);
+    uint32_t n = unused / 2 > in_use / 4 ? unused / 2 : in_use / 4;
+    __atomic_store_n(&enough, n > ENOUGH_MIN ? n : ENOUGH_MIN, __ATOMIC_RELAXED);
 }

@@ -55,7 +55,7 @@ void psu_blocks_adopt(void);                  /* the calling thread's block carr
 void psu_blocks_recycle(void);                /* agent only */
 int psu_blocks_want_recycling(void);
 
-/* ---- gates (arch/ARCH/gates.S, routes.S, vectors.S) ---- */
+/* ---- gates (arch/ARCH/gates.S, routes.S, vectors.S, near.c) ---- */
 struct psu_kind {
     const char *first;                        /* gate 0 */
     struct psu_gate *data;
@@ -63,21 +63,41 @@ struct psu_kind {
     const void *pending, *redirect;           /* routines that psu_gate.code may point at instead of a body */
 };
 extern const struct psu_kind psu_kinds[PSU_GATE_KINDS];
+
+void psu_gates_start(void);
+/* Before gate `number` is used for `slot`, and maybe for the first time: makes its copy near the slot, if that is better. */
+void psu_gate_prepare(uint32_t kind, uint32_t number, uint64_t slot);
+/* The data of gate `number` < count: of the one that is in use, or, of an unused one, of the better one for `slot`. */
+struct psu_gate *psu_gate_data(uint32_t kind, uint32_t number, uint64_t slot);
+
 static inline int psu_gate_live(const struct psu_kind *k, const struct psu_gate *g)
 {
     uint64_t code = __atomic_load_n(&g->code, __ATOMIC_RELAXED);
     return code && code != (uint64_t)k->redirect;
 }
-static inline uint64_t psu_gate_address(uint32_t kind, uint32_t gate)
+
+/* Where the gate with data `g` is, 0 when it is none of this kind. */
+static inline uint64_t psu_gate_entry(uint32_t kind, const struct psu_gate *g)
 {
-    return (uint64_t)psu_kinds[kind].first + (uint64_t)gate * psu_kinds[kind].stride;
+    const struct psu_kind *k = &psu_kinds[kind];
+    uint64_t delta = 0, offset = (uint64_t)g - (uint64_t)k->data;
+    if (offset >= k->count * sizeof *g) {
+        delta = kind == PSU_FULL ? 0 : psu_runtime.near_delta;
+        offset -= delta;
+    }
+    return offset < k->count * sizeof *g ? (uint64_t)k->first + delta + offset / sizeof *g * k->stride : 0;
 }
-/* The gate that `address` lies in, 0 when it is none of this kind. */
+
+/* The data of the gate that `address` lies in, 0 when that is none of this kind. */
 static inline struct psu_gate *psu_gate_at(uint32_t kind, uint64_t address)
 {
     const struct psu_kind *k = &psu_kinds[kind];
-    uint64_t offset = address - (uint64_t)k->first;
-    return offset < (uint64_t)k->stride * k->count ? &k->data[offset / k->stride] : 0;
+    uint64_t delta = 0, offset = address - (uint64_t)k->first, size = (uint64_t)k->stride * k->count;
+    if (offset >= size) {
+        delta = kind == PSU_FULL ? 0 : psu_runtime.near_delta;
+        offset -= delta;
+    }
+    return offset < size ? (struct psu_gate *)((uint64_t)&k->data[offset / k->stride] + delta) : 0;
 }
 
 /* ---- membarrier.c ---- */
@@ -113,9 +133,12 @@ void psu_agent_wake(void);
 void psu_threads_start(void);                 /* from the constructor: find the real functions */
 extern uint32_t psu_main_exited;              /* the main thread called pthread_exit */
 
-/* ---- unwind.c ---- */
-void psu_register_frames(uint32_t index, uint64_t eh_frame);
-void psu_deregister_frames(uint32_t index, uint64_t eh_frame);
+/* ---- frames.c ---- */
+void psu_frames_start(void);
+int psu_frames_in_front(void);                /* unwinders ask us first */
+void psu_frames_add(const struct psu_new_object *o);
+void psu_frames_remove(uint32_t index, uint64_t eh_frame);
+void psu_frames_add_near(uint64_t address, uint64_t size, const void *eh_frame);
 
 /* ---- memory.c ---- */
 void *memcpy(void *to, const void *from, size_t size);

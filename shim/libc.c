@@ -52,11 +52,15 @@ static void find_loader(void)
 }
 
 /* Whether `address` is one of the functions that we put in front of the C library's. */
-extern int pthread_create(void), thrd_create(void), pthread_exit(void), thrd_exit(void);
-static int ours(void *address)
+extern int pthread_create(void), thrd_create(void), pthread_exit(void), thrd_exit(void), dl_iterate_phdr(void),
+    _dl_find_object(void);
+static int ours(const void *address)
 {
-    return address == (void *)pthread_create || address == (void *)thrd_create || address == (void *)pthread_exit
-           || address == (void *)thrd_exit;
+    const void *const all[] = {pthread_create, thrd_create, pthread_exit, thrd_exit, dl_iterate_phdr, _dl_find_object};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (address == all[i])
+            return 1;
+    return 0;
 }
 
 void *psu_find(const char *name)

@@ -30,7 +30,7 @@ static struct psu_counter sum(uint32_t index)
 static void release(uint32_t index)
 {
     struct psu_object *o = &psu_objects[index];
-    psu_deregister_frames(index, o->eh_frame);
+    psu_frames_remove(index, o->eh_frame);
     for (int i = 0; i < PSU_REGIONS; i++)
         if (o->region[i].size)
             psu_syscall(NR_munmap, o->region[i].address, PSU_PAGES(o->region[i].size));

@@ -6,7 +6,9 @@
 
 extern void psu_borrow(void); /* arch/ARCH/borrow.S */
 
-struct psu_gate psu_plain_data[PSU_PLAIN_GATES], psu_side_data[PSU_SIDE_GATES], psu_full_data[PSU_FULL_GATES];
+struct psu_gate psu_full_data[PSU_FULL_GATES];
+#define psu_plain_data ((struct psu_gate *)(psu_gate_area + AREA_PLAIN))
+#define psu_side_data ((struct psu_gate *)(psu_gate_area + AREA_SIDE))
 
 #define KIND(NAME, name) \
     [PSU_##NAME] = {psu_##name##_gates, psu_##name##_data, PSU_##NAME##_STRIDE, PSU_##NAME##_GATES, \

@@ -5,8 +5,6 @@
  * The gates' unwind rules name a personality routine for each pool.  The unwinder calls it for every frame it goes through; in
  * the cleanup phase the frame is as good as gone.  The program counter says what the gate had done by then: normally it is
  * in the middle of the call, but an asynchronous cancellation can hit any instruction.
- *
- * Also here: .eh_frame of injected objects, made known to the unwinder.
  */
 #include "internal.h"
 
@@ -51,7 +49,7 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
     if (!g)
         return CONTINUE_UNWIND;
     const struct offsets *o = &psu_gate_offsets[kind];
-    uint32_t offset = (uint32_t)(ip - psu_gate_address(kind, (uint32_t)(g - psu_kinds[kind].data)));
+    uint32_t offset = (uint32_t)(ip - psu_gate_entry(kind, g));
     int leaving = offset >= o->slow_leave && o->slow_leave; /* in the slow path on the way out */
     if (kind != PSU_PLAIN && ((offset >= o->claimed && offset < o->released) || leaving)) {
         struct psu_side *s = (struct psu_side *)get_register(context, DW_REG_FRAME_POINTER);
@@ -79,39 +77,3 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
 PERSONALITY(psu_plain_personality, PSU_PLAIN)
 PERSONALITY(psu_side_personality, PSU_SIDE)
 PERSONALITY(psu_full_personality, PSU_FULL)
-
-/* ---- .eh_frame of injected objects ------------------------------------------------------------------ */
-
-/* libgcc's registration functions, which take the memory for their own notes (struct object, 48 bytes) from us. */
-static struct { uint64_t words[12]; } notes[PSU_INDICES];
-
-static void *registration(const char *name, int load)
-{
-    void *f = psu_find(name);
-    if (f)
-        return f;
-    void *library = psu_open_library("libgcc_s.so.1", load);
-    f = library ? psu_find_symbol(library, name, 0) : 0;
-    if (library && !load)
-        psu_close_library(library);
-    return f;
-}
-
-void psu_register_frames(uint32_t index, uint64_t eh_frame)
-{
-    void (*add)(const void *, void *) = 0;
-    if (eh_frame)
-        add = (void (*)(const void *, void *))registration("__register_frame_info", 1);
-    if (add)
-        add((const void *)eh_frame, &notes[index]);
-}
-
-void psu_deregister_frames(uint32_t index, uint64_t eh_frame)
-{
-    void *(*drop)(const void *) = 0;
-    (void)index;
-    if (eh_frame)
-        drop = (void *(*)(const void *))registration("__deregister_frame_info", 0);
-    if (drop)
-        drop((const void *)eh_frame);
-}

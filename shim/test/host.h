@@ -126,6 +126,31 @@ static inline void *host_jump_to(void *function)
 
 struct host_switch { volatile uint64_t *slot; uint64_t original, body; uint32_t kind, gate, preserve; };
 
+/* The data of gate `n`, here or near the program: where it is in use. */
+static inline struct psu_gate *host_gate(uint32_t kind, uint32_t n)
+{
+    struct psu_gate *g = (struct psu_gate *)psu_runtime.pool[kind].data + n;
+    if (!g->slot && kind != PSU_FULL && psu_runtime.near_delta)
+        return (struct psu_gate *)((char *)g + psu_runtime.near_delta);
+    return g;
+}
+
+/* The gate that a slot leads to; false: the original. */
+static inline int host_gate_of(volatile uint64_t *slot, uint32_t *kind, uint32_t *gate)
+{
+    for (uint32_t k = 0; k < PSU_GATE_KINDS; k++)
+        for (int near = 0; near < (k == PSU_FULL ? 1 : 2); near++) {
+            const struct psu_pool *p = &psu_runtime.pool[k];
+            uint64_t offset = *slot - p->first - (near ? psu_runtime.near_delta : 0);
+            if (offset < (uint64_t)p->stride * p->count) {
+                *kind = k;
+                *gate = (uint32_t)(offset / p->stride);
+                return 1;
+            }
+        }
+    return 0;
+}
+
 /* One COMMIT: `n` functions to one new object `index` whose only region is the page at `page` (0: no new object).
  * original != 0: back to it.  The old gates are read off the slots; `retire` (-1: none) is retired. */
 static inline int64_t host_commit(uint32_t index, void *page, const struct host_switch *s, uint32_t n, int64_t retire)
@@ -147,14 +172,7 @@ static inline int64_t host_commit(uint32_t index, void *page, const struct host_
     for (uint32_t i = 0; i < n; i++) {
         struct psu_switch w = {(uint64_t)s[i].slot, s[i].original, s[i].body, s[i].kind, s[i].gate, index, s[i].preserve,
                                PSU_NO_GATE, PSU_NO_GATE};
-        for (uint32_t k = 0; k < PSU_GATE_KINDS; k++) {
-            const struct psu_pool *p = &psu_runtime.pool[k];
-            uint64_t offset = *s[i].slot - p->first;
-            if (offset < (uint64_t)p->stride * p->count) {
-                w.old_kind = k;
-                w.old_gate = (uint32_t)(offset / p->stride);
-            }
-        }
+        host_gate_of(s[i].slot, &w.old_kind, &w.old_gate);
         memcpy(at, &w, sizeof w);
         at += sizeof w;
     }

@@ -51,8 +51,8 @@ while True:
             where = gdb.execute("x/i $pc", to_string=True).strip()
             if wrong < 40:
                 print("WRONG", what, names, where)
-    gdb.execute("continue", to_string=True)
     try:
+        gdb.execute("continue", to_string=True)
         if gdb.newest_frame().name() != "start_steps":
             break
     except gdb.error:

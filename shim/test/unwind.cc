@@ -175,7 +175,7 @@ static void asynchronous(uint32_t kind, const char *name, uint32_t index, int ro
     void *page = host_jump_to((void *)simple_version);
     struct host_switch s = {&work_slot, 0, (uint64_t)page, kind, index, 0};
     CHECK(host_commit(index, page, &s, 1, (int64_t)index - 1) == 0);
-    ((struct psu_gate *)psu_runtime.pool[kind].data)[index].code = (uint64_t)simple_version;
+    host_gate(kind, index)->code = (uint64_t)simple_version;
     for (int i = 0; i < rounds; i++) {
         pthread_t t;
         void *result;

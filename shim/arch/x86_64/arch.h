@@ -53,7 +53,8 @@ struct psu_frame {
 /* What the C code behind routes.S answers: go on with the gate, or jump to `target`, the gate being undone. */
 enum psu_action { PSU_RETURN = 0, PSU_UNDONE = 1 };
 
-/* The routines that gates call, and the gates. */
+/* The gates, what they read, and the routines that they call. */
+extern uint8_t psu_gate_area[];
 extern const char psu_plain_gates[], psu_side_gates[], psu_full_gates[];
 extern const char psu_plain_pending[], psu_plain_redirect[], psu_side_pending[], psu_side_redirect[], psu_full_pending[],
     psu_full_redirect[];

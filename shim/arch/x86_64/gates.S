@@ -63,183 +63,303 @@
 
         .text
 
+/* .Lname: here, in gate 0 of its pool: what the unwind rules refer to. */
+.macro MARK name
+        .if gate == 0
+.L\name:
+        .endif
+.endm
+
 /* r11 = this thread's block, or a jump to \none */
 .macro LOAD_BLOCK none
-        mov     psu_self@gottpoff(%rip), %r11
+        mov     psu_gate_area + AREA_SELF(%rip), %r11
         mov     %fs:(%r11), %r11
         test    %r11, %r11
         jz      \none
 .endm
 
-/* Pieces of the expressions.  Numeric labels are those of the first gate of the pool that follows. */
-#define OFFSET(mask)    OP_breg_rip, 0, OP_const1u, mask, OP_and        /* 5 bytes: push off */
-#define AT_LEAST(label) OP_const1u, label - 10f, OP_ge                  /* 3 bytes: off -> off >= label */
-#define BELOW(label)    OP_const1u, label - 10f, OP_lt                  /* 3 bytes: off -> off < label */
-#define UP(label)       OP_over, AT_LEAST(label), OP_plus               /* 5 bytes: off n -> off n + (off >= label) */
-#define DOWN(label)     OP_over, AT_LEAST(label), OP_minus              /* 5 bytes */
+/* Pieces of the expressions. */
+#define OFFSET(stride)      OP_breg_rip, 0, OP_const1u, stride - 1, OP_and      /* 5 bytes: push off */
+#define AT_LEAST(pool, at)  OP_const1u, .L##pool##_##at - .L##pool##_start, OP_ge   /* 3 bytes: off -> off >= at */
+#define BELOW(pool, at)     OP_const1u, .L##pool##_##at - .L##pool##_start, OP_lt   /* 3 bytes: off -> off < at */
+#define UP(pool, at)        OP_over, AT_LEAST(pool, at), OP_plus                /* 5 bytes: off n -> off n + (off >= at) */
+#define DOWN(pool, at)      OP_over, AT_LEAST(pool, at), OP_minus               /* 5 bytes */
+
+/* ---- exits --------------------------------------------------------------------------------------------
+ * Where gates leave for the slow paths.  On a page of their own, because near.c makes copies of gates elsewhere, whose exits
+ * must be where a copied `call` finds them. */
+        .p2align 12
+        .globl  psu_gate_text
+        .hidden psu_gate_text
+        .type   psu_gate_text, @function
+psu_gate_text:
+        .cfi_startproc
+exit_plain:
+        jmp     psu_plain_slow
+        .balign EXIT_SIZE, 0xcc
+exit_side:
+        jmp     psu_side_slow
+        .balign EXIT_SIZE, 0xcc
+exit_leave:
+        jmp     psu_slow_leave
+        .balign 4096, 0xcc
+        .cfi_endproc
+        .size   psu_gate_text, . - psu_gate_text
 
 /* ---- PLAIN --------------------------------------------------------------------------------------------
  * All state is on the real stack: rsp is 8 lower from after `sub` to after `add`, otherwise as at entry. */
-.macro PLAIN_GATE data
-10:     endbr64
-        LOAD_BLOCK 18f
-11:     add     \data + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11        # 64 bits: takes `preserve` along, which is 0 in this pool
+.macro PLAIN_GATE
+MARK plain_start
+        endbr64
+        LOAD_BLOCK 8f
+1:      add     psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11       # 64 bits: takes `preserve` along, which is 0 in this pool
         incl    BLOCK_ENTER(%r11)
-12:     sub     $8, %rsp
-13:     notrack call *\data + GATE_SIZE * gate + GATE_CODE(%rip)
+MARK plain_counted
+        sub     $8, %rsp
+MARK plain_down
+        notrack call *psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_CODE(%rip)
         add     $8, %rsp
-14:     LOAD_BLOCK 19f
-15:     add     \data + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
-16:     incl    BLOCK_LEAVE(%r11)
+MARK plain_up
+        LOAD_BLOCK 9f
+2:      add     psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
+MARK plain_left
+        incl    BLOCK_LEAVE(%r11)
         ret
-18:     call    psu_plain_slow
-        jmp     11b
-19:     call    psu_slow_leave
-        jmp     15b
+8:      call    exit_plain
+        jmp     1b
+MARK plain_slow_leave
+9:      call    exit_leave
+        jmp     2b
 .endm
 
-        .p2align 7
+/* CFA = rsp + 8 + 8 * ((off >= after sub) - (off >= after add)) */
+#define PLAIN_CFA \
+        CFA_EXPRESSION, 19, OFFSET(PSU_PLAIN_STRIDE), OP_dup, AT_LEAST(plain, down), OP_swap, AT_LEAST(plain, up), \
+        OP_minus, OP_lit3, OP_shl, OP_breg_rsp, 8, OP_plus
+
         .globl  psu_plain_gates
         .hidden psu_plain_gates
         .type   psu_plain_gates, @function
 psu_plain_gates:
         .cfi_startproc
         .cfi_personality 0x1b, psu_plain_personality
-        /* CFA = rsp + 8 + 8 * ((off >= after sub) - (off >= after add)) */
-        .cfi_escape CFA_EXPRESSION, 19, OFFSET(PSU_PLAIN_STRIDE - 1), OP_dup, AT_LEAST(13f), OP_swap, AT_LEAST(14f), \
-                OP_minus, OP_lit3, OP_shl, OP_breg_rsp, 8, OP_plus
+        .cfi_escape PLAIN_CFA
         .set    gate, 0
         .rept   PSU_PLAIN_GATES
-        PLAIN_GATE psu_plain_data
+        PLAIN_GATE
         .balign PSU_PLAIN_STRIDE, 0xcc
         .set    gate, gate + 1
         .endr
         .cfi_endproc
         .size   psu_plain_gates, . - psu_plain_gates
-        .set    plain_counted, 12b - 10b
-        .set    plain_left, 16b - 10b
-        .set    plain_slow_leave, 19b - 10b
 
 /* ---- SIDE ---------------------------------------------------------------------------------------------
  * The return address leaves the stack before the call and is back before the return, so that the callee finds its arguments
  * where it expects them.  In between it is in an entry of the thread's free list (struct psu_side), which rbp points at.  rbp is
  * callee-saved: on return it names the entry again.  The list's head moves before the entry is written, and
  * the entry is given back when nothing in it is needed any more: a signal handler may use the list anywhere between. */
-.macro SIDE_GATE data
-10:     endbr64
+.macro SIDE_GATE
+MARK side_start
+        endbr64
         push    %rbp
-20:     LOAD_BLOCK 18f
+MARK side_rbp_pushed
+        LOAD_BLOCK 8f
         mov     BLOCK_FREE(%r11), %rbp
         test    %rbp, %rbp
-        jz      18f
-11:     pushq   SIDE_NEXT(%rbp)
-21:     popq    BLOCK_FREE(%r11)
-22:     popq    SIDE_FP(%rbp)
-23:     popq    SIDE_RETURN(%rbp)
-24:     add     \data + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
+        jz      8f
+1:      pushq   SIDE_NEXT(%rbp)
+MARK side_next_pushed
+        popq    BLOCK_FREE(%r11)
+MARK side_claimed
+        popq    SIDE_FP(%rbp)
+MARK side_rbp_moved
+        popq    SIDE_RETURN(%rbp)
+MARK side_return_moved
+        add     psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
         incl    BLOCK_ENTER(%r11)
-12:     notrack call *\data + GATE_SIZE * gate + GATE_CODE(%rip)
+MARK side_counted
+        notrack call *psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_CODE(%rip)
         pushq   SIDE_RETURN(%rbp)
-25:     pushq   SIDE_FP(%rbp)
-26:     LOAD_BLOCK 19f
-15:     pushq   BLOCK_FREE(%r11)
-27:     popq    SIDE_NEXT(%rbp)
-28:     mov     %rbp, BLOCK_FREE(%r11)
-13:     pop     %rbp
-29:     add     \data + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
-16:     incl    BLOCK_LEAVE(%r11)
+MARK side_return_back
+        pushq   SIDE_FP(%rbp)
+MARK side_rbp_back
+        LOAD_BLOCK 9f
+2:      pushq   BLOCK_FREE(%r11)
+MARK side_free_pushed
+        popq    SIDE_NEXT(%rbp)
+MARK side_free_popped
+        mov     %rbp, BLOCK_FREE(%r11)
+MARK side_released
+        pop     %rbp
+MARK side_rbp_popped
+        add     psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
+MARK side_left
+        incl    BLOCK_LEAVE(%r11)
         ret
-18:     call    psu_side_slow
-        jmp     11b
-19:     call    psu_slow_leave
-        jmp     15b
+MARK side_slow
+8:      call    exit_side
+        jmp     1b
+MARK side_slow_leave
+9:      call    exit_leave
+        jmp     2b
 .endm
 
-        .p2align 7
+/* The caller's rsp after the return is rsp + 8 * (1 + words pushed - words popped so far); at the calls of the slow paths
+ * one is pushed.  That would be the CFA, but during the call it equals the version's CFA, and unwinders tell frames apart by
+ * it: libgcc would take the gate for the handler that it found in the gate's caller, and abort.  So we say that the CFA is
+ * 8 higher, and give rsp a rule of its own. */
+#define SIDE_CFA \
+        CFA_EXPRESSION, 66, OFFSET(PSU_SIDE_STRIDE), OP_lit1, UP(side, rbp_pushed), UP(side, next_pushed), \
+        DOWN(side, claimed), DOWN(side, rbp_moved), DOWN(side, return_moved), UP(side, return_back), UP(side, rbp_back), \
+        UP(side, free_pushed), DOWN(side, free_popped), DOWN(side, rbp_popped), UP(side, slow), OP_lit3, OP_shl, \
+        OP_breg_rsp, 8, OP_plus
+#define SIDE_RSP \
+        REG_VAL_OFFSET, DW_REG_RSP, 1           /* CFA - 8 */
+/* In the entry, or on the stack below the caller's rsp. */
+#define SIDE_RA \
+        REG_EXPRESSION, DW_REG_RA, 24, OFFSET(PSU_SIDE_STRIDE), OP_dup, AT_LEAST(side, return_moved), OP_swap, \
+        BELOW(side, return_back), OP_and, OP_bra, 5, 0, OP_lit16, OP_minus, OP_skip, 2, 0, OP_breg_rbp, SIDE_RETURN
+/* In the entry; or rbp itself, at both ends; or on the stack below the return address. */
+#define SIDE_RBP \
+        REG_VAL_EXPRESSION, DW_REG_RBP, 50, OFFSET(PSU_SIDE_STRIDE), \
+        OP_dup, AT_LEAST(side, rbp_moved), OP_over, BELOW(side, rbp_back), OP_and, OP_bra, 25, 0, \
+        OP_dup, BELOW(side, rbp_pushed), OP_over, AT_LEAST(side, rbp_popped), OP_pick, 2, BELOW(side, slow), OP_and, OP_or, \
+        OP_bra, 13, 0, \
+        OP_over, OP_lit24, OP_minus, OP_deref, OP_skip, 8, 0, \
+        OP_breg_rbp, SIDE_FP, OP_deref, OP_skip, 2, 0, \
+        OP_breg_rbp, 0
+
         .globl  psu_side_gates
         .hidden psu_side_gates
         .type   psu_side_gates, @function
 psu_side_gates:
         .cfi_startproc
         .cfi_personality 0x1b, psu_side_personality
-        /* The caller's rsp after the return is rsp + 8 * (1 + words pushed - words popped so far); 18 on: at the calls of
-         * the slow paths one is pushed.  That would be the CFA, but during the call it equals the version's CFA, and unwinders
-         * tell frames apart by it: libgcc would take the gate for the handler that it found in the gate's caller, and
-         * abort.  So we say that the CFA is 8 higher and give rsp a rule of its own. */
-        .cfi_escape CFA_EXPRESSION, 66, OFFSET(PSU_SIDE_STRIDE - 1), OP_lit1, \
-                UP(20f), UP(21f), DOWN(22f), DOWN(23f), DOWN(24f), UP(25f), UP(26f), UP(27f), DOWN(28f), DOWN(29f), UP(18f), \
-                OP_lit3, OP_shl, OP_breg_rsp, 8, OP_plus
-        .cfi_escape REG_VAL_OFFSET, DW_REG_RSP, 1       /* rsp = CFA - 8 */
-        /* return address: 24 <= off < 25: in the entry, at rbp + 8; else on the stack */
-        .cfi_escape REG_EXPRESSION, DW_REG_RA, 24, OFFSET(PSU_SIDE_STRIDE - 1), OP_dup, AT_LEAST(24f), \
-                OP_swap, BELOW(25f), OP_and, OP_bra, 5, 0, OP_lit16, OP_minus, OP_skip, 2, 0, OP_breg_rbp, SIDE_RETURN
-        /* rbp: 23 <= off < 26: in the entry; off < 20 or 29 <= off < 18: rbp; else on the stack below it */
-        .cfi_escape REG_VAL_EXPRESSION, DW_REG_RBP, 50, OFFSET(PSU_SIDE_STRIDE - 1), \
-                OP_dup, AT_LEAST(23f), OP_over, BELOW(26f), OP_and, OP_bra, 25, 0, \
-                OP_dup, BELOW(20f), OP_over, AT_LEAST(29f), OP_pick, 2, BELOW(18f), OP_and, OP_or, OP_bra, 13, 0, \
-                OP_over, OP_lit24, OP_minus, OP_deref, OP_skip, 8, 0, \
-                OP_breg_rbp, SIDE_FP, OP_deref, OP_skip, 2, 0, \
-                OP_breg_rbp, 0
+        .cfi_escape SIDE_CFA
+        .cfi_escape SIDE_RSP
+        .cfi_escape SIDE_RA
+        .cfi_escape SIDE_RBP
         .set    gate, 0
         .rept   PSU_SIDE_GATES
-        SIDE_GATE psu_side_data
+        SIDE_GATE
         .balign PSU_SIDE_STRIDE, 0xcc
         .set    gate, gate + 1
         .endr
         .cfi_endproc
         .size   psu_side_gates, . - psu_side_gates
-        .set    side_claimed, 22b - 10b
-        .set    side_counted, 12b - 10b
-        .set    side_released, 13b - 10b
-        .set    side_left, 16b - 10b
-        .set    side_slow_leave, 19b - 10b
 
 /* ---- FULL ---------------------------------------------------------------------------------------------
  * As SIDE, but the work is done in routes.S, with every register and the flags kept.  psu_full_enter returns with the
  * caller's return address off the stack and rbp at the entry; psu_full_leave returns to the caller.  While
  * psu_full_enter runs, its own unwind rules go straight to the gate's caller, so the gate has two states only. */
-.macro FULL_GATE data
-10:     endbr64
+.macro FULL_GATE
+MARK full_start
+        endbr64
         call    psu_full_enter
-12:     notrack call *\data + GATE_SIZE * gate + GATE_CODE(%rip)
+MARK full_entered
+        notrack call *psu_full_data + GATE_SIZE * gate + GATE_CODE(%rip)
         jmp     psu_full_leave
 .endm
 
-        .p2align 5
+        .p2align 7
         .globl  psu_full_gates
         .hidden psu_full_gates
         .type   psu_full_gates, @function
 psu_full_gates:
         .cfi_startproc
         .cfi_personality 0x1b, psu_full_personality
-        /* off >= 12: caller's rsp = rsp, return address at rbp + 8, rbp at rbp + 0; else as at any function's entry */
-        .cfi_escape CFA_EXPRESSION, 13, OFFSET(PSU_FULL_STRIDE - 1), BELOW(12f), OP_lit3, OP_shl, OP_breg_rsp, 8, OP_plus
-        .cfi_escape REG_VAL_OFFSET, DW_REG_RSP, 1       /* rsp = CFA - 8, as in SIDE */
-        .cfi_escape REG_EXPRESSION, DW_REG_RA, 18, OFFSET(PSU_FULL_STRIDE - 1), AT_LEAST(12f), \
+        /* entered: caller's rsp = rsp, return address and rbp in the entry; else as at any function's entry */
+        .cfi_escape CFA_EXPRESSION, 13, OFFSET(PSU_FULL_STRIDE), BELOW(full, entered), OP_lit3, OP_shl, OP_breg_rsp, 8, \
+                OP_plus
+        .cfi_escape REG_VAL_OFFSET, DW_REG_RSP, 1       /* CFA - 8, as in SIDE */
+        .cfi_escape REG_EXPRESSION, DW_REG_RA, 18, OFFSET(PSU_FULL_STRIDE), AT_LEAST(full, entered), \
                 OP_bra, 5, 0, OP_lit16, OP_minus, OP_skip, 2, 0, OP_breg_rbp, SIDE_RETURN
-        .cfi_escape REG_VAL_EXPRESSION, DW_REG_RBP, 19, OFFSET(PSU_FULL_STRIDE - 1), AT_LEAST(12f), \
+        .cfi_escape REG_VAL_EXPRESSION, DW_REG_RBP, 19, OFFSET(PSU_FULL_STRIDE), AT_LEAST(full, entered), \
                 OP_bra, 5, 0, OP_breg_rbp, 0, OP_skip, 3, 0, OP_breg_rbp, SIDE_FP, OP_deref
         .set    gate, 0
         .rept   PSU_FULL_GATES
-        FULL_GATE psu_full_data
+        FULL_GATE
         .balign PSU_FULL_STRIDE, 0xcc
         .set    gate, gate + 1
         .endr
         .cfi_endproc
         .size   psu_full_gates, . - psu_full_gates
-        .set    full_counted, 12b - 10b
 
-/* Offsets in a gate, for the personality routines (unwind.c); each label is the first instruction after its event, but
- * `left`, which is the counting instruction itself. */
+/* Offsets in a gate, for the personality routines (unwind.c). */
         .section .rodata
         .p2align 2
         .globl  psu_gate_offsets
         .hidden psu_gate_offsets
         .type   psu_gate_offsets, @object
+#define AT(pool, at) .L##pool##_##at - .L##pool##_start
+#define NEVER 0x7fffffff
 psu_gate_offsets:
-        .long   0, plain_counted, 0x7fffffff, plain_left, plain_slow_leave
-        .long   side_claimed, side_counted, side_released, side_left, side_slow_leave
-        .long   full_counted, full_counted, 0x7fffffff, 0x7fffffff, 0x7fffffff
+        .long   0, AT(plain, counted), NEVER, AT(plain, left), AT(plain, slow_leave)
+        .long   AT(side, claimed), AT(side, counted), AT(side, released), AT(side, left), AT(side, slow_leave)
+        .long   AT(full, entered), AT(full, entered), NEVER, NEVER, NEVER
         .size   psu_gate_offsets, . - psu_gate_offsets
+
+/* The same unwind rules for copies of exits, PLAIN and SIDE gates (near.c, which fills in the addresses): an .eh_frame with
+ * absolute pointers, version 1 of the format, LSB Core 10.6. */
+        .section .data, "aw", @progbits
+.macro CIE label, personality:vararg
+\label:
+        .long   8f - 9f
+9:      .long   0
+        .byte   1
+        .ifnb   \personality
+        .asciz  "zP"
+        .uleb128 1
+        .sleb128 -8
+        .uleb128 DW_REG_RA, 9                   # return address column; length of what `P` brings
+        .byte   0                               # DW_EH_PE_absptr
+        .quad   \personality
+        .else
+        .asciz  ""
+        .uleb128 1
+        .sleb128 -8
+        .uleb128 DW_REG_RA
+        .endif
+        .byte   0x0c, DW_REG_RSP, 8             # DW_CFA_def_cfa
+        .byte   0x80 + DW_REG_RA, 1             # DW_CFA_offset
+        .balign 8, 0
+8:
+.endm
+
+.macro FDE cie, address, size, augmentation:vararg
+        .long   8f - 9f
+9:      .long   9b - \cie
+        .globl  \address
+        .hidden \address
+\address:
+        .quad   0                               # filled in
+        .quad   \size
+        \augmentation
+.endm
+
+        .p2align 3
+        .globl  psu_near_eh_frame
+        .hidden psu_near_eh_frame
+        .type   psu_near_eh_frame, @object
+psu_near_eh_frame:
+        CIE     cie_exits
+        CIE     cie_plain, psu_plain_personality
+        CIE     cie_side, psu_side_personality
+        FDE     cie_exits, psu_near_exits_begin, 4096
+        .balign 8, 0
+8:
+        FDE     cie_plain, psu_near_plain_begin, (PSU_PLAIN_STRIDE*PSU_PLAIN_GATES), .byte 0
+        .byte   PLAIN_CFA
+        .balign 8, 0
+8:
+        FDE     cie_side, psu_near_side_begin, (PSU_SIDE_STRIDE*PSU_SIDE_GATES), .byte 0
+        .byte   SIDE_CFA
+        .byte   SIDE_RSP
+        .byte   SIDE_RA
+        .byte   SIDE_RBP
+        .balign 8, 0
+8:
+        .long   0
+        .size   psu_near_eh_frame, . - psu_near_eh_frame
 
         .section .note.GNU-stack, "", @progbits

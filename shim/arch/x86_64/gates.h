@@ -14,6 +14,14 @@
 #define PSU_FULL_STRIDE 32
 #define PSU_FULL_GATES 2048
 
+#define EXIT_SIZE 16
+
+/* psu_gate_area (gates.c): what PLAIN and SIDE gates read, at fixed distances from their code. */
+#define AREA_SELF 0         /* offset of psu_self from the thread pointer */
+#define AREA_PLAIN 4096
+#define AREA_SIDE (AREA_PLAIN + GATE_SIZE * PSU_PLAIN_GATES)
+#define AREA_END (AREA_SIDE + GATE_SIZE * PSU_SIDE_GATES)
+
 #define GATE_SIZE 64
 #define GATE_CODE 0
 #define GATE_COUNTER 8

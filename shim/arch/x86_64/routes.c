@@ -93,7 +93,7 @@ static uint64_t without_gate(struct psu_gate *g)
     shared_enter(g);
     uint64_t code = __atomic_load_n(&g->code, __ATOMIC_ACQUIRE);
     const struct psu_kind *kind = psu_kinds;
-    while (!(g >= kind->data && g < kind->data + kind->count))
+    while (!psu_gate_entry((uint32_t)(kind - psu_kinds), g))
         kind++;
     if (code == (uint64_t)kind->redirect) {
         code = redirected(g);
