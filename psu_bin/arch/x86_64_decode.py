@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 RSP, RBP = 4, 5
 
-# Immediate kinds of the opcode tables; Z is 2 bytes with a 66 prefix and 4 otherwise, V is 8 bytes with REX.W else as Z.
+# Immediate kinds of the opcode tables; Z: 2 bytes with a 66 prefix and 4 otherwise, V: 8 bytes with REX.W, else as Z.
 _NONE, _B, _W, _Z, _V, _D, _MOFFS, _WB = 0, 1, 2, 3, 4, 5, 6, 7
 _MODRM, _BAD, _GROUP3 = 0x10, 0x20, 0x40
 
@@ -214,8 +214,8 @@ def decode(code: bytes | bytearray | memoryview, at: int) -> Insn:
         i += size
     if i > len(code):
         raise IndexError(f"instruction at {at:#x} is cut short")
-    return Insn(at, i, number, op, modrm, modrm_at, rex_at, bool(wide), rex, base, index, scale, disp_at, disp_size, imm_at, size,
-                vex, vvvv)
+    return Insn(at, i, number, op, modrm, modrm_at, rex_at, bool(wide), rex, base, index, scale, disp_at, disp_size,
+                imm_at, size, vex, vvvv)
 
 
 def reg_is_opcode(i: Insn) -> bool:

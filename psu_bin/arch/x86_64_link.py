@@ -5,8 +5,8 @@ of fewer than 64 bits is checked.  The general GOT and thread-local models are k
 
 - GOTPCREL(X): a slot of the object's own GOT, no relaxation; the slot may hold any 64-bit address.
 - GOTTPOFF (initial exec): a GOT slot with the offset from the thread pointer.
-- TLSGD, TLSLD, TLSDESC: relaxed to local exec, as a static linker would for an executable: all variables that a patch can
-  bind to have a known offset from the thread pointer.  The call of __tls_get_addr disappears with its relocation.
+- TLSGD, TLSLD, TLSDESC: relaxed to local exec, as a static linker would for an executable: all variables that a patch
+  can bind to have a known offset from the thread pointer.  The call of __tls_get_addr disappears with its relocation.
 
 Specification: System V psABI x86-64, 4.4 "Relocation" and 4.1; "ELF Handling For Thread-Local Storage", 4.4.6 and 5.5.
 """
@@ -21,16 +21,18 @@ from psu_bin.arch.x86_64_decode import Insn
 from psu_bin.arch.x86_64_reach import THUNK_SIZE, rewrite
 from psu_bin.arch.x86_64_stack import leaves, stack_use
 
-__all__ = ["HOWTO", "THUNK_SIZE", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint", "rewrite",
-           "stack_use", "static_tls_offset", "survey"]
+__all__ = ["HOWTO", "THUNK_SIZE", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
+           "rewrite", "stack_use", "static_tls_offset", "survey"]
 
 PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
 JUMP_SIZE = 5
 CODE_ALIGN = 16
 
-(R_NONE, R_64, R_PC32, R_GOT32, R_PLT32, R_32, R_32S, R_16, R_PC16, R_8, R_PC8) = (0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 15)
-(R_GOTPCREL, R_DTPOFF64, R_TPOFF64, R_TLSGD, R_TLSLD, R_DTPOFF32, R_GOTTPOFF, R_TPOFF32) = (9, 17, 18, 19, 20, 21, 22, 23)
+(R_NONE, R_64, R_PC32, R_GOT32, R_PLT32, R_32, R_32S, R_16, R_PC16, R_8, R_PC8) = (
+    0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 15)
+(R_GOTPCREL, R_DTPOFF64, R_TPOFF64, R_TLSGD, R_TLSLD, R_DTPOFF32, R_GOTTPOFF, R_TPOFF32) = (
+    9, 17, 18, 19, 20, 21, 22, 23)
 (R_PC64, R_GOTOFF64, R_GOTPC32, R_GOT64, R_GOTPCREL64, R_GOTPC64, R_GOTPLT64, R_PLTOFF64) = (
     24, 25, 26, 27, 28, 29, 30, 31)
 (R_SIZE32, R_SIZE64, R_GOTPC32_TLSDESC, R_TLSDESC_CALL, R_GOTPCRELX, R_REX_GOTPCRELX) = (32, 33, 34, 35, 41, 42)
@@ -76,7 +78,7 @@ UNSIGNED_32 = frozenset((R_32,))
 
 
 def static_tls_offset(memsz: int, align: int, address: int) -> int:
-    """Offset from the thread pointer to the TLS image of the executable (variant II: the block ends at the thread pointer).
+    """Offset from the thread pointer to the TLS image of the executable (variant II: the block lies below it).
 
     memsz, align, address: of its PT_TLS."""
     # The block starts at an address congruent to p_vaddr, as close below the (aligned) thread pointer as it fits.
@@ -99,7 +101,7 @@ def relocate(code: bytearray, at: int, kind: int, v: int, p: int, places: Places
     """Fill in the field at code[at:] of relocation type `kind`; it will run at address `p`.
 
     v is S + A (an offset from the thread pointer where Howto.use is one of TLS_*), except for GOT slots: A.
-    Raises OutOfRange when the value does not fit, ValueError when a TLS sequence is none of those that the ABI lists."""
+    Raises OutOfRange when the value does not fit, ValueError for a TLS sequence that the ABI does not list."""
     how = HOWTO[kind]
     use = how.use
     if use is Use.NOTHING:
@@ -237,7 +239,7 @@ def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], a
         for at in relocs.keys() & range(start, end):
             if at not in fields and HOWTO[relocs[at]].use not in (Use.NOTHING, Use.TLS_DESCRIPTOR_CALL):
                 raise ValueError(f"relocation {HOWTO[relocs[at]].name} at {at:#x} is in no field of an instruction")
-    # The large model adds GOT - L to the address of a label L; where L is at a function's entry, its address is not taken.
+    # The large model adds GOT - L to the address of a label L; a function whose entry is L is not meant.
     anchors = {at - addends[at] for at, kind in relocs.items() if HOWTO[kind].use is Use.GOT_BASE}
     return CodeSurvey(fields, tuple(x for x in resolved if x.use is Use.BRANCH or x.target not in anchors),
                       tuple(sorted(breaks)))

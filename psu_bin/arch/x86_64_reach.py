@@ -1,14 +1,15 @@
 """Instructions that name something more than 2 GiB away, rewritten to go through a GOT slot.
 
-Code compiled with -fPIE reaches the data of shared libraries (`stderr`, `environ`) by 32-bit displacements, because a linker
-would have made a copy of it in the executable.  Where the program has no such copy, the patch's instruction is rewritten:
+Code compiled with -fPIE reaches the data of shared libraries (`stderr`, `environ`) by 32-bit displacements, because a
+linker would have made a copy of it in the executable.  Where the program has no such copy, the patch's instruction is
+rewritten:
 
 - `lea x(%rip),%reg` becomes `mov slot(%rip),%reg`, in place;
 - any other one moves to a thunk behind the code, which loads the address into a register first.  The register is the
   one that the instruction sets, or one that is saved around it below the red zone.  No flags change.
 
-Control enters a thunk only by the jump that takes the instruction's place: nothing jumps into the middle of an instruction.
-"""
+Control enters a thunk only by the jump that takes the instruction's place: nothing jumps into the middle of an
+instruction."""
 
 from __future__ import annotations
 

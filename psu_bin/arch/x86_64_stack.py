@@ -1,13 +1,13 @@
-"""Does a function touch its caller's stack arguments?  Decides between the cheap gate and the one that keeps them in place.
+"""Does a function touch its caller's stack arguments?  Decides between the cheap gate and the one that leaves them.
 
-The caller's stack arguments begin at the CFA, just above the return address.  With the CFA rows of .eh_frame, every memory
-operand based on rsp (or on rbp, where that is the frame register) is either below the CFA, the function's own, or at or
-above it.  A tail call hands the stack arguments on without touching them, so where it leads counts as well.  What cannot
-be decided counts as touching: the wrong gate would give the function somebody else's stack words.
+The caller's stack arguments begin at the CFA, just above the return address.  With the CFA rows of .eh_frame, every
+memory operand based on rsp (or on rbp, where that is the frame register) is either below the CFA, the function's own,
+or at or above it.  A tail call hands the stack arguments on without touching them, so where it leads counts as well.
+What cannot be decided counts as touching: the wrong gate would give the function somebody else's stack words.
 
-Not seen: stack arguments reached through a copy of rsp in another register.  Compilers make such copies of the CFA with a
-`lea` of an address at or above it (varargs, realigned stacks), which counts; hand-written code has no rows, which counts.
-"""
+Not seen: stack arguments reached through a copy of rsp in another register.  Compilers make such copies of the CFA
+with a `lea` of an address at or above it (varargs, realigned stacks), which counts; hand-written code has no rows,
+which counts."""
 
 from __future__ import annotations
 

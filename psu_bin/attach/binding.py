@@ -2,9 +2,10 @@
 
 The rules are those of the linker that made the program, with the program already running:
 
-- a global is the module's global of that name; a static is the module's static of that name from the same source file.
-  Patches are often compiled from a copy with another file name: when the patch's STT_FILE does not occur in the module at
-  all, a static that is the only one of its name matches.  When the file occurs but has no such static, it is new.
+- a global is the module's global of that name; a static is the module's static of that name from the same source
+  file. Patches are often compiled from a copy with another file name: when the patch's STT_FILE does not occur in the
+  module at all, a static that is the only one of its name matches.  When the file occurs but has no such static, it
+  is new.
 - what the module does not have: other objects of the same transaction, what earlier patches brought along, other
   instrumented modules, then whatever the dynamic linker finds.
 - variables keep the program's storage, functions go to their stubs.
@@ -44,7 +45,8 @@ class Ambiguous(Exception):
 class Binder:
     """Symbols of all patch objects of one transaction."""
 
-    def __init__(self, patches: tuple[PatchObject, ...], views: tuple[ModuleView, ...], groups: tuple[int, ...]) -> None:
+    def __init__(self, patches: tuple[PatchObject, ...], views: tuple[ModuleView, ...],
+                 groups: tuple[int, ...]) -> None:
         """groups: one number a patch; patches of different groups do not see each other's definitions."""
         self.patches = patches
         self.views = views
@@ -198,7 +200,8 @@ class Binder:
             return table.get(identity)
         if self.file_known(n, m, identity[0]):
             return None
-        same = [v for (file, name), v in table.items() if name == identity[1] and file and not self.file_known(n, m, file)]
+        same = [v for (file, name), v in table.items()
+                if name == identity[1] and file and not self.file_known(n, m, file)]
         return same[0] if len(same) == 1 else None
 
     def _warn_inlined(self, m: int, f: PatchFunction, found: Symbol) -> None:
@@ -208,11 +211,11 @@ class Binder:
                          if s.kind == descriptor.KIND_FUNCTION and s.bind == descriptor.BIND_LOCAL
                          and is_clone(s.name) and without_clone(s.name) == f.name and ".cold" not in s.name})
         if clones:
-            self.warnings.append(f"{f.name}: {view.path} also has the specialised {', '.join(clones)}, whose callers do "
-                                 "not see the new version unless they are in the patch too")
+            self.warnings.append(f"{f.name}: {view.path} also has the specialised {', '.join(clones)}, whose callers "
+                                 "do not see the new version unless they are in the patch too")
         elif row.callers == 0 and not row.flags & descriptor.ADDRESS_TAKEN:      # exported ones count as taken
-            self.warnings.append(f"{f.name}: nothing in {view.path} calls it: inlined into all its callers, which must be "
-                                 "in the patch too, or unused")
+            self.warnings.append(f"{f.name}: nothing in {view.path} calls it: inlined into all its callers, which must "
+                                 "be in the patch too, or unused")
 
     def _nothing_to_replace(self, n: int) -> PsuError:
         patch, view = self.patches[n], self.views[self.module[n]]
@@ -220,12 +223,13 @@ class Binder:
         for name in mine:
             clones = sorted({s.name for s in view.descriptor.symbols if s.kind == descriptor.KIND_FUNCTION
                              and is_clone(s.name) and without_clone(s.name) == name})
-            statics = sorted({view.file_name(s) for s in view.locals.get(name, ()) if s.kind == descriptor.KIND_FUNCTION})
+            files = sorted({view.file_name(s) for s in view.locals.get(name, ())
+                            if s.kind == descriptor.KIND_FUNCTION})
             if clones:
                 return PsuError(patch.path, f"{name} exists in {view.path} only as {', '.join(clones)}: the compiler "
                                             "inlined or specialised it", "put its callers into the patch")
-            if statics:
-                return PsuError(patch.path, f"defines {name}, which {view.path} has as a static of {', '.join(statics)}",
+            if files:
+                return PsuError(patch.path, f"defines {name}, which {view.path} has as a static of {', '.join(files)}",
                                 "compile the patch from a file of that name, with the function static")
             if name in view.globals:
                 return PsuError(patch.path, f"defines {name} as static, {view.path} has it as a global",
@@ -301,8 +305,9 @@ class Binder:
             return Fixed(view.stub(s.function), m != home)
         if s.kind == descriptor.KIND_TLS:
             if view.tls_offset is None:
-                return Unclear(f"thread-local variable {s.name} of {view.path} has no fixed offset from the thread pointer",
-                               "the library was loaded with dlopen: its thread-local variables cannot be used in a patch")
+                return Unclear(
+                    f"thread-local variable {s.name} of {view.path} has no fixed offset from the thread pointer",
+                    "the library was loaded with dlopen: its thread-local variables cannot be used in a patch")
             return Thread(view.tls_offset + s.address)
         return Fixed(view.load_bias + s.address, m != home)
 
@@ -358,12 +363,13 @@ class Binder:
         address, size = found
         if size != s.size:
             self.problems.append(PsuError(
-                self.patches[n].path, f"size of {s.name} differs: {s.size} bytes in the patch, {size} in the "
-                                      "earlier patch that made it", "the data cannot change its layout while it is used"))
+                self.patches[n].path, f"size of {s.name} differs: {s.size} bytes in the patch, {size} in the earlier "
+                                      "patch that made it", "the data cannot change its layout while it is used"))
         return Fixed(address)
 
 
-def _exports(patches: tuple[PatchObject, ...], groups: tuple[int, ...]) -> dict[tuple[int, str], tuple[int, PatchSymbol]]:
+def _exports(patches: tuple[PatchObject, ...],
+             groups: tuple[int, ...]) -> dict[tuple[int, str], tuple[int, PatchSymbol]]:
     """By group and name of a global, whose definition stands: strong before common before weak, then the first."""
     out: dict[tuple[int, str], tuple[int, PatchSymbol]] = {}
 

@@ -8,10 +8,12 @@ C allows the address one past an array's end, and the assembler has thrown the s
 3. The base of a jump table is the table.
 4. An address that the code counts down from is an end.  One that is only compared with is most likely an end; it is
    believed when the function also takes the start of that array, and not that of the object behind it.
-5. An address that is passed on is a start, unless the function does something with the address of the object before it as
-   well: begin and end may be a pair.  Of constants only a pair in one straight line of code, or one that is compared, counts.
-6. Otherwise it is Undecided.  Constants are then all taken from the patch's own image of the section, where both readings
-   are one address; for variables the patch is refused: `-fdata-sections` gives each object its section, and certainty.
+5. An address that is passed on is a start, unless the function does something with the address of the object before
+   it as well: begin and end may be a pair.  Of constants only a pair in one straight line of code, or one that is
+   compared, counts.
+6. Otherwise it is Undecided.  Constants are then all taken from the patch's own image of the section, where both
+   readings are one address; for variables the patch is refused: `-fdata-sections` gives each object its section, and
+   certainty.
 
 The same doubt is about an indexed access (`a-4(,%rax,4)`) shortly before an object's start.
 """
@@ -62,7 +64,8 @@ def choose(objects: list[Object], at: int, access: Access, line: int, mentions: 
     if following is not None and following.shift != covering.shift and at != covering.start:
         if access is Access.INDEXED and following.start - at <= 8 and not any(
                 following.start <= m.to < following.end for m in mentions()):
-            return Undecided(f"cannot tell {_name(covering)} from an index below {_name(following)}", (covering, following))
+            return Undecided(f"cannot tell {_name(covering)} from an index below {_name(following)}",
+                             (covering, following))
         if access in (Access.ADDRESS, Access.COMPARED) and covering.end - covering.start <= 8:
             return Undecided(f"cannot tell {_name(covering)} from an address below {_name(following)}",
                              (covering, following))
@@ -86,7 +89,9 @@ def _outside(objects: list[Object], at: int, access: Access, line: int, ending: 
     return following if access is not Access.EXACT else None
 
 
-def _at_boundary(starting: Object, ending: Object, access: Access, line: int, mentions: list[Mention], strict: bool) -> Object | Undecided:
+def _at_boundary(starting: Object, ending: Object, access: Access, line: int, mentions: list[Mention],
+                 strict: bool) -> Object | Undecided:
+    """strict: both are variables, where a wrong guess would corrupt something."""
     if access in (Access.EXACT, Access.INDEXED, Access.TABLE, Access.DATA):
         return starting
     if access is Access.BELOW:

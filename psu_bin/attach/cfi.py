@@ -1,7 +1,7 @@
 """Where the canonical frame address (CFA) is at each instruction of a patch's functions, read from its .eh_frame.
 
-The compiler wrote it down for unwinders; the linker uses it to tell an access to the caller's stack arguments (at or above
-the CFA) from one to the function's own frame.
+The compiler wrote it down for unwinders; the linker uses it to tell an access to the caller's stack arguments (at or
+above the CFA) from one to the function's own frame.
 
 Specification: DWARF 5, 6.4; Linux Standard Base, 10.6 (.eh_frame).
 """
@@ -27,8 +27,8 @@ class Frame(NamedTuple):
     rows: tuple[Row, ...]
 
 
-_ONE_OPERAND = frozenset((0x06, 0x07, 0x08, 0x0E, 0x2E))              # restore_extended ... def_cfa_offset, GNU_args_size
-_TWO_OPERANDS = frozenset((0x05, 0x09, 0x11, 0x14, 0x15, 0x2F))
+_ONE_OPERAND = frozenset((0x06, 0x07, 0x08, 0x2E))     # restore_extended, undefined, same_value, GNU_args_size
+_TWO_OPERANDS = frozenset((0x05, 0x09, 0x11, 0x14, 0x15, 0x2F))  # offset_extended, register, val_offset and the like
 
 
 def frames(patch: PatchObject) -> dict[int, list[Frame]]:

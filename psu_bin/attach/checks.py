@@ -1,8 +1,7 @@
 """Checks of a patch before anything is placed: what would not work is refused here, all of it at once.
 
-Each check yields the problems it finds; `run` collects those of all checks.  To add one, write a function with the same
-signature and put it into CHECKS where its inputs are known to be sane.
-"""
+Each check yields the problems it finds; `run` collects those of all checks.  To add one, write a function with the
+same signature and put it into CHECKS where its inputs are known to be sane."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
 """Interning read-only data by content: which constants are there already, and where the others go.
 
-A constant that the process already has, from the program or from an earlier patch, is used again, so that addresses stay
-comparable across versions and memory is bounded by the number of distinct constants.  Content is what it is after
-relocation, so constants that others point to are settled first.  Those that point to each other (or to themselves, or
-hold PC-relative offsets) have a content that depends on where they are: for each stored constant of the right size it is
-worked out what they would be there.
-"""
+A constant that the process already has, from the program or from an earlier patch, is used again, so that addresses
+stay comparable across versions and memory is bounded by the number of distinct constants.  Content is what it is
+after relocation, so constants that others point to are settled first.  Those that point to each other (or to
+themselves, or hold PC-relative offsets) have a content that depends on where they are: for each stored constant of
+the right size it is worked out what they would be there."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Which kind of gate each function of a patch needs, and what registers it must keep.
 
-PLAIN where neither the new version nor the original touches its caller's stack arguments, SIDE where one does or may, FULL
-where callers rely on registers that the ABI gives away, or on a convention of their own (DESIGN.md, "Gate").
-"""
+PLAIN where neither the new version nor the original touches its caller's stack arguments, SIDE where one does or may,
+FULL where callers rely on registers that the ABI gives away, or on a convention of their own (DESIGN.md, "Gate")."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ class Gate(NamedTuple):
 
 def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
         dict[BoundFunction, Gate], dict[int, dict[BoundFunction, int]]]:
-    """(the gate of each function with a stub; by patch, the registers that its code relies on from each such function)."""
+    """(the gate of each function with a stub; by patch, the registers that its code relies on from each such one)."""
     stack = _StackArguments(layouts, reader, arch.link)
     relied = {layout.n: reliance.find(layout, reader, arch) for layout in layouts}
     out: dict[BoundFunction, Gate] = {}

@@ -1,20 +1,20 @@
 """How a patch object is taken apart: which bytes stay together, and which object a reference means: Layout.
 
-Only code is versioned, data is interned (DESIGN.md).  So a section is placed whole only when it is code, or read-only data
-that nothing in the program shares; the rest is cut into pieces:
+Only code is versioned, data is interned (DESIGN.md).  So a section is placed whole only when it is code, or read-only
+data that nothing in the program shares; the rest is cut into pieces:
 
 - mergeable strings and constants: one piece an entry, interned by content;
-- read-only data: the section as one piece, interned by content after relocation.  Constant objects that the program has
-  under the same name are `Twin`s: the program's own is used when it is equal, because programs compare their addresses;
-- *runs*: jump tables and tables of labels, recognised by relocations that point inside functions.  They are placed with
-  the code, and are zero in the interned image of their section;
+- read-only data: the section as one piece, interned by content after relocation.  Constant objects that the program
+  has under the same name are `Twin`s: the program's own is used when it is equal, because programs compare their
+  addresses;
+- *runs*: jump tables and tables of labels, recognised by relocations that point inside functions.  They are placed
+  with the code, and are zero in the interned image of their section;
 - writable data: variables that the program has stay where they are; neighbouring new ones form one piece.
 
-The assembler turns `x+8` of a local x into `.bss+24`, so references must be traced back to the object.  The byte says which,
-except at a boundary, where one object's end is the next one's start: C allows an address one past an array.  Where both
-readings give the same address (both objects moved by the same distance, the normal case) nothing has to be decided; else
-boundary.py looks at the instruction.
-"""
+The assembler turns `x+8` of a local x into `.bss+24`, so references must be traced back to the object.  The byte says
+which, except at a boundary, where one object's end is the next one's start: C allows an address one past an array.
+Where both readings give the same address (both objects moved by the same distance, the normal case) nothing has to be
+decided; else boundary.py looks at the instruction."""
 
 from __future__ import annotations
 
@@ -254,9 +254,10 @@ class Layout:
                 target = self._variable_target(s)
                 if target is None:
                     return Unclear(f"new thread-local variable {s.name}",
-                                   "a patch cannot add thread-local variables: threads that run have no room for them"), 0
+                                   "a patch cannot add thread-local variables: running threads have no room"), 0
                 return target, offset - start
-        return Unclear(f"thread-local data at {self.patch.sections[section].name}+{offset:#x} belongs to no variable", ""), 0
+        name = self.patch.sections[section].name
+        return Unclear(f"thread-local data at {name}+{offset:#x} belongs to no variable", ""), 0
 
     def locate(self, section: int, base: int, offset: int, access: Access,
                function: PatchFunction | None, insn: int = -1) -> tuple[Target, int]:
@@ -301,8 +302,8 @@ class Layout:
         return chosen.target, offset - chosen.base
 
     def unnamed_pointer(self, section: int, offset: int) -> Piece:
-        """A pointer in a writable section that has no name and that only unwinding refers to (clang's `.L*.DW.stub`): it
-        is never written, and goes with the code."""
+        """A pointer in a writable section that has no name and that only unwinding refers to (clang's `.L*.DW.stub`):
+        it is never written, and goes with the code."""
         return self.piece(section, offset, min(offset + 8, self.patch.sections[section].size), Room.CODE, 8)
 
     def extent(self, piece: Piece, offset: int) -> tuple[int, int]:
@@ -331,7 +332,8 @@ class Layout:
 
     def refuse(self, function: PatchFunction | None, section: int, at: int, problem: Unclear) -> PsuError:
         """The error for a reference to something unclear."""
-        where = f"{function.name}+{at - function.start:#x}" if function else f"{self.patch.sections[section].name}+{at:#x}"
+        name, start = (function.name, function.start) if function else (self.patch.sections[section].name, 0)
+        where = f"{name}+{at - start:#x}"
         return PsuError(self.patch.path, f"{where}: {problem.what}", problem.hint)
 
 

@@ -1,8 +1,7 @@
 """What the linker asks for and what it gives: Demand, ModulePlacement, LinkedPatch and their parts.  Values only.
 
-All addresses are run-time addresses of the target, sizes bytes.  NamedTuples, because attach must start fast and making one
-frozen dataclass class takes a millisecond at import, six times as long.
-"""
+All addresses are run-time addresses of the target, sizes bytes.  NamedTuples, because attach must start fast and
+making one frozen dataclass class takes a millisecond at import, six times as long."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ Two passes, because addresses must be had before anything can be relocated, and 
     ... the caller finds rooms in the target and resolves the names ...
     linked = relocate(demand, placement, resolved)
 
-Between the passes nothing changes: a Demand holds its intermediate results (Demand.work), a LinkedPatch only plain values.
-The passes, each with what is true after it:
+Between the passes nothing changes: a Demand holds its intermediate results (Demand.work), a LinkedPatch only plain
+values. The passes, each with what is true after it:
 
     checks.run          nothing that psu-bin never accepts
     Binder              each symbol has a meaning; each function replaces one of the program or is new
@@ -123,8 +123,8 @@ def _lay_out(n: int, layout: Layout, reader: Reader, link: ModuleType) -> Object
 
     room.add_tables([(r.use, r.target, r.offset) for p in pieces for r in p.references if r.target is not None], far)
     room.add_thunks([(p, r) for p in pieces if layout.roles[p.section] is Role.CODE for r in p.references
-                     if r.use is Use.ADDRESS and r.target is not None and far(r.target) and link.HOWTO[r.type].relative],
-                    link.THUNK_SIZE)
+                     if r.use is Use.ADDRESS and link.HOWTO[r.type].relative
+                     and r.target is not None and far(r.target)], link.THUNK_SIZE)
     for p in pieces:
         if p.room is Room.CODE and layout.roles[p.section] not in (Role.CODE, Role.UNWIND):
             room.add(p)
@@ -309,7 +309,8 @@ class _Linker:
         assert thunk is not None
         at = r.insn - piece.start
         try:
-            code = self.work.link.rewrite(out, at, address + at, base + room.slot(r.target, r.offset + r.tail), base + thunk)
+            code = self.work.link.rewrite(out, at, address + at, base + room.slot(r.target, r.offset + r.tail),
+                                          base + thunk)
         except ValueError:
             raise self._out_of_range(piece, r, self._target(r.target) + r.offset) from None
         if code:
@@ -408,5 +409,6 @@ class _Linker:
                     variables.append((v.identity, self.address[v.piece] + v.start - v.piece.start, v.size))
         for p in work.reader.reached:
             if p.room is Room.VARIABLE and work.binder.module[p.patch] == m:
-                regions.append(Region(self.address[p], self._fill(p, self.address[p]), PROT_READ | PROT_WRITE, "variables"))
+                regions.append(Region(self.address[p], self._fill(p, self.address[p]), PROT_READ | PROT_WRITE,
+                                      "variables"))
         return LinkedStore(work.views[m], tuple(regions), tuple(shelf.stored), shelf.used, tuple(variables))

@@ -110,7 +110,7 @@ class Reference(NamedTuple):
     use: Use
     access: Access
     target: Target | None  # None: the GOT itself, markers
-    offset: int            # S + A = address of target + offset; where a GOT slot is wanted: S = address of target + offset
+    offset: int            # S + A = address of target + offset; where a GOT slot is wanted: S alone
     addend: int            # A
     size: int              # st_size of the symbol, for Use.SIZE
     insn: int              # offset of the instruction

@@ -26,8 +26,8 @@ SHN_X86_64_LCOMMON = 0xFF02
 MAX_ALIGN = 1 << 21            # the largest page that anybody aligns to
 MAX_SECTION = 1 << 30          # within reach of 32-bit displacements, with room for the rest
 
-# Names that a compiler gives to pieces and specialised copies of a function.  `.lto_priv.N` and `.llvm.N` are no clones:
-# they rename a static function of a program linked with -flto.
+# Names that a compiler gives to pieces and specialised copies of a function.  `.lto_priv.N` and `.llvm.N` are no
+# clones: they rename a static function of a program linked with -flto.
 _CLONE = re.compile(r"\.(part|isra|constprop|cold|localalias|clone|cold\.part)(\.\d+)*(?=\.|$)")
 _RENAMED = re.compile(r"\.(lto_priv|llvm)\.\d+$")
 _NUMBERED = re.compile(r"^(.+)\.\d+$")
@@ -172,7 +172,8 @@ def parse(binary: Binary, machine: int | None = None) -> PatchObject:
         what = "an executable" if binary.type == elf.ET_EXEC or binary.segment(elf.PT_INTERP) else "a shared library"
         raise PsuError(path, f"is {what}, not a patch object", "give the object file that `cc -c` makes")
     if binary.type != elf.ET_REL:
-        raise PsuError(path, f"is not an object file: ELF type {binary.type}", "give the object file that `cc -c` makes")
+        raise PsuError(path, f"is not an object file: ELF type {binary.type}",
+                       "give the object file that `cc -c` makes")
     sections = binary.sections
     code = [s for s in sections if s.flags & elf.SHF_EXECINSTR and s.flags & elf.SHF_ALLOC and s.size]
     if not code:
@@ -254,6 +255,7 @@ def _relocations(binary: Binary, symbols: int) -> dict[int, tuple[Reloc, ...]]:
                 for offset, info, addend in struct.iter_unpack("<QQq", body[:len(body) // 24 * 24])]
         for r in rows:
             if r.offset >= patched.size or r.symbol >= symbols:
-                raise PsuError(binary.path, f"malformed relocation in {s.name}: offset {r.offset:#x}, symbol {r.symbol}")
+                raise PsuError(binary.path,
+                               f"malformed relocation in {s.name}: offset {r.offset:#x}, symbol {r.symbol}")
         out[s.info] = tuple(sorted(out.get(s.info, ()) + tuple(rows)))
     return out

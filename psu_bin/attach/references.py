@@ -1,9 +1,8 @@
-"""What each relocated field of a patch refers to: follows relocations from the code to everything that is needed: Reader.
+"""What each relocated field of a patch refers to, followed from the code to everything that is needed: Reader.
 
 Only pieces that are reached are placed: dead initialisers of variables that the program already has cost nothing and
-bind nothing.  On the way it is found which new functions have their address taken (they get a canonical stub) and which
-references the assembler resolved by itself (they are rerouted like the others).
-"""
+bind nothing.  On the way it is found which new functions have their address taken (they get a canonical stub) and
+which references the assembler resolved by itself (they are rerouted like the others)."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ class Reader:
         self.rerouted: list[Rerouted] = []
         self.reached: dict[Piece, None] = {}
         self.problems: list[PsuError] = []
-        self.calls: dict[tuple[int, int, int], BoundFunction] = {}  # (patch, section, field) of calls and jumps -> callee
+        self.calls: dict[tuple[int, int, int], BoundFunction] = {}  # (patch, section, field) of a branch -> callee
         self.externals: dict[External, None] = {}
         self._used_padding: dict[Piece, list[tuple[int, int]]] = {}
 
@@ -114,7 +113,8 @@ class Reader:
             return None
         if isinstance(target, Piece) and target.room in (Room.CODE, Room.LABELS) and piece.room is Room.VARIABLE:
             self.problems.append(layout.refuse(None, piece.section, r.offset, Unclear(
-                "a new variable points into the code", "labels must not outlive their function: make the variable const")))
+                "a new variable points into the code",
+                "labels must not outlive their function: make the variable const")))
             return None
         self._note_function(layout, piece, r, s, field, target)
         self._reach(target)
@@ -232,18 +232,20 @@ class Reader:
         used = self._used_padding.setdefault(piece, [])
         low, high = x.ref.end - 128, x.ref.end + 127
         for other in placed:                          # one for the same target nearby will do
-            if other.trampoline >= 0 and other.piece is piece and other.target is x.target and low <= other.trampoline <= high:
+            if other.piece is piece and other.target is x.target and max(low, 0) <= other.trampoline <= high:
                 return other.trampoline
         functions = layout.patch.functions_in(piece.section)
         edges = [(f.end, g.start) for f, g in zip(functions, functions[1:])] + [
             (functions[-1].end, piece.end + self.link.JUMP_SIZE * 64)]
         for start, end in edges:
             at = max([start] + [b for a, b in used if start <= a < end])
-            if at + self.link.JUMP_SIZE <= end and low <= at <= high and self.link.padding(code, start, min(end, piece.end)):
+            fits = at + self.link.JUMP_SIZE <= end and low <= at <= high
+            if fits and self.link.padding(code, start, min(end, piece.end)):
                 used.append((at, at + self.link.JUMP_SIZE))
                 piece.extra = max(piece.extra, at + self.link.JUMP_SIZE - piece.end)
                 return at
         function = layout.patch.function_covering(piece.section, x.ref.at)
         self.problems.append(layout.refuse(function, piece.section, x.ref.at, Unclear(
-            f"a short jump to {x.target.function.name} cannot be rerouted", "compile the patch with -ffunction-sections")))
+            f"a short jump to {x.target.function.name} cannot be rerouted",
+            "compile the patch with -ffunction-sections")))
         return -1

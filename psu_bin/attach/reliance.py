@@ -1,13 +1,13 @@
 """Registers that a patch's code expects a callee to leave alone although the ABI lets it change them.
 
-GCC's -fipa-ra (on at -O1 and above) keeps values in volatile registers over a call when it sees that the callee, compiled in
-the same file, does not touch them.  When a later patch replaces only the callee, its gate must keep these registers for
-as long as the caller's version may run.  So the linker reports them (LinkedObject.relied), transaction.py notes them, and
-ModuleView.relied brings them back.
+GCC's -fipa-ra (on at -O1 and above) keeps values in volatile registers over a call when it sees that the callee,
+compiled in the same file, does not touch them.  When a later patch replaces only the callee, its gate must keep these
+registers for as long as the caller's version may run.  So the linker reports them (LinkedObject.relied),
+transaction.py notes them, and ModuleView.relied brings them back.
 
-A caller can only rely on what the callee, with everything that it calls, leaves alone: that is known to the compiler only when
-all of these are in the same object.  Such callees are rare, and found with the small decoder; the register effects of
-instructions, which cost an import of numpy and capstone, are looked up only for them.
+A caller can only rely on what the callee, with everything that it calls, leaves alone: that is known to the compiler
+only when all of these are in the same object.  Such callees are rare, and found with the small decoder; the register
+effects of instructions, which cost an import of numpy and capstone, are looked up only for them.
 
 Errs to the safe side: a register counts as relied on when it may be read after the call before it is set again.
 """
@@ -33,7 +33,7 @@ class _Site(NamedTuple):
 
 
 def find(layout: Layout, reader: Reader, arch: Arch) -> dict[BoundFunction, int]:
-    """For each function with a stub: the registers (descriptor.Function.preserve) that code of this object relies on."""
+    """By function with a stub: the registers (as descriptor.Function.preserve) that this object's code relies on."""
     functions = list(layout.binder.functions[layout.n].values())
     callees, sites = _closed_callees(layout, reader, arch, functions)
     wanted = [s for s in sites if s.callee in callees and any(reader.has_stub(f) for f in _closure(s.callee, callees))]

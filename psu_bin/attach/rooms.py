@@ -9,8 +9,8 @@ from psu_bin.attach.meaning import Piece, Reference, Target
 
 
 class ObjectRoom:
-    """Offsets from the object's address.  Filled in order: add (code), add_tables, add_thunks, add (private data), add_unwind, close,
-    add (writable), end."""
+    """Offsets from the object's address.  Filled in order: add (code), add_tables, add_thunks, add (private data),
+    add_unwind, close, add (writable), end."""
 
     def __init__(self, plt_size: int, slot_size: int) -> None:
         self.plt_size = plt_size

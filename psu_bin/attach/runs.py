@@ -1,9 +1,9 @@
 """Tables that only code can use: jump tables and labels as values.
 
-They are told from other data by their relocations, which point inside functions: PC-relative ones (`.long .L5 - .L4`) to a
-code section, or absolute ones to a place that is no function's entry.  An absolute entry that happens to be a function's
-entry (a jump back to the top) belongs to the table when it has no object symbol of its own and a neighbour that does.
-"""
+They are told from other data by their relocations, which point inside functions: PC-relative ones (`.long .L5 - .L4`)
+to a code section, or absolute ones to a place that is no function's entry.  An absolute entry that happens to be a
+function's entry (a jump back to the top) belongs to the table when it has no object symbol of its own and a neighbour
+that does."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """Which variable of the program a static variable of a patch is; static locals above all.
 
-A compiler names a static local `count.0` (GCC; the number changes from one compilation to the next) or `handler.count`
-(clang).  Several functions of a file may have one of the same name, so the functions that use a variable decide: in the
-program the descriptor lists them, in the patch its relocations do.  What stays undecided is refused, never guessed: the
-wrong storage corrupts the program's state silently.
-"""
+A compiler names a static local `count.0` (GCC; the number changes from one compilation to the next) or
+`handler.count` (clang).  Several functions of a file may have one of the same name, so the functions that use a
+variable decide: in the program the descriptor lists them, in the patch its relocations do.  What stays undecided is
+refused, never guessed: the wrong storage corrupts the program's state silently."""
 
 from __future__ import annotations
 
@@ -61,7 +60,8 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
     theirs_functions = _module_functions(view)
     known = binder.file_known(n, m, file)
     ours = [(x, _patch_users(patch, x, mine)) for x in patch.symbols
-            if x.local and x.file == file and x.type in (elf.STT_OBJECT, elf.STT_TLS) and parts(x.name, mine)[1] == base]
+            if x.local and x.file == file and x.type in (elf.STT_OBJECT, elf.STT_TLS)
+            and parts(x.name, mine)[1] == base]
     files = binder.files(n, m, file)
     theirs: dict[int, tuple[Symbol, frozenset[str]]] = {}
     for y in _module_locals(view).get(base, ()):

@@ -1,9 +1,8 @@
 """What the linker may know of a target: one ModuleView an instrumented module.
 
-A view is filled by transaction.py from the process (target.py) and from psu-bin's notes in it (meta.py); the linker never
-touches the process.  An Identity names what a patch brought along and later patches find again: (file, name), file "" for
-a global.
-"""
+A view is filled by transaction.py from the process (target.py) and from psu-bin's notes in it (meta.py); the linker
+never touches the process.  An Identity names what a patch brought along and later patches find again: (file, name),
+file "" for a global."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ class ModuleView:
     path: str
     load_bias: int
     descriptor: Descriptor
-    tls_offset: int | None = None       # TLS image's address minus the thread pointer, the same in all threads; None: not known
+    tls_offset: int | None = None       # its TLS image minus the thread pointer, alike in all threads; None: not known
     known_variables: Mapping[Identity, tuple[int, int]] = field(default_factory=dict)   # (address, size)
     known_functions: Mapping[Identity, int] = field(default_factory=dict)               # address of its stub
     constants: tuple[Stored, ...] = ()

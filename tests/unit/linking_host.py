@@ -1,9 +1,9 @@
 """A real process that runs what the linker made: Host.
 
-The host is a C program under test plus a small command loop on standard input (map, write, protect, call, ...).  Nothing is
-instrumented: stubs and slots for all its functions are written into a page near it, and a ModuleView is made from its own
-symbol table.  So linking is tested with real compilers' objects and real memory, without shim, agent or ptrace.
-"""
+The host is a C program under test plus a small command loop on standard input (map, write, protect, call, ...).
+Nothing is instrumented: stubs and slots for all its functions are written into a page near it, and a ModuleView is
+made from its own symbol table.  So linking is tested with real compilers' objects and real memory, without shim,
+agent or ptrace."""
 
 from __future__ import annotations
 
@@ -38,10 +38,14 @@ int main(void) {
         if (sscanf(host_line, "%500s %n", word, &n) != 1) continue;
         char *rest = host_line + n;
         if (!strcmp(word, "base")) printf("%lx\n", (long)&__ehdr_start);
-        else if (!strcmp(word, "sym")) { rest[strcspn(rest, "\n")] = 0; printf("%lx\n", (long)dlsym(RTLD_DEFAULT, rest)); }
+        else if (!strcmp(word, "sym")) {
+            rest[strcspn(rest, "\n")] = 0;
+            printf("%lx\n", (long)dlsym(RTLD_DEFAULT, rest));
+        }
         else if (!strcmp(word, "map")) {
             sscanf(rest, "%lx %lx", &a[0], &a[1]);
-            printf("%lx\n", (long)mmap((void *)a[0], a[1], 3, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
+            int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+            printf("%lx\n", (long)mmap((void *)a[0], a[1], 3, flags, -1, 0));
         } else if (!strcmp(word, "write")) {
             char *p; unsigned char *to = (void *)strtoul(rest, &p, 16);
             for (p++; p[0] > ' ' && p[1] > ' '; p += 2) { unsigned v; sscanf(p, "%2x", &v); *to++ = v; }
@@ -59,7 +63,8 @@ int main(void) {
             puts(__register_frame ? "ok" : "no");
         } else if (!strcmp(word, "call")) {
             sscanf(rest, "%lx %lx %lx %lx %lx %lx %lx %lx", a, a + 1, a + 2, a + 3, a + 4, a + 5, a + 6, a + 7);
-            long r = ((long (*)(long, long, long, long, long, long, long))a[0])(a[1], a[2], a[3], a[4], a[5], a[6], a[7]);
+            long (*f)(long, long, long, long, long, long, long) = (void *)a[0];
+            long r = f(a[1], a[2], a[3], a[4], a[5], a[6], a[7]);
             printf("%lx\n", r);
         } else if (!strcmp(word, "quit")) break;
     }
@@ -88,7 +93,8 @@ def compile_c(source: str, *flags: str, cc: str = "gcc", name: str = "patch.c", 
 @functools.lru_cache(maxsize=64)
 def users_of(path: Path) -> dict[int, set[str]]:
     """By address of a variable: the functions whose code refers to it, as objdump shows them."""
-    text = subprocess.run(["objdump", "-d", "--no-show-raw-insn", path], check=True, capture_output=True, text=True).stdout
+    text = subprocess.run(["objdump", "-d", "--no-show-raw-insn", path],
+                          check=True, capture_output=True, text=True).stdout
     out: dict[int, set[str]] = {}
     function = ""
     for line in text.splitlines():
@@ -112,7 +118,7 @@ def describe(path: Path, stubs: int, slots: int, stack_args: set[str] = frozense
             files.append(name)
             file = len(files) - 1
         elif shndx and shndx < 0xFF00 and name and kind in (0, 1, 2, 6, 10) and name not in hidden:
-            rows.append((name, {0: 3, 1: 1, 2: 0, 6: 2, 10: 4}[kind], 0 if bind == 0 else 2 if bind == 2 else 1, value, size,
+            rows.append((name, {0: 3, 1: 1, 2: 0, 6: 2, 10: 4}[kind], {0: 0, 2: 2}.get(bind, 1), value, size,
                          file if bind == 0 else descriptor.NO_FILE))
     functions: dict[int, list] = {}
     for name, kind, bind, value, size, _ in sorted(rows, key=lambda r: r[2] == 0):

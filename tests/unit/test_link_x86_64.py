@@ -73,7 +73,8 @@ def test_every_known_type_has_a_value_tested_here():
 
 
 @pytest.mark.parametrize("kind,v,places", [
-    (link.R_PC32, P + (1 << 31), Places()), (link.R_PC32, P - (1 << 31) - 1, Places()), (link.R_PLT32, 0x1000, Places()),
+    (link.R_PC32, P + (1 << 31), Places()), (link.R_PC32, P - (1 << 31) - 1, Places()),
+    (link.R_PLT32, 0x1000, Places()),
     (link.R_32, 1 << 32, Places()), (link.R_32, -1, Places()), (link.R_32S, 1 << 31, Places()),
     (link.R_32S, -(1 << 31) - 1, Places()), (link.R_16, 1 << 16, Places()), (link.R_16, -(1 << 15) - 1, Places()),
     (link.R_8, 256, Places()), (link.R_8, -129, Places()), (link.R_PC16, P + 0x8000, Places()),
@@ -90,7 +91,8 @@ def disassemble(code):
     return [f"{i.mnemonic} {i.op_str}".strip() for i in MD.disasm(bytes(code), 0)]
 
 
-GENERAL = [(b"\x66\x48\x8d\x3d", b"\x66\x66\x48\xe8" + bytes(4), 4), (b"\x66\x48\x8d\x3d", b"\x66\x48\xff\x15" + bytes(4), 4),
+GENERAL = [(b"\x66\x48\x8d\x3d", b"\x66\x66\x48\xe8" + bytes(4), 4),
+           (b"\x66\x48\x8d\x3d", b"\x66\x48\xff\x15" + bytes(4), 4),
            (b"\x48\x8d\x3d", b"\x48\xb8" + bytes(8) + b"\x48\x01\xd8\xff\xd0", 3),
            (b"\x48\x8d\x3d", b"\x48\xb8" + bytes(8) + b"\x4c\x01\xf8\xff\xd0", 3)]
 
@@ -125,7 +127,8 @@ def test_tls_descriptors_become_local_exec(register, number):
     assert disassemble(call) in (["nop"], ["xchg ax, ax"])
 
 
-@pytest.mark.parametrize("kind,at", [(link.R_TLSGD, 4), (link.R_TLSLD, 4), (link.R_GOTPC32_TLSDESC, 4), (link.R_TLSDESC_CALL, 0)])
+@pytest.mark.parametrize("kind,at", [(link.R_TLSGD, 4), (link.R_TLSLD, 4), (link.R_GOTPC32_TLSDESC, 4),
+                                     (link.R_TLSDESC_CALL, 0)])
 def test_an_unknown_tls_sequence_is_refused(kind, at):
     code = bytearray(b"\x90" * 24)
     with pytest.raises(ValueError):
@@ -144,8 +147,8 @@ def test_plt_entry_and_jump_lead_where_they_should():
         link.plt_entry(0, 1 << 32)
 
 
-@pytest.mark.parametrize("memsz,align,address,expected", [(8, 4, 0x3DA8, -8), (20, 16, 0x1000, -32), (0x24, 32, 0x1010, -0x30),
-                                                         (1, 1, 0x77, -1), (64, 64, 0x40, -64)])
+@pytest.mark.parametrize("memsz,align,address,expected", [
+    (8, 4, 0x3DA8, -8), (20, 16, 0x1000, -32), (0x24, 32, 0x1010, -0x30), (1, 1, 0x77, -1), (64, 64, 0x40, -64)])
 def test_static_tls_offset_is_the_nearest_block_below_the_thread_pointer(memsz, align, address, expected):
     offset = link.static_tls_offset(memsz, align, address)
     assert offset == expected

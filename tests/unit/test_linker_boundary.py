@@ -76,7 +76,9 @@ def test_the_end_of_a_constant_array_of_the_program():
     int walk(const int *from, const int *to) { int r = 0; while (from != to) r += *from++; return r; }
     const int sizes[4] = {5, 6, 7, 8};
     int sizes_sum(int x) { return walk(sizes, sizes + 4); }
-    int pick(int x) { switch (x) { case 0: return walk(sizes, sizes); case 1: return 17; case 2: return 4; case 3: return 99; case 4: return 6; }
+    int pick(int x) {
+        switch (x) { case 0: return walk(sizes, sizes); case 1: return 17; case 2: return 4; case 3: return 99;
+                     case 4: return 6; }
         return -2; }
     """
     for flags in (("-O0",), ("-O2", "-fno-inline"), ("-O2", "-fno-inline", "-fdata-sections")):
@@ -89,12 +91,13 @@ def test_the_end_of_a_constant_array_of_the_program():
 def test_a_jump_back_to_the_top_is_a_loop():
     """Neither a direct jump nor a table entry to a function's own entry leaves the version that runs."""
     source = r"""
-    asm(".text\n.type pick,@function\n.globl pick\npick: cmp $2,%edi\n ja 3f\n mov %edi,%eax\n mov $9,%edi\n jmp *.Ltab(,%rax,8)\n"
+    asm(".text\n.type pick,@function\n.globl pick\n"
+        "pick: .Lpick: cmp $2,%edi\n ja 3f\n mov %edi,%eax\n mov $9,%edi\n jmp *.Ltab(,%rax,8)\n"
         "1: mov $11,%eax\n ret\n2: mov $22,%eax\n ret\n3: mov $33,%eax\n ret\n.size pick,.-pick\n"
-        ".section .rodata\n.balign 8\n.Ltab: .quad .Lpick, 1b, 2b\n.text\n.set .Lpick, pick_top\n.set pick_top, 0\n"
-        ".globl other\n.type other,@function\nother: .Lother: dec %edi\n jns .Lother\n mov %edi,%eax\n ret\n.size other,.-other\n");
+        ".section .rodata\n.balign 8\n.Ltab: .quad .Lpick, 1b, 2b\n.text\n"
+        ".globl other\n.type other,@function\n"
+        "other: .Lother: dec %edi\n jns .Lother\n mov %edi,%eax\n ret\n.size other,.-other\n");
     """
-    source = source.replace(".set .Lpick, pick_top\\n.set pick_top, 0\\n", "").replace("pick: cmp", "pick: .Lpick: cmp")
     with Host(program(PROGRAM, "-O1", "-fno-pic", "-no-pie", name="p.c")) as host:
         linked = host.attach(compile_c(source, "-O1", "-fno-pic", name="p.c"))
         assert [host.call_int("pick", n) for n in range(4)] == [33, 11, 22, 33]
@@ -114,7 +117,10 @@ def test_tables_of_tables_of_labels_stay_with_the_code():
         static const void *const *const both[] = { low, high };
         goto *both[x >> 1 & 1][x & 1];
     a: return 10; b: return 20; c: return 30; }
-    int other(int x) { static void *writable[] = { &&a, &&b }; writable[0] = x ? writable[0] : writable[1]; goto *writable[x & 1];
+    int other(int x) {
+        static void *writable[] = { &&a, &&b };
+        writable[0] = x ? writable[0] : writable[1];
+        goto *writable[x & 1];
     a: return 1; b: return 2; }
     """
     for flags in (("-O0",), ("-O2",), ("-O2", "-fdata-sections")):
@@ -136,7 +142,8 @@ def test_alignment_is_kept():
     static double wide[4] __attribute__((aligned(256))) = {1, 2, 3, 4};
     static const int constants[5] __attribute__((aligned(512))) = {1, 2, 3};
     char odd_size = 1;
-    long pick(int x) { return x == 0 ? (long)&wide[0] & 255 : x == 1 ? (long)constants & 511 : odd_size++ + wide[x & 3]; }
+    long pick(int x) {
+        return x == 0 ? (long)&wide[0] & 255 : x == 1 ? (long)constants & 511 : odd_size++ + wide[x & 3]; }
     """
     for flags in ((), ("-ffunction-sections", "-fdata-sections")):
         with Host(program(PROGRAM, "-O1", "-fPIE", name="p.c")) as host:

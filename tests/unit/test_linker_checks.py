@@ -22,8 +22,8 @@ def host():
 
 
 REFUSED = [
-    ("__attribute__((constructor)) static void init(void) { asm volatile(\"\"); }" + RUN, "has constructors or destructors"),
-    ("__attribute__((destructor)) static void done(void) { asm volatile(\"\"); }" + RUN, "has constructors or destructors"),
+    ("__attribute__((constructor)) static void f(void) {}" + RUN, "has constructors or destructors, in section .init_array"),
+    ("__attribute__((destructor)) static void f(void) {}" + RUN, "has constructors or destructors, in section .fini_array"),
     ("static int one(void) { return 1; } static void *pick(void) { return one; }"
      "int chosen(void) __attribute__((ifunc(\"pick\")));" + RUN, "defines an indirect function: chosen"),
     ("__thread int fresh; int run(int x) { return ++fresh; }", "new thread-local variable fresh"),
@@ -31,10 +31,12 @@ REFUSED = [
     ("extern __thread int nowhere; int run(int x) { return ++nowhere; }", "nowhere is in no instrumented module"),
     ("__thread int plain; int run(int x) { return ++plain; }", "plain is thread-local on one side only"),
     ("int existing = 1; int run(int x) { return ++existing; }", "existing is thread-local on one side only"),
-    ("extern int existing; int run(int x) { return ++existing; }", "existing is thread-local in the program, not in the patch"),
+    ("extern int existing; int run(int x) { return ++existing; }",
+     "existing is thread-local in the program, not in the patch"),
     ("int get = 5; int run(int x) { return ++get; }", "get is a variable in the patch and a function in"),
-    ("static void *where[2]; int run(int x) { static void *tab[] = { &&a, &&b }; where[x] = tab; static void **keep = &tab[1];"
-     "if (x) keep = 0; goto *keep[0]; a: return 1; b: return 2; }", "points into the code"),
+    ("static void *where[2]; int run(int x) { static void *tab[] = { &&a, &&b }; where[x] = tab;"
+     "static void **keep = &tab[1]; if (x) keep = 0; goto *keep[0]; a: return 1; b: return 2; }",
+     "points into the code"),
 ]
 
 
@@ -77,10 +79,11 @@ def test_another_architecture(host, tmp_path):
 
 def test_code_that_cannot_be_read(host):
     with pytest.raises(PsuError, match="cannot read the code in .text: no x86-64 instruction at"):
-        host.link(compile_c('asm(".globl run\\n.type run,@function\\nrun: .byte 0x06, 0x90\\n ret\\n.size run,.-run\\n");', "-O1"))
+        host.link(compile_c('asm(".globl run\\n.type run,@function\\nrun: .byte 6, 0x90\\n.size run,.-run\\n");', "-O1"))
 
 
 def test_position_dependent_code_for_a_position_independent_program(host):
+    source = "extern int plain; int run(int x) { int *volatile p = &plain; return *p; }"
     with pytest.raises(PsuError) as e:
-        host.link(compile_c("extern int plain; int run(int x) { int *volatile p = &plain; return *p; }", "-O1", "-fno-pic"))
+        host.link(compile_c(source, "-O1", "-fno-pic"))
     assert "run+0x" in e.value.what and "R_X86_64_32" in e.value.what and "-fPIE" in e.value.hint

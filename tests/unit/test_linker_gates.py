@@ -1,4 +1,4 @@
-"""Which gate a patched function gets: stack arguments of the new version and of the original, registers callers rely on."""
+"""Which gate a patched function gets: stack arguments of both versions, registers that callers rely on."""
 
 import pytest
 from linking_host import Host, compile_c, program
@@ -38,7 +38,8 @@ int tail_libc(const char *s) { return atoi(s); }
 int local_array(int i) { volatile int a[100]; for (int k = 0; k < 100; k++) a[k] = k; return a[i]; }
 int aligned(int i) { volatile char a[64] __attribute__((aligned(64))); a[i] = 1; return (long)a & 63; }
 int switched(int i) {
-    switch (i) { case 0: return 5; case 1: return rand(); case 2: return i * 7; case 3: return strlen("x"); case 4: abort(); case 5: return 9; }
+    switch (i) { case 0: return 5; case 1: return rand(); case 2: return i * 7; case 3: return strlen("x");
+                 case 4: abort(); case 5: return 9; }
     return 1; }
 int through_pointer(int (*f)(int)) { return f(2); }
 int calls_seven(int a) { return seven(a, 2, 3, 4, 5, 6, 7) + 2; }
@@ -48,11 +49,13 @@ int early_return(int a) {
     rand(); v[9] = rand(); return v[8] + v[9]; }
 """
 TOUCHES = {"seven", "by_value", "variadic", "forwards"}
-MAY = {"tail_libc", "through_pointer", "aligned", "switched"}   # tail calls to unknown functions, stack realigned: not decided
+# Tail calls to unknown functions, a stack that is realigned: not decided.
+MAY = {"tail_libc", "through_pointer", "aligned", "switched"}
 
 
-@pytest.mark.parametrize("flags", [("gcc", "-O0"), ("gcc", "-O2"), ("gcc", "-Os"), ("gcc", "-O2", "-fno-omit-frame-pointer"),
-                                   ("clang", "-O0"), ("clang", "-O2"), ("gcc", "-O2", "-fno-asynchronous-unwind-tables")], ids=" ".join)
+@pytest.mark.parametrize("flags", [
+    ("gcc", "-O0"), ("gcc", "-O2"), ("gcc", "-Os"), ("gcc", "-O2", "-fno-omit-frame-pointer"), ("clang", "-O0"),
+    ("clang", "-O2"), ("gcc", "-O2", "-fno-asynchronous-unwind-tables")], ids=" ".join)
 def test_stack_arguments_ask_for_a_side_frame(flags):
     cc, *flags = flags
     with Host(program(PROGRAM, "-O1", "-fPIE"), stack_args={"six"}) as host:
@@ -77,7 +80,8 @@ int outer(int a, int b, int c) { return inner(a) + b * c; }
 """
 NEW_LEAF = r"""
 __attribute__((noinline)) static int leaf(int x) {
-    asm volatile("mov $-1,%%rcx\n mov $-1,%%rdx\n mov $-1,%%rsi\n mov $-1,%%r8" ::: "rcx", "rdx", "rsi", "r8"); return x + 2; }
+    asm volatile("mov $-1,%%rcx\n mov $-1,%%rdx\n mov $-1,%%rsi\n mov $-1,%%r8" ::: "rcx", "rdx", "rsi", "r8");
+    return x + 2; }
 int user(int a, int b, int c) { return leaf(a); }
 """
 

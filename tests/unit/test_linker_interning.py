@@ -1,4 +1,4 @@
-"""Data outlives versions: constants are interned by content, existing ones of the program are used, tables stay with code."""
+"""Data outlives versions: constants are interned by content or are the program's own, tables stay with the code."""
 
 import dataclasses
 
@@ -33,17 +33,19 @@ struct node { const struct node *next; int value; };
 static const struct node loop[3] = { {&loop[1], 1}, {&loop[2], 2}, {&loop[0], 3} };
 extern const struct ops *current;
 const char *text(int x) { return x ? "fresh text" : "other"; }
-const void *table(int x) { return x == 0 ? (void *)&ops_a : x == 1 ? (void *)&ops_b : x == 2 ? (void *)numbers : (void *)&loop[x & 1]; }
+const void *table(int x) {
+    return x == 0 ? (void *)&ops_a : x == 1 ? (void *)&ops_b : x == 2 ? (void *)numbers : (void *)&loop[x & 1]; }
 double number(int x) { return x * 4.75; }
 int run(int x) { return current->run(x) + (current == &ops_a) * 100; }
 int total(int x) { int r = 0; for (const int *p = numbers; p < numbers + 4; p++) r += *p * x; return r; }
 int pick(int x) {
-    switch (x) { case 0: return run_a(1); case 1: return 17; case 2: return total(1); case 3: return run_b(x); case 4: return x * x; }
+    switch (x) { case 0: return run_a(1); case 1: return 17; case 2: return total(1); case 3: return run_b(x);
+                 case 4: return x * x; }
     return 99;
 }
 """
-FLAGS = [("gcc", "-O0", "-fPIE"), ("gcc", "-O2", "-fPIC"), ("gcc", "-Os", "-fPIE"), ("gcc", "-O2", "-fPIE", "-fdata-sections"),
-         ("clang", "-O2", "-fPIE"), ("clang", "-O0", "-fPIC")]
+FLAGS = [("gcc", "-O0", "-fPIE"), ("gcc", "-O2", "-fPIC"), ("gcc", "-Os", "-fPIE"),
+         ("gcc", "-O2", "-fPIE", "-fdata-sections"), ("clang", "-O2", "-fPIE"), ("clang", "-O0", "-fPIC")]
 
 
 def running(cc="gcc", *flags):
@@ -55,8 +57,8 @@ def patch(flags, name='"b"', last=4):
     return compile_c(PATCH % (name, last), *rest, cc=cc, name="p.c")
 
 
-# gcc -O0 puts unnamed strings among other constants, where their ends cannot be told from padding: objects that point to
-# one are then new.
+# gcc -O0 puts unnamed strings among other constants, where their ends cannot be told from padding: objects that point
+# to one are then new.
 @pytest.mark.parametrize("flags", FLAGS[1:], ids=" ".join)
 def test_equal_constant_objects_are_the_programs_own(flags):
     with running() as host:
@@ -120,7 +122,8 @@ def test_one_changed_string_costs_one_string():
 
 def test_a_stored_constant_of_too_little_alignment_is_not_used():
     source = ("typedef int v4 __attribute__((vector_size(16)));"
-              "int total(int x) { v4 v = {1, 2, 3, %d}; v4 w = {x, x, x, x}; v *= w; return v[0] + v[1] + v[2] + v[3]; }")
+              "int total(int x) { v4 v = {1, 2, 3, %d}; v4 w = {x, x, x, x}; v *= w;"
+              "return v[0] + v[1] + v[2] + v[3]; }")
     with running() as host:
         obj = compile_c(source % 4, "-O2", "-fPIE", "-msse4.1", name="p.c")
         host.attach(obj)

@@ -10,11 +10,14 @@ PATCH = r"""
 #include <stdio.h>
 #include <unistd.h>
 #include <string.h>
-extern char **environ; extern int opterr, optind, optopt; extern long timezone; extern char *tzname[2]; extern int getdate_err;
-extern int daylight;
-__attribute__((noinline)) int keep(int a, int b, int c, int d, int e, int f) { return a + b * 2 + c * 3 + d * 4 + e * 5 + f * 6; }
+extern char **environ; extern int opterr, optind, optopt, getdate_err, daylight;
+extern long timezone; extern char *tzname[2];
+__attribute__((noinline)) int keep(int a, int b, int c, int d, int e, int f) {
+    return a + b * 2 + c * 3 + d * 4 + e * 5 + f * 6; }
 int far_add(long a, long b);
-asm(".text\n.type far_add,@function\nfar_add: add %rsi,timezone(%rip)\n mov timezone(%rip),%rsi\n lea (%rsi,%rdi),%eax\n ret\n.size far_add,.-far_add\n");
+asm(".text\n.type far_add,@function\n"
+    "far_add: add %rsi,timezone(%rip)\n mov timezone(%rip),%rsi\n lea (%rsi,%rdi),%eax\n ret\n"
+    ".size far_add,.-far_add\n");
 int probe(long x) {
     switch (x) {
     case 0: return stderr == *&stderr && fprintf(stderr, "%s", "") == 0 && fileno(stderr) == 2;
@@ -22,7 +25,8 @@ int probe(long x) {
     case 2: { char ***p = &environ; return *p == environ && environ != 0; }
     case 3: timezone = 1L << 40; timezone |= 3; return (timezone >> 38) + (timezone & 7);
     case 4: optopt = 65; return keep(optopt, opterr, optopt, 4, 5, 6) + (optopt == 65) + (opterr != 0);
-    case 5: { unsigned char *c = (unsigned char *)&optopt; *c = 200; return *(unsigned char *)&optopt + *(signed char *)&optopt; }
+    case 5: { unsigned char *c = (unsigned char *)&optopt; *c = 200;
+              return *(unsigned char *)&optopt + *(signed char *)&optopt; }
     case 6: { double d = timezone; timezone = 7; return (int)(d * 0 + timezone * 2.0); }
     case 7: return __sync_val_compare_and_swap(&optopt, 200, 9) * 10 + optopt;
     case 8: getdate_err = 3; return getdate_err * optopt / (daylight + 3);
@@ -37,8 +41,9 @@ int probe(long x) {
 EXPECTED = [1, 70006, 1, 7, 65 + 2 + 195 + 16 + 25 + 36 + 2, 200 - 56, 14, 2009, 9, 6, 30 << 1, 300, 1035, 1]
 
 
-@pytest.mark.parametrize("flags", [("gcc", "-O2"), ("gcc", "-O0"), ("gcc", "-Os"), ("gcc", "-O2", "-mavx2"), ("gcc", "-O3", "-mfma"),
-                                   ("clang", "-O2", "-fdirect-access-external-data"), ("clang", "-O0", "-fdirect-access-external-data")], ids=" ".join)
+@pytest.mark.parametrize("flags", [
+    ("gcc", "-O2"), ("gcc", "-O0"), ("gcc", "-Os"), ("gcc", "-O2", "-mavx2"), ("gcc", "-O3", "-mfma"),
+    ("clang", "-O2", "-fdirect-access-external-data"), ("clang", "-O0", "-fdirect-access-external-data")], ids=" ".join)
 def test_data_of_a_library_that_the_program_has_no_copy_of(flags):
     cc, *flags = flags
     obj = compile_c(PATCH, "-fPIE", *flags, "-w", cc=cc)

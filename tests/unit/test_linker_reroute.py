@@ -76,7 +76,8 @@ def test_a_later_object_of_the_same_transaction_is_called_through_a_stub():
     one = compile_c("int shared_new(int); int twice(int x) { return shared_new(x) + 1; }", "-O2", "-fPIE", name="one.c")
     two = compile_c("int shared_new(int x) { return x * 30; } int shared_data = 4; int tail(int x) { return x; }",
                     "-O2", "-fPIE", name="two.c")
-    three = compile_c("extern int shared_data; int entry(int x) { return shared_data += x; }", "-O2", "-fPIE", name="three.c")
+    three = compile_c("extern int shared_data; int entry(int x) { return shared_data += x; }",
+                      "-O2", "-fPIE", name="three.c")
     with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
         linked = host.attach(one, two, three)
         assert [host.call(f, 2) for f in ("twice", "tail", "entry", "entry")] == [61, 2, 6, 8]

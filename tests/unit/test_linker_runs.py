@@ -1,4 +1,4 @@
-"""Patches made by real compilers, linked into a running program, do what their source says: for all the ways to compile."""
+"""Patches made by real compilers, linked into a running program, do what their source says, however compiled."""
 
 import itertools
 
@@ -22,7 +22,8 @@ __attribute__((noinline)) static int helper(int x) { return x + hidden; }
 const struct ops default_ops = { twice, "twice" };
 static int table[8] = {1, 2, 3, 4, 5, 6, 7, 8};
 static int later[8];
-__attribute__((noinline)) int sum(void) { int r = 0; for (int *p = table; p < table + 8; p++) r += *p; return r + later[0]; }
+__attribute__((noinline)) int sum(void) {
+    int r = 0; for (int *p = table; p < table + 8; p++) r += *p; return r + later[0]; }
 int classify(int x) { return helper(x) + counter; }
 const char *name(int x) { return x ? "one" : "zero"; }
 int many(int a, int b, int c, int d, int e, int f, int g) { return a + b + c + d + e + f + g; }
@@ -70,7 +71,8 @@ int classify(int x) {
     return -1;
 }
 const char *name(int x) {
-    switch (x) { case 0: return "null"; case 1: return "eins"; case 2: return "zwei"; case 3: return "drei"; case 4: return "vier"; }
+    switch (x) { case 0: return "null"; case 1: return "eins"; case 2: return "zwei"; case 3: return "drei";
+                 case 4: return "vier"; }
     return "viele";
 }
 int many(int a, int b, int c, int d, int e, int f, int g) { return g - a; }
@@ -93,9 +95,11 @@ int use(const struct ops *o) { return (o == &default_ops) * 2 + (o->run == twice
 VARIANTS = [(cc, opt, model, *extra)
             for cc, opt, model in itertools.product(("gcc", "clang"), ("-O0", "-O2", "-Os"), ("-fPIC", "-fPIE"))
             for extra in ((), ("-ffunction-sections", "-fdata-sections", "-fcf-protection"))]
-VARIANTS += [("gcc", "-O2", "-fPIC", "-fno-plt"), ("gcc", "-O2", "-fPIC", "-mtls-dialect=gnu2"), ("gcc", "-O3", "-fPIE", "-mavx2"),
+VARIANTS += [("gcc", "-O2", "-fPIC", "-fno-plt"), ("gcc", "-O2", "-fPIC", "-mtls-dialect=gnu2"),
+             ("gcc", "-O3", "-fPIE", "-mavx2"),
              ("gcc", "-O2", "-fPIC", "-mcmodel=large"), ("clang", "-O2", "-fPIC", "-fno-plt"),
-             ("gcc", "-O1", "-fPIE"), ("gcc", "-O2", "-fPIE", "-fno-jump-tables"), ("gcc", "-O2", "-fPIE", "-fno-omit-frame-pointer")]
+             ("gcc", "-O1", "-fPIE"), ("gcc", "-O2", "-fPIE", "-fno-jump-tables"),
+             ("gcc", "-O2", "-fPIE", "-fno-omit-frame-pointer")]
 
 def check(host, obj):
     assert host.call("visits") == 101
@@ -134,7 +138,8 @@ def test_a_patch_for_a_position_independent_program_runs(variant):
 
 
 FIXED = [(cc, opt, model, *extra) for cc, opt in itertools.product(("gcc", "clang"), ("-O0", "-O2", "-Os"))
-         for model, extra in (("-fno-pic", ()), ("-fno-pic", ("-ffunction-sections", "-fdata-sections")), ("-fPIE", ()))]
+         for model, extra in (
+             ("-fno-pic", ()), ("-fno-pic", ("-ffunction-sections", "-fdata-sections")), ("-fPIE", ()))]
 
 
 @pytest.mark.parametrize("variant", FIXED, ids=" ".join)

@@ -1,4 +1,4 @@
-"""Exceptions and cleanups pass through patched code; C++ patches use the program's vtables, type information and inline state."""
+"""Exceptions and cleanups pass through patched code; C++ patches use the program's type information."""
 
 import shutil
 
@@ -15,11 +15,13 @@ int Square::area() const { return side * side; }
 inline int &shared_count() { static int count = 40; return count; }
 extern "C" {
 int may_throw(int x) { if (x == 3) throw std::runtime_error("three"); return x; }
-int catches(int x) { try { return may_throw(x); } catch (const std::exception &e) { return -(int)std::string(e.what()).size(); } }
+int catches(int x) {
+    try { return may_throw(x); } catch (const std::exception &e) { return -(int)std::string(e.what()).size(); } }
 int area_of(int x) { Square s(x); Shape *p = &s; return p->area() + ++shared_count(); }
 int is_square(Shape *s) { return dynamic_cast<Square *>(s) != nullptr; }
 Shape *make_square(int x) { return new Square(x); }
-int total(int n) { std::vector<int> v; for (int i = 0; i < n; i++) v.push_back(i); int r = 0; for (int i : v) r += i; return r; }
+int total(int n) { std::vector<int> v; for (int i = 0; i < n; i++) v.push_back(i);
+    int r = 0; for (int i : v) r += i; return r; }
 }
 """
 PATCH = r"""
@@ -48,7 +50,8 @@ int total(int n) { std::map<int, std::string> m; for (int i = 0; i < n; i++) m[i
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-@pytest.mark.parametrize("flags", [("g++", "-O0", "-fPIE"), ("g++", "-O2", "-fPIC"), ("g++", "-O2", "-fPIE", "-ffunction-sections"),
+@pytest.mark.parametrize("flags", [("g++", "-O0", "-fPIE"), ("g++", "-O2", "-fPIC"),
+                                   ("g++", "-O2", "-fPIE", "-ffunction-sections"),
                                    ("clang++", "-O2", "-fPIC"), ("clang++", "-O0", "-fPIE")], ids=" ".join)
 def test_a_cpp_patch(flags):
     cc, *rest = flags
@@ -78,12 +81,15 @@ def test_c_code_with_cleanups_is_unwound_by_exceptions():
     # Nothing is instrumented here, so the caller takes the address to call.
     thrower = r"""
     extern "C" int thrower(int x) { if (x > 5) throw x; return x; }
-    extern "C" int outer(int x, int (*call)(int (*)(int), int)) { try { return call(thrower, x); } catch (int v) { return -v; } }
+    extern "C" int outer(int x, int (*call)(int (*)(int), int)) {
+        try { return call(thrower, x); } catch (int v) { return -v; } }
     """
-    with Host(program(thrower, "-O1", "-fPIE", "-fexceptions", "-lstdc++", name="t.cc", more=(("c.c", CLEANUP),))) as host:
+    with Host(program(thrower, "-O1", "-fPIE", "-fexceptions", "-lstdc++", name="t.cc",
+                      more=(("c.c", CLEANUP),))) as host:
         inner = host.symbol("inner")
         assert [host.call_int("outer", 4, inner), host.call_int("outer", 9, inner), host.call_int("get")] == [5, -9, 13]
         patch = CLEANUP.replace("f(x) + 1", "f(x) + 2").replace("+= *p", "+= *p * 100")
         linked = host.attach(compile_c(patch, "-O2", "-fPIE", "-fexceptions", name="c.c"))
         assert linked.modules[0][0][0].eh_frame
-        assert [host.call_int("outer", 4, inner), host.call_int("outer", 9, inner), host.call_int("get")] == [6, -9, 1313]
+        assert [host.call_int("outer", 4, inner), host.call_int("outer", 9, inner)] == [6, -9]
+        assert host.call_int("get") == 1313

@@ -39,13 +39,16 @@ def test_a_function_of_assembly_without_a_size_reaches_to_the_next():
 
 
 @pytest.mark.parametrize("name,clone,base", [
-    ("f", False, "f"), ("f.part.0", True, "f"), ("f.isra.0.cold", True, "f"), ("f.constprop.12", True, "f"), ("f.cold", True, "f"),
-    ("f.localalias", True, "f"), ("f.lto_priv.0", False, "f.lto_priv.0"), ("partial", False, "partial"), ("a.partly", False, "a.partly")])
+    ("f", False, "f"), ("f.part.0", True, "f"), ("f.isra.0.cold", True, "f"), ("f.constprop.12", True, "f"),
+    ("f.cold", True, "f"),
+    ("f.localalias", True, "f"), ("f.lto_priv.0", False, "f.lto_priv.0"), ("partial", False, "partial"),
+    ("a.partly", False, "a.partly")])
 def test_names_that_a_compiler_made_from_another(name, clone, base):
     assert (patch.is_clone(name), patch.without_clone(name)) == (clone, base)
 
 
-@pytest.mark.parametrize("name,source_name", [("f.lto_priv.0", "f"), ("g.llvm.123456", "g"), ("stdout@GLIBC_2.2.5", "stdout"),
+@pytest.mark.parametrize("name,source_name", [("f.lto_priv.0", "f"), ("g.llvm.123456", "g"),
+                                              ("stdout@GLIBC_2.2.5", "stdout"),
                                               ("count.0.lto_priv.1", "count.0")])
 def test_names_that_lto_appended_to(name, source_name):
     assert patch.program_name(name) == source_name
