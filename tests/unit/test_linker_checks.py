@@ -22,8 +22,10 @@ def host():
 
 
 REFUSED = [
-    ("__attribute__((constructor)) static void f(void) {}" + RUN, "has constructors or destructors, in section .init_array"),
-    ("__attribute__((destructor)) static void f(void) {}" + RUN, "has constructors or destructors, in section .fini_array"),
+    ("__attribute__((constructor)) static void f(void) { asm volatile(\"\"); }" + RUN,
+     "has constructors or destructors, in section .init_array"),
+    ("__attribute__((destructor)) static void f(void) { asm volatile(\"\"); }" + RUN,
+     "has constructors or destructors, in section .fini_array"),
     ("static int one(void) { return 1; } static void *pick(void) { return one; }"
      "int chosen(void) __attribute__((ifunc(\"pick\")));" + RUN, "defines an indirect function: chosen"),
     ("__thread int fresh; int run(int x) { return ++fresh; }", "new thread-local variable fresh"),
@@ -79,7 +81,8 @@ def test_another_architecture(host, tmp_path):
 
 def test_code_that_cannot_be_read(host):
     with pytest.raises(PsuError, match="cannot read the code in .text: no x86-64 instruction at"):
-        host.link(compile_c('asm(".globl run\\n.type run,@function\\nrun: .byte 6, 0x90\\n.size run,.-run\\n");', "-O1"))
+        source = 'asm(".globl run\\n.type run,@function\\nrun: .byte 6, 0x90\\n.size run,.-run\\n");'
+        host.link(compile_c(source, "-O1"))
 
 
 def test_position_dependent_code_for_a_position_independent_program(host):
