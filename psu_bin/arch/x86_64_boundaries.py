@@ -131,6 +131,9 @@ def _lengths(b: np.ndarray) -> np.ndarray:
         if (new_full == full[prefix]).all() and (new_cut == cut[prefix]).all():
             break
         full[prefix], cut[prefix] = new_full, new_cut
+    # mov with an absolute address under an address-size prefix: 4 bytes of it, which compilers never write.
+    moffs = (b & 0xFC) == 0xA0
+    full[np.flatnonzero((b[:n] == 0x67) & (moffs[1:n + 1] | ((b[1:n + 1] & 0xF0) == 0x40) & moffs[2:n + 2]))] = 0
     out = full[:len(b) - PADDING]
     out[out > 15] = 0
     return out
