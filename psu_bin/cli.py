@@ -7,6 +7,7 @@ not pay for what `instrument` needs.
 
 from __future__ import annotations
 
+import io
 import json as json_module
 import signal
 import sys
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+# Whether a file can be read is found out by reading it: a refusal, not wrong usage.
+file_path = click.Path(path_type=Path, readable=False)
 pid_argument = click.argument("pid", type=click.IntRange(min=1))
 
 
@@ -33,7 +36,12 @@ def _emit(value: dict[str, Any]) -> None:
 
 
 def _warn(text: str) -> None:
-    click.echo(f"psu-bin: warning: {text}", err=True)
+    click.echo(f"psu-bin: warning: {_one_line(text)}", err=True)
+
+
+def _one_line(text: str) -> str:
+    """Names of files and functions may hold anything: escapes in place of line ends, control codes and no UTF-8."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @click.group(context_settings=CONTEXT)
@@ -43,10 +51,10 @@ def commands() -> None:
 
 
 @commands.command()
-@click.argument("binary", type=click.Path(path_type=Path))
+@click.argument("binary", type=file_path)
 @json_option
 @click.option("--functions", multiple=True, metavar="GLOB", help="Only functions whose names match (repeatable).")
-@click.option("--debug-file", type=click.Path(path_type=Path), help="Separate debug file with the symbols.")
+@click.option("--debug-file", type=file_path, help="Separate debug file with the symbols.")
 def analyze(binary: Path, as_json: bool, functions: tuple[str, ...], debug_file: Path | None) -> None:
     """What of BINARY can be updated, what cannot and why."""
     from psu_bin.instrument.driver import analyze as run
@@ -64,11 +72,11 @@ def analyze(binary: Path, as_json: bool, functions: tuple[str, ...], debug_file:
 
 
 @commands.command()
-@click.argument("binary", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Output file [default: BINARY.psu].")
+@click.argument("binary", type=file_path)
+@click.option("-o", "--output", type=file_path, help="Output file [default: BINARY.psu].")
 @click.option("--functions", multiple=True, metavar="GLOB", help="Only functions whose names match (repeatable).")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these functions as they are (repeatable).")
-@click.option("--debug-file", type=click.Path(path_type=Path), help="Separate debug file with the symbols.")
+@click.option("--debug-file", type=file_path, help="Separate debug file with the symbols.")
 @json_option
 def instrument(binary: Path, output: Path | None, functions: tuple[str, ...], exclude: tuple[str, ...],
                debug_file: Path | None, as_json: bool) -> None:
@@ -88,7 +96,7 @@ def instrument(binary: Path, output: Path | None, functions: tuple[str, ...], ex
 
 @commands.command()
 @pid_argument
-@click.argument("patches", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATCH.o...")
+@click.argument("patches", nargs=-1, required=True, type=file_path, metavar="PATCH.o...")
 @click.option("--dry-run", is_flag=True, help="Check and link, but change nothing.")
 @click.option("--wait", "wait_", is_flag=True, help="Return when no retired code is left.")
 @click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up --wait after S seconds.")
@@ -222,14 +230,15 @@ _started = time.monotonic()
 
 
 def _fail(error: PsuError) -> NoReturn:
-    text = str(error).replace("\n", " ")
-    click.echo(f"psu-bin: {text}", err=True)
+    click.echo(f"psu-bin: {_one_line(str(error))}", err=True)
     sys.exit(error.status)
 
 
 def main() -> None:
     """Entry point of the `psu-bin` command."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")      # names of files need not be UTF-8
     try:
         commands.main(prog_name="psu-bin", standalone_mode=False)
     except PsuError as e:

@@ -35,10 +35,13 @@ def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclud
     output: default `path`.psu.  include, exclude: shell patterns of function names.
     debug_file: where the symbols are when the program is stripped.  Raises PsuError; then nothing was written."""
     from psu_bin.instrument import image, plan, verify
-    output = output or path.with_name(path.name + ".psu")
     binary, arch, debug = _read(path, debug_file)
-    if output.exists() and os.path.samefile(path, output):
-        raise PsuError(str(output), "is the input: it is never overwritten", "give another name with -o")
+    output = output or path.with_name(path.name + ".psu")
+    try:
+        if output.exists() and os.path.samefile(path, output):
+            raise PsuError(str(output), "is the input: it is never overwritten", "give another name with -o")
+    except OSError as e:
+        raise PsuError(str(output), f"cannot be written: {e.strerror}") from e
     if output.is_dir():
         raise PsuError(str(output), "is a folder")
     shim = shim_file()
@@ -48,11 +51,12 @@ def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclud
     data = image.build(binary, arch, planned, symbols, files)
     verify.verify(binary, arch, planned, symbols, files, data, str(output))
     try:
-        _replace(output, data, path.stat().st_mode & 0o7777 & ~0o6000)
+        written = [(output, data, path.stat().st_mode & 0o7777 & ~0o6000)]
         if not (beside.exists() and (os.path.samefile(shim, beside) or beside.read_bytes() == shim.read_bytes())):
-            _replace(beside, shim.read_bytes(), 0o755)
+            written.append((beside, shim.read_bytes(), 0o755))
+        _replace(written)
     except OSError as e:
-        raise PsuError(e.filename or str(output), f"cannot be written: {e.strerror}") from e
+        raise PsuError(str(output), f"cannot be written: {e.strerror}") from e
     return InstrumentResult(output, beside, len(planned.functions), planned.call_sites, planned.not_updatable)
 
 
@@ -104,14 +108,18 @@ def _static_pie(binary: Binary) -> bool:
     return bool(program) and binary.segment(elf.PT_INTERP) is None
 
 
-def _replace(path: Path, data: bytes, mode: int) -> None:
-    """Write a file so that it appears complete: processes that run the old one keep it."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def _replace(files: list[tuple[Path, bytes, int]]) -> None:
+    """Write (path, contents, mode) so that all of them appear complete: processes that run old ones keep those."""
+    made: list[str] = []
     try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        for path, data, mode in files:
+            handle, temporary = tempfile.mkstemp(prefix=".psu-", dir=path.parent)
+            made.append(temporary)
+            with os.fdopen(handle, "wb") as f:
+                f.write(data)
+            os.chmod(temporary, mode)
+        for path, _, _ in reversed(files):       # the program last: where it is, its shim is
+            os.replace(made.pop(), path)
+    finally:
+        for temporary in made:
+            os.unlink(temporary)
