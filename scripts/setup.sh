@@ -31,4 +31,6 @@ if [ "$(cat .venv/psu-stamp 2>/dev/null)" != "$psu_stamp" ]; then
     .venv/bin/pip install --quiet --disable-pip-version-check -e ".[test]"
     echo "$psu_stamp" > .venv/psu-stamp
 fi
+# psu-bin is started hundreds of times: let Python keep its compiled modules, as an installed package does.
+unset PYTHONDONTWRITEBYTECODE
 export PATH="$PWD/.venv/bin:$PATH"
