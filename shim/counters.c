@@ -14,7 +14,7 @@
  */
 #include "internal.h"
 
-__thread struct psu_block *psu_self __attribute__((tls_model("initial-exec")));
+__thread uint64_t psu_self __attribute__((tls_model("initial-exec")));
 struct psu_counter psu_totals[PSU_INDICES], psu_shared[PSU_INDICES];
 
 /* Stack of free blocks: page number of the top block in the low 40 bits, above it a tag that every change increments.
@@ -80,7 +80,7 @@ static struct psu_block *make_block(void)
 
 struct psu_block *psu_block_get(void)
 {
-    struct psu_block *b = psu_self;
+    struct psu_block *b = psu_own_block();
     if (b)
         return b;
     b = pop_free();
@@ -90,11 +90,11 @@ struct psu_block *psu_block_get(void)
         return 0;
     b->epoch = __atomic_add_fetch(&epoch, 1, __ATOMIC_RELAXED);
     __atomic_store_n(&b->tid, psu_gettid(), __ATOMIC_RELEASE);
-    uint64_t other = psu_claim_word((volatile uint64_t *)&psu_self, (uint64_t)b);
+    uint64_t other = psu_claim_word(&psu_self, PSU_SELF(b));
     if (other) { /* a signal handler was quicker */
         __atomic_store_n(&b->tid, 0, __ATOMIC_RELEASE);
         push_free(b);
-        return (struct psu_block *)other;
+        return psu_own_block();
     }
     if (__atomic_add_fetch(&taken, 1, __ATOMIC_RELAXED) >= __atomic_load_n(&enough, __ATOMIC_RELAXED)
         && !__atomic_exchange_n(&recycling_wanted, 1, __ATOMIC_ACQ_REL))
@@ -113,7 +113,7 @@ void psu_count_leave(uint32_t index)
 
 void psu_blocks_adopt(void)
 {
-    struct psu_block *b = psu_self;
+    struct psu_block *b = psu_own_block();
     if (b && b->tid != psu_gettid())
         __atomic_store_n(&b->tid, psu_gettid(), __ATOMIC_RELEASE);
 }

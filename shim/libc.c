@@ -4,7 +4,7 @@
  * no DT_NEEDED and loads into glibc and musl programs alike.
  *
  * glibc before 2.34 has dlsym in libdl.so.2, which a program need not have loaded; its libc then has __libc_dlsym and
- * __libc_dlopen_mode, through which libdl and libpthread can be had.
+ * __libc_dlopen_mode.  Through them we look into what is loaded; only the agent loads libdl by them.
  */
 #include "internal.h"
 
@@ -28,11 +28,11 @@ static struct {
     int (*dlclose)(void *);
 } found;
 
-static void *old_glibc(const char *library, const char *name)
+static void *old_glibc(const char *library, const char *name, unsigned mode)
 {
     if (!__libc_dlopen_mode || !__libc_dlsym)
         return 0;
-    void *l = __libc_dlopen_mode(library, (int)(RTLD_LAZY | GLIBC_INTERNAL_DLOPEN));
+    void *l = __libc_dlopen_mode(library, (int)(RTLD_LAZY | GLIBC_INTERNAL_DLOPEN | mode));
     return l ? __libc_dlsym(l, name) : 0;
 }
 
@@ -41,13 +41,13 @@ static void find_loader(void)
 {
     if (__atomic_load_n(&found.dlsym, __ATOMIC_ACQUIRE))
         return;
-    void *sym = dlsym ? (void *)dlsym : old_glibc("libdl.so.2", "dlsym");
+    void *sym = dlsym ? (void *)dlsym : old_glibc("libdl.so.2", "dlsym", 0);
     if (!sym)
         return;
     int old = !dlsym;
-    found.dlvsym = old ? old_glibc("libdl.so.2", "dlvsym") : (void *)dlvsym;
-    found.dlopen = old ? old_glibc("libdl.so.2", "dlopen") : (void *)dlopen;
-    found.dlclose = old ? old_glibc("libdl.so.2", "dlclose") : (void *)dlclose;
+    found.dlvsym = old ? old_glibc("libdl.so.2", "dlvsym", 0) : (void *)dlvsym;
+    found.dlopen = old ? old_glibc("libdl.so.2", "dlopen", 0) : (void *)dlopen;
+    found.dlclose = old ? old_glibc("libdl.so.2", "dlclose", 0) : (void *)dlclose;
     __atomic_store_n(&found.dlsym, sym, __ATOMIC_RELEASE);
 }
 
@@ -65,13 +65,17 @@ static int ours(const void *address)
 
 void *psu_find(const char *name)
 {
-    find_loader();
-    if (!found.dlsym)
-        return old_glibc("libpthread.so.0", name);
-    /* Behind us in the search order; a shim that came with a plugin is not in the program's order at all. */
-    void *f = found.dlsym(RTLD_NEXT, name);
-    if (!f)
-        f = found.dlsym(0, name);
+    void *f;
+    if (dlsym) {
+        /* Behind us in the search order; a shim that came with a plugin is not in the program's order at all. */
+        f = dlsym(RTLD_NEXT, name);
+        if (!f)
+            f = dlsym(0, name);
+    } else {
+        f = old_glibc("libc.so.6", name, RTLD_NOLOAD);
+        if (!f)
+            f = old_glibc("libpthread.so.0", name, RTLD_NOLOAD);
+    }
     return ours(f) ? 0 : f;
 }
 

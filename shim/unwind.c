@@ -12,13 +12,15 @@
 enum { CONTINUE_UNWIND = 8, CLEANUP_PHASE = 2 };
 struct _Unwind_Context;
 #define DW_REG_FRAME_POINTER 6
+/* A program linked with -static-libgcc has an unwinder whose functions nobody can find.  Where its context keeps the program
+ * counter has been the same since GCC 3 (struct _Unwind_Context: 18 registers, CFA, return address), and what we
+ * read must be an address in a gate of the right kind, or it is not used.  The frame's registers are out of reach: a
+ * side-frame entry is lost then. */
+#define CONTEXT_RA 19
 
 extern uint64_t _Unwind_GetIP(struct _Unwind_Context *) __attribute__((weak, visibility("default")));
 extern uint64_t _Unwind_GetGR(struct _Unwind_Context *, int) __attribute__((weak, visibility("default")));
 
-/* Offsets in a gate of each kind (gates.S). */
-struct offsets { uint32_t claimed, counted, released, left, slow_leave; };
-extern const struct offsets psu_gate_offsets[PSU_GATE_KINDS];
 
 /* A C program gets libgcc_s only when it first unwinds, as a private library of the C library: find it there.  We are called
  * by the unwinder, so it is loaded. */
@@ -42,16 +44,16 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
     uint64_t (*get_register)(struct _Unwind_Context *, int) =
         (uint64_t(*)(struct _Unwind_Context *, int))unwinder((void *)_Unwind_GetGR, "_Unwind_GetGR");
     struct psu_block *b = psu_block_get();
-    if (!get_ip || !get_register || !b)
+    if (!b)
         return CONTINUE_UNWIND; /* counts stay too high: the object is kept, which is safe */
-    uint64_t ip = get_ip(context);
+    uint64_t ip = get_ip ? get_ip(context) : ((uint64_t *)context)[CONTEXT_RA];
     struct psu_gate *g = psu_gate_at(kind, ip);
     if (!g)
         return CONTINUE_UNWIND;
-    const struct offsets *o = &psu_gate_offsets[kind];
+    const struct psu_gate_offsets *o = &psu_gate_offsets[kind];
     uint32_t offset = (uint32_t)(ip - psu_gate_entry(kind, g));
     int leaving = offset >= o->slow_leave && o->slow_leave; /* in the slow path on the way out */
-    if (kind != PSU_PLAIN && ((offset >= o->claimed && offset < o->released) || leaving)) {
+    if (get_register && kind != PSU_PLAIN && ((offset >= o->claimed && offset < o->released) || leaving)) {
         struct psu_side *s = (struct psu_side *)get_register(context, DW_REG_FRAME_POINTER);
         /* The unwinder is about to read the caller's registers from the entry; a signal handler must not be given it
          * before that.  So it goes back to the list with the next one. */

@@ -60,7 +60,7 @@ static void short_threads(void)
         CHECK(in_thread() == 101);
     uint32_t enters;
     CHECK(host_inside(0, &enters) == 0 && enters == 10000, "%u", enters);
-    CHECK(count_blocks() < 200, "%d blocks", count_blocks());
+    CHECK(count_blocks() < 2500, "%d blocks", count_blocks()); /* more, the later the agent gets to run */
     patch(version_2, 1, 0);
     CHECK(in_thread() == 201 && host_freed(0, 5000));
 }

@@ -55,6 +55,8 @@ enum psu_action { PSU_RETURN = 0, PSU_UNDONE = 1 };
 
 /* The gates, what they read, and the routines that they call. */
 extern uint8_t psu_gate_area[];
+/* Offsets in a gate of each kind, see gates.S: the first instruction after the event; `left` is the counting itself. */
+extern const struct psu_gate_offsets { uint32_t claimed, counted, released, left, slow_leave, own[2]; } psu_gate_offsets[];
 extern const char psu_plain_gates[], psu_side_gates[], psu_full_gates[];
 extern const char psu_plain_pending[], psu_plain_redirect[], psu_side_pending[], psu_side_redirect[], psu_full_pending[],
     psu_full_redirect[];

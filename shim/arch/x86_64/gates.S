@@ -18,8 +18,9 @@
  * The counters of a thread are in a block (counters.c) behind the one thread-local pointer psu_self; 0 means that the thread
  * has none yet, or that a call which began on another thread ends here.
  *
- * Registers: PLAIN and SIDE serve functions that follow the psABI, so r11 and the flags are dead at entry and at return.
- * Everything else is preserved: arguments, al, r10, results.  FULL preserves all (routes.S).
+ * Registers: PLAIN and SIDE serve functions that follow the psABI and whose callers rely on nothing more, so r11 and the flags
+ * are dead at entry, and rcx and rsi too at return.  Everything else is preserved: arguments, al, r10, results.  FULL
+ * preserves all (routes.S).
  *
  * CET: endbr64 where a jump arrives; `notrack`, as a version may be compiled without; what pops a return
  * address pushes the same again before `ret`, so the shadow stack agrees.
@@ -57,6 +58,7 @@
 #define OP_lit3 0x33
 #define OP_lit16 0x40
 #define OP_lit24 0x48
+#define OP_breg_rcx 0x72
 #define OP_breg_rbp 0x76
 #define OP_breg_rsp 0x77
 #define OP_breg_rip 0x80
@@ -111,6 +113,7 @@ exit_leave:
 .macro PLAIN_GATE
 MARK plain_start
         endbr64
+MARK plain_own_enter
         LOAD_BLOCK 8f
 1:      add     psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11       # 64 bits: takes `preserve` along, which is 0 in this pool
         incl    BLOCK_ENTER(%r11)
@@ -120,6 +123,7 @@ MARK plain_down
         notrack call *psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_CODE(%rip)
         add     $8, %rsp
 MARK plain_up
+MARK plain_own_leave
         LOAD_BLOCK 9f
 2:      add     psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
 MARK plain_left
@@ -163,6 +167,7 @@ MARK side_start
         endbr64
         push    %rbp
 MARK side_rbp_pushed
+MARK side_own_enter
         LOAD_BLOCK 8f
         mov     BLOCK_FREE(%r11), %rbp
         test    %rbp, %rbp
@@ -179,19 +184,17 @@ MARK side_return_moved
         incl    BLOCK_ENTER(%r11)
 MARK side_counted
         notrack call *psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_CODE(%rip)
-        pushq   SIDE_RETURN(%rbp)
-MARK side_return_back
-        pushq   SIDE_FP(%rbp)
-MARK side_rbp_back
+MARK side_own_leave
         LOAD_BLOCK 9f
-2:      pushq   BLOCK_FREE(%r11)
-MARK side_free_pushed
-        popq    SIDE_NEXT(%rbp)
-MARK side_free_popped
+2:      pushq   SIDE_RETURN(%rbp)
+MARK side_return_back
+        mov     SIDE_FP(%rbp), %rcx
+        mov     BLOCK_FREE(%r11), %rsi
+        mov     %rsi, SIDE_NEXT(%rbp)
         mov     %rbp, BLOCK_FREE(%r11)
 MARK side_released
-        pop     %rbp
-MARK side_rbp_popped
+        mov     %rcx, %rbp
+MARK side_rbp_back
         add     psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
 MARK side_left
         incl    BLOCK_LEAVE(%r11)
@@ -204,29 +207,32 @@ MARK side_slow_leave
         jmp     2b
 .endm
 
-/* The caller's rsp after the return is rsp + 8 * (1 + words pushed - words popped so far); at the calls of the slow paths
- * one is pushed.  That would be the CFA, but during the call it equals the version's CFA, and unwinders tell frames apart by
+/* The caller's rsp after the return is rsp + 8 * (1 + words pushed - words popped so far); one is pushed at the call of the
+ * slow path on entering, none on leaving.  That would be the CFA, but during the call it equals the version's CFA, and unwinders tell frames apart by
  * it: libgcc would take the gate for the handler that it found in the gate's caller, and abort.  So we say that the CFA is
  * 8 higher, and give rsp a rule of its own. */
 #define SIDE_CFA \
-        CFA_EXPRESSION, 66, OFFSET(PSU_SIDE_STRIDE), OP_lit1, UP(side, rbp_pushed), UP(side, next_pushed), \
-        DOWN(side, claimed), DOWN(side, rbp_moved), DOWN(side, return_moved), UP(side, return_back), UP(side, rbp_back), \
-        UP(side, free_pushed), DOWN(side, free_popped), DOWN(side, rbp_popped), UP(side, slow), OP_lit3, OP_shl, \
-        OP_breg_rsp, 8, OP_plus
+        CFA_EXPRESSION, 56, OFFSET(PSU_SIDE_STRIDE), OP_lit1, UP(side, rbp_pushed), UP(side, next_pushed), \
+        DOWN(side, claimed), DOWN(side, rbp_moved), DOWN(side, return_moved), UP(side, return_back), UP(side, slow), \
+        DOWN(side, slow_leave), DOWN(side, slow_leave), OP_lit3, OP_shl, OP_breg_rsp, 8, OP_plus
 #define SIDE_RSP \
         REG_VAL_OFFSET, DW_REG_RSP, 1           /* CFA - 8 */
 /* In the entry, or on the stack below the caller's rsp. */
 #define SIDE_RA \
-        REG_EXPRESSION, DW_REG_RA, 24, OFFSET(PSU_SIDE_STRIDE), OP_dup, AT_LEAST(side, return_moved), OP_swap, \
-        BELOW(side, return_back), OP_and, OP_bra, 5, 0, OP_lit16, OP_minus, OP_skip, 2, 0, OP_breg_rbp, SIDE_RETURN
-/* In the entry; or rbp itself, at both ends; or on the stack below the return address. */
+        REG_EXPRESSION, DW_REG_RA, 30, OFFSET(PSU_SIDE_STRIDE), OP_dup, AT_LEAST(side, return_moved), \
+        OP_over, BELOW(side, return_back), OP_and, OP_over, AT_LEAST(side, slow_leave), OP_or, \
+        OP_bra, 6, 0, OP_over, OP_lit16, OP_minus, OP_skip, 2, 0, OP_breg_rbp, SIDE_RETURN
+/* In the entry; or in rcx, for one instruction; or rbp itself, at both ends; or on the stack below the return address. */
 #define SIDE_RBP \
-        REG_VAL_EXPRESSION, DW_REG_RBP, 50, OFFSET(PSU_SIDE_STRIDE), \
-        OP_dup, AT_LEAST(side, rbp_moved), OP_over, BELOW(side, rbp_back), OP_and, OP_bra, 25, 0, \
-        OP_dup, BELOW(side, rbp_pushed), OP_over, AT_LEAST(side, rbp_popped), OP_pick, 2, BELOW(side, slow), OP_and, OP_or, \
-        OP_bra, 13, 0, \
-        OP_over, OP_lit24, OP_minus, OP_deref, OP_skip, 8, 0, \
-        OP_breg_rbp, SIDE_FP, OP_deref, OP_skip, 2, 0, \
+        REG_VAL_EXPRESSION, DW_REG_RBP, 72, OFFSET(PSU_SIDE_STRIDE), \
+        OP_dup, AT_LEAST(side, rbp_moved), OP_over, BELOW(side, released), OP_and, OP_over, AT_LEAST(side, slow_leave), \
+        OP_or, OP_bra, 37, 0, \
+        OP_dup, AT_LEAST(side, released), OP_over, BELOW(side, rbp_back), OP_and, OP_bra, 31, 0, \
+        OP_dup, BELOW(side, rbp_pushed), OP_over, AT_LEAST(side, rbp_back), OP_pick, 2, BELOW(side, slow), OP_and, OP_or, \
+        OP_bra, 18, 0, \
+        OP_over, OP_lit24, OP_minus, OP_deref, OP_skip, 13, 0, \
+        OP_breg_rbp, SIDE_FP, OP_deref, OP_skip, 7, 0, \
+        OP_breg_rcx, 0, OP_skip, 2, 0, \
         OP_breg_rbp, 0
 
         .globl  psu_side_gates
@@ -285,7 +291,7 @@ psu_full_gates:
         .cfi_endproc
         .size   psu_full_gates, . - psu_full_gates
 
-/* Offsets in a gate, for the personality routines (unwind.c). */
+/* Offsets in a gate, for the personality routines (unwind.c); the last two, of LOAD_BLOCK, for near.c. */
         .section .rodata
         .p2align 2
         .globl  psu_gate_offsets
@@ -295,8 +301,10 @@ psu_full_gates:
 #define NEVER 0x7fffffff
 psu_gate_offsets:
         .long   0, AT(plain, counted), NEVER, AT(plain, left), AT(plain, slow_leave)
+        .long   AT(plain, own_enter), AT(plain, own_leave)
         .long   AT(side, claimed), AT(side, counted), AT(side, released), AT(side, left), AT(side, slow_leave)
-        .long   AT(full, entered), AT(full, entered), NEVER, NEVER, NEVER
+        .long   AT(side, own_enter), AT(side, own_leave)
+        .long   AT(full, entered), AT(full, entered), NEVER, NEVER, NEVER, 0, 0
         .size   psu_gate_offsets, . - psu_gate_offsets
 
 /* The same unwind rules for copies of exits, PLAIN and SIDE gates (near.c, which fills in the addresses): an .eh_frame with

@@ -26,9 +26,10 @@
 #define GATE_CODE 0
 #define GATE_COUNTER 8
 
-#define BLOCK_FREE 8
-#define BLOCK_ENTER 1088   /* offset of psu_block.count[0].enter, relative to which psu_gate.counter counts */
-#define BLOCK_LEAVE 1092
+/* From what psu_self holds (PSU_SELF in internal.h). */
+#define BLOCK_FREE 0
+#define BLOCK_ENTER 1080    /* psu_block.count[0].enter, relative to which psu_gate.counter counts */
+#define BLOCK_LEAVE 1084
 
 #define SIDE_FP 0
 #define SIDE_RETURN 8

@@ -7,10 +7,11 @@
  * 1.7 times the cost of the plainest wrapper, against 1.1 in reach.  So for functions far from the shim the
  * agent maps, once, a second set of gates near them.
  *
- * A copy is the same machine code at the same distances from what it refers to, so nothing in it is changed: reserved is as much
- * address space as from psu_gate_text to the end of psu_gate_area; the data part is zero pages, a page of gates is filled in
- * when its first gate is used, and exits become jumps through 64-bit addresses.  Everything at `+ psu_runtime.near_delta` belongs
- * together.  Gate n of a kind is used either here or there, for ever (I3).  PSU_FULL gates, slow anyway, have no copies.
+ * A copy is the same machine code at the same distances from what it refers to.  Reserved is as much address space as from
+ * psu_gate_text to the end of psu_gate_area; the data part is zero pages, a page of gates is filled in when its first gate is
+ * used, and exits become jumps through 64-bit addresses.  Everything at `+ psu_runtime.near_delta` belongs together.
+ * One thing is better than in the shim's own text, which cannot be relocated: the offset of psu_self is in the instruction.
+ *  Gate n of a kind is used either here or there, for ever (I3).  PSU_FULL gates, slow anyway, have no copies.
  *
  * Unwind rules: the same, in psu_near_eh_frame; frames.c makes unwinders find them.  Where it cannot, there are no copies.
  */
@@ -96,6 +97,18 @@ static void reserve(uint64_t slot)
     }
 }
 
+/* mov psu_gate_area + AREA_SELF(%rip), %r11; mov %fs:(%r11), %r11 -> mov %fs:offset, %r11 and a two-byte nop */
+static void use_offset(uint8_t *at)
+{
+    int64_t offset = *(int64_t *)(psu_gate_area + AREA_SELF);
+    int32_t field = (int32_t)offset;
+    if (field != offset || at[0] != 0x4c || at[1] != 0x8b || at[2] != 0x1d || at[7] != 0x64)
+        return;
+    __builtin_memcpy(at, "\x64\x4c\x8b\x1c\x25", 5);
+    __builtin_memcpy(at + 5, &field, 4);
+    __builtin_memcpy(at + 9, "\x66\x90", 2);
+}
+
 static int fill_page(uint32_t kind, uint32_t page)
 {
     uint64_t from = (uint64_t)psu_kinds[kind].first + page * 4096ull, to = from + psu_runtime.near_delta;
@@ -104,6 +117,9 @@ static int fill_page(uint32_t kind, uint32_t page)
     if (!protect(to, 4096, PSU_PROT_READ | PSU_PROT_WRITE))
         return 0;
     __builtin_memcpy((void *)to, (const void *)from, 4096);
+    for (uint64_t gate = to; gate < to + 4096; gate += psu_kinds[kind].stride)
+        for (int i = 0; i < 2; i++)
+            use_offset((uint8_t *)gate + psu_gate_offsets[kind].own[i]);
     ready[kind][page] = protect(to, 4096, PSU_PROT_READ | PSU_PROT_EXEC);
     return ready[kind][page];
 }

@@ -9,9 +9,10 @@
 _Static_assert(sizeof(struct psu_gate) == GATE_SIZE, "GATE_SIZE");
 _Static_assert(offsetof(struct psu_gate, code) == GATE_CODE, "GATE_CODE");
 _Static_assert(offsetof(struct psu_gate, counter) == GATE_COUNTER, "GATE_COUNTER");
-_Static_assert(offsetof(struct psu_block, free) == BLOCK_FREE, "BLOCK_FREE");
-_Static_assert(offsetof(struct psu_block, count) == BLOCK_ENTER, "BLOCK_ENTER");
-_Static_assert(offsetof(struct psu_block, count) + 4 == BLOCK_LEAVE, "BLOCK_LEAVE");
+#define IN_BLOCK(field) (offsetof(struct psu_block, field) - offsetof(struct psu_block, free))
+_Static_assert(IN_BLOCK(free) == BLOCK_FREE, "BLOCK_FREE");
+_Static_assert(IN_BLOCK(count) == BLOCK_ENTER, "BLOCK_ENTER");
+_Static_assert(IN_BLOCK(count) + 4 == BLOCK_LEAVE, "BLOCK_LEAVE");
 _Static_assert(offsetof(struct psu_side, saved_fp) == SIDE_FP, "SIDE_FP");
 _Static_assert(offsetof(struct psu_side, return_address) == SIDE_RETURN, "SIDE_RETURN");
 _Static_assert(offsetof(struct psu_side, next) == SIDE_NEXT, "SIDE_NEXT");
@@ -22,7 +23,7 @@ uint32_t psu_slow_side(struct psu_frame *f);
 uint32_t psu_route(struct psu_frame *f, uint32_t how);
 uint32_t psu_entering_full(struct psu_frame *f);
 uint32_t psu_leaving_full(struct psu_frame *f, struct psu_side *side);
-void psu_vectors_save(uint8_t to[16][64], uint32_t level);
+void psu_vectors_save(uint8_t to[16][64], uint32_t which, uint32_t level);
 void psu_vectors_restore(const uint8_t from[16][64], uint32_t which, uint32_t level);
 
 /* Takes the gate's own count when there is no memory for a real block; the true count is in psu_shared. */
@@ -50,7 +51,7 @@ uint32_t psu_slow_plain(struct psu_frame *f)
         shared_enter(gate_of(f->back));
         b = &nowhere;
     }
-    f->r11 = (uint64_t)b;
+    f->r11 = PSU_SELF(b);
     return PSU_RETURN;
 }
 
@@ -61,7 +62,7 @@ uint32_t psu_slow_leaving(struct psu_frame *f)
         __atomic_add_fetch(&psu_shared[gate_of(f->back)->counter / 8].leave, 1, __ATOMIC_RELEASE);
         b = &nowhere;
     }
-    f->r11 = (uint64_t)b;
+    f->r11 = PSU_SELF(b);
     return PSU_RETURN;
 }
 
@@ -117,7 +118,7 @@ uint32_t psu_slow_side(struct psu_frame *f)
         return PSU_UNDONE;
     }
     psu_side_release(b, s); /* the gate claims it: the first of the list */
-    f->r11 = (uint64_t)b;
+    f->r11 = PSU_SELF(b);
     f->rbp = (uint64_t)s;
     return PSU_RETURN;
 }
@@ -165,11 +166,22 @@ static uint32_t vector_level(void)
     return level - 1;
 }
 
-/* The registers of `frame` by hardware number; callee-saved ones and rsp are not ours to restore. */
-static uint64_t *general(struct psu_frame *f, uint32_t number)
+/* Where psu_frame has the registers, by hardware number; callee-saved ones and rsp are not ours to restore: 0. */
+#define AT(r) (offsetof(struct psu_frame, r) / 8)
+static const uint8_t place[16] = {AT(rax), AT(rcx), AT(rdx), 0, 0, 0, AT(rsi), AT(rdi), AT(r8), AT(r9), AT(r10), AT(r11)};
+#define VOLATILE_GENERAL 0x0fc7u
+
+/* Copies the general registers in `which` from or to the area; bit n: hardware number n. */
+static void copy_general(struct psu_frame *f, struct psu_save *save, uint32_t which, int restore)
 {
-    uint64_t *at[16] = {&f->rax, &f->rcx, &f->rdx, 0, 0, 0, &f->rsi, &f->rdi, &f->r8, &f->r9, &f->r10, &f->r11};
-    return at[number];
+    for (which &= VOLATILE_GENERAL; which; which &= which - 1) {
+        uint32_t n = (uint32_t)__builtin_ctz(which);
+        uint64_t *in_frame = (uint64_t *)f + place[n];
+        if (restore)
+            *in_frame = save->general[n];
+        else
+            save->general[n] = *in_frame;
+    }
 }
 
 /* Above f->back: the caller's return address. */
@@ -190,11 +202,9 @@ uint32_t psu_entering_full(struct psu_frame *f)
     s->gate = (uint64_t)g;
     s->save = save;
     if (save) {
-        for (uint32_t i = 0; i < 16; i++)
-            if (general(f, i))
-                save->general[i] = *general(f, i);
+        copy_general(f, save, g->preserve, 0);
         if (g->preserve >> 16)
-            psu_vectors_save(save->vector, vector_level());
+            psu_vectors_save(save->vector, g->preserve >> 16, vector_level());
     }
     psu_count(&b->count[g->counter / 8].enter);
     f->target = (uint64_t)s; /* becomes rbp */
@@ -207,9 +217,7 @@ uint32_t psu_leaving_full(struct psu_frame *f, struct psu_side *s)
     struct psu_save *save = s->save;
     struct psu_block *b = psu_block_get();
     if (save) {
-        for (uint32_t i = 0; i < 16; i++)
-            if (g->preserve >> i & 1 && general(f, i))
-                *general(f, i) = save->general[i];
+        copy_general(f, save, g->preserve, 1);
         if (g->preserve >> 16)
             psu_vectors_restore(save->vector, g->preserve >> 16, vector_level());
     }

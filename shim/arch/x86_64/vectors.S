@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * vectors.S: save the sixteen vector registers that compilers may keep values in over a call (-fipa-ra), and restore chosen
- * ones, at the width that processor and kernel have switched on.  Used by PSU_FULL gates.
- * Nothing but the restored registers changes; the rest of the shim never touches vector registers.
+ * vectors.S: save and restore those of the sixteen vector registers that callers keep values in over a call (-fipa-ra), at
+ * the width that processor and kernel have switched on.  Used by PSU_FULL gates.  Nothing but the restored registers changes;
+ * the rest of the shim never touches vector registers.
  */
 #include <cet.h>
 
@@ -15,7 +15,10 @@
 .endm
 
 .macro SAVE_ONE op, reg, n
+        bt      $\n, %esi
+        jnc     1f
         \op     \reg, 64 * \n(%rdi)
+1:
 .endm
 
 .macro RESTORE_ONE op, reg, n
@@ -25,13 +28,14 @@
 1:
 .endm
 
-/* void psu_vectors_save(uint8_t to[16][64], uint32_t level): level 0: xmm, 1: ymm, 2: zmm */
+/* void psu_vectors_save(uint8_t to[16][64], uint32_t which, uint32_t level)
+ * which: bit n: register n; level 0: xmm, 1: ymm, 2: zmm */
         .globl  psu_vectors_save
         .hidden psu_vectors_save
         .type   psu_vectors_save, @function
 psu_vectors_save:
         .cfi_startproc
-        cmp     $1, %esi
+        cmp     $1, %edx
         je      2f
         ja      3f
         ALL     movups, xmm, SAVE_ONE
@@ -43,7 +47,7 @@ psu_vectors_save:
         .cfi_endproc
         .size   psu_vectors_save, . - psu_vectors_save
 
-/* void psu_vectors_restore(const uint8_t from[16][64], uint32_t which, uint32_t level): bit n of which: register n */
+/* void psu_vectors_restore(const uint8_t from[16][64], uint32_t which, uint32_t level) */
         .globl  psu_vectors_restore
         .hidden psu_vectors_restore
         .type   psu_vectors_restore, @function

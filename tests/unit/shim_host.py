@@ -1,0 +1,39 @@
+"""What the tests of the shim share: building it and the programs of shim/test against it, and running them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SHIM = Path(__file__).parents[2] / "shim"
+FLAGS = ["-std=gnu11", "-g", "-O2", "-fPIC", "-Wall", "-Wextra", "-pthread"]
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A freshly built libpsu_shim.so, one for all modules (each of which imports this as a fixture of its own)."""
+    out = tmp_path_factory.getbasetemp() / "shim" / "libpsu_shim.so"
+    if not out.exists():
+        out.parent.mkdir()
+        subprocess.run(["make", "-s", "-C", str(SHIM), f"OUT={out}"], check=True)
+    return out
+
+
+def build(shim: Path, source: str, compiler: str = "gcc", *flags: str) -> Path:
+    """Compile shim/test/SOURCE against the shim, which comes first in its DT_NEEDED."""
+    out = shim.parent / f"{Path(source).stem}-{compiler}{''.join(flags).replace('/', '_')}"
+    base = [f for f in FLAGS if not (f.startswith("-std") and source.endswith(".cc"))]
+    subprocess.run([compiler, *base, *flags, str(SHIM / "test" / source), "-o", str(out), f"-L{shim.parent}",
+                    "-Wl,--no-as-needed", "-l:libpsu_shim.so", f"-Wl,-rpath,{shim.parent}", "-rdynamic"], check=True)
+    return out
+
+
+def run(program: Path, *arguments: str, timeout: float = 60, **environment: str) -> str:
+    """Run it; its standard output.  Fails when it does not exit with 0."""
+    done = subprocess.run([str(program), *arguments], check=False, capture_output=True, text=True, timeout=timeout,
+                          env={**os.environ, **environment})
+    assert done.returncode == 0, f"{program.name}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout

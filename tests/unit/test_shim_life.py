@@ -1,0 +1,44 @@
+"""The shim while threads, processes and libraries come and go: see the head comments of shim/test/life.c, borrow.c, plugin.c."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from shim_host import FLAGS, SHIM, build, run, shim  # noqa: F401  (shim is a fixture)
+
+LIBCS = ["gcc", pytest.param("musl-gcc", marks=pytest.mark.skipif(not shutil.which("musl-gcc"), reason="no musl-gcc"))]
+
+
+@pytest.mark.parametrize("compiler", LIBCS)
+@pytest.mark.parametrize("case", ["short-threads", "memory", "poor", "fork", "fork-in-commit", "c11", "agent"])
+def test_threads_and_processes(shim: Path, case: str, compiler: str) -> None:  # noqa: F811
+    assert run(build(shim, "life.c", compiler), case) == "ok\n"
+
+
+@pytest.mark.parametrize("compiler", LIBCS)
+def test_process_whose_main_thread_left_ends_with_its_last_thread(shim: Path, compiler: str) -> None:  # noqa: F811
+    # Standard output is a pipe: what the C library buffered must be written by exit().
+    assert run(build(shim, "life.c", compiler), "main-exits", timeout=10) == "the last thread ended\n"
+
+
+@pytest.mark.parametrize("compiler", LIBCS)
+@pytest.mark.parametrize("value", ["start", "never"])
+def test_psu_agent_says_when_the_agent_starts(shim: Path, value: str, compiler: str) -> None:  # noqa: F811
+    assert run(build(shim, "life.c", compiler), "environment", PSU_AGENT=value) == "ok\n"
+
+
+def test_borrowed_thread_comes_back_as_it_was(shim: Path) -> None:  # noqa: F811
+    assert run(build(shim, "borrow.c")) == "ok\n"
+
+
+@pytest.mark.parametrize("threads", ["threads", "alone"])
+def test_shim_that_comes_with_a_plugin(shim: Path, threads: str) -> None:  # noqa: F811
+    plugin, program = shim.parent / "plugin.so", shim.parent / "plugin"
+    source = str(SHIM / "test" / "plugin.c")
+    subprocess.run(["gcc", *FLAGS, "-DPLUGIN", "-shared", source, "-o", str(plugin), f"-L{shim.parent}",
+                    "-Wl,--no-as-needed", "-l:libpsu_shim.so", f"-Wl,-rpath,{shim.parent}"], check=True)
+    subprocess.run(["gcc", *FLAGS, source, "-o", str(program)], check=True)
+    assert run(program, str(plugin), threads) == "ok\n"
