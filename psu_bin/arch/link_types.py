@@ -35,7 +35,8 @@ TLS_USES = frozenset((Use.TLS_OFFSET, Use.TLS_GOT, Use.TLS_GENERAL, Use.TLS_MODU
 
 class Access(enum.Enum):
     """What an instruction does with an address that it names; decides which of two objects a boundary address means."""
-    EXACT = enum.auto()          # loads or stores right there, calls, jumps
+    EXACT = enum.auto()          # loads right there, calls, jumps
+    WRITTEN = enum.auto()        # stores right there
     INDEXED = enum.auto()        # loads or stores there plus a register
     ADDRESS = enum.auto()        # takes the address into a register or memory
     COMPARED = enum.auto()       # takes the address and only ever compares with it

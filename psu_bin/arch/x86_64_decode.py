@@ -13,6 +13,7 @@ Specification: Intel SDM volume 2, chapter 2 (formats) and appendix A (opcode ma
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 RSP, RBP = 4, 5
@@ -224,11 +225,35 @@ def reg_is_opcode(i: Insn) -> bool:
                            or 0xD0 <= i.opcode < 0xD4) or i.map == 1 and i.opcode == 0xBA
 
 
-def walk(code: bytes | bytearray | memoryview, start: int, end: int) -> list[Insn]:
-    """All instructions of code[start:end], in order.
+_STORES_0 = frozenset((0x86, 0x87, 0x88, 0x89, 0x8C, 0x8F, 0xC0, 0xC1, 0xC6, 0xC7, 0xD0, 0xD1, 0xD2, 0xD3, 0xFE))
+_STORES_1 = frozenset((0x11, 0x13, 0x17, 0x29, 0x2B, 0x7E, 0x7F, *range(0x90, 0xA0), 0xA4, 0xA5, 0xAB, 0xAC, 0xAD,
+                       0xB0, 0xB1, 0xB3, 0xBA, 0xBB, 0xC0, 0xC1, 0xC3, 0xC7, 0xD6, 0xE7))
+
+
+def may_write_memory(i: Insn) -> bool:
+    """The instruction may store to its memory operand; says yes for a few that do not (bt, vector loads by 7E)."""
+    if not i.memory:
+        return False
+    if i.map == 0:
+        extension = i.modrm >> 3 & 7
+        if i.opcode < 0x38:
+            return i.opcode & 6 == 0                      # arithmetic with memory as destination
+        if i.opcode in (0x80, 0x81, 0x83):
+            return extension != 7                         # cmp
+        if i.opcode in (0xF6, 0xF7):
+            return extension in (2, 3)
+        if i.opcode == 0xFF:
+            return extension in (0, 1)
+        return i.opcode in _STORES_0 or 0xD8 <= i.opcode < 0xE0
+    return i.map == 1 and i.opcode in _STORES_1 or i.map > 3
+
+
+@lru_cache(maxsize=1 << 14)
+def walk(code: bytes, start: int, end: int) -> tuple[Insn, ...]:
+    """All instructions of code[start:end], in order; remembered, because several questions are asked of each function.
 
     Raises ValueError where there is none, or when the last one reaches beyond `end`."""
-    out = []
+    out: list[Insn] = []
     at = start
     try:
         while at < end:
@@ -239,7 +264,7 @@ def walk(code: bytes | bytearray | memoryview, start: int, end: int) -> list[Ins
         raise ValueError(f"instruction at {at:#x} is cut short") from None
     if at != end:
         raise ValueError(f"instruction at {out[-1].at:#x} reaches beyond its function, {end:#x}")
-    return out
+    return tuple(out)
 
 
 def is_call(insn: Insn) -> bool:

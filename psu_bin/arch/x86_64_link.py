@@ -245,7 +245,7 @@ def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], a
                       tuple(sorted(breaks)))
 
 
-def _immediate_access(code: bytes, insns: list[Insn], number: int) -> Access:
+def _immediate_access(code: bytes, insns: tuple[Insn, ...], number: int) -> Access:
     """An address as an immediate: cmp $x, or mov and the like."""
     i = insns[number]
     if i.map == 0 and 0xB8 <= i.opcode < 0xC0:
@@ -256,7 +256,7 @@ def _immediate_access(code: bytes, insns: list[Insn], number: int) -> Access:
     return Access.COMPARED if compare else Access.ADDRESS
 
 
-def _memory_access(code: bytes, insns: list[Insn], number: int, how: Howto) -> Access:
+def _memory_access(code: bytes, insns: tuple[Insn, ...], number: int, how: Howto) -> Access:
     i = insns[number]
     if how.use in (Use.GOT, Use.GOT_SLOT_OFFSET):
         # The instruction reads the GOT slot: a call through it is a call, anything else takes the address.
@@ -267,15 +267,15 @@ def _memory_access(code: bytes, insns: list[Insn], number: int, how: Howto) -> A
         return Access.ADDRESS if decode.is_lea(i) else Access.INDEXED
     if decode.is_lea(i):
         return _use_of_address(code, insns, number, i.reg)
-    return Access.EXACT
+    return Access.WRITTEN if decode.may_write_memory(i) else Access.EXACT
 
 
-def _jumps_soon(insns: list[Insn], number: int) -> bool:
+def _jumps_soon(insns: tuple[Insn, ...], number: int) -> bool:
     """mov table(,%reg,8),%reg2 followed by jmp *%reg2 (retpolines and labels as values)."""
     return any(decode.is_indirect_jump(i) for i in insns[number + 1:number + 4])
 
 
-def _use_of_address(code: bytes, insns: list[Insn], number: int, register: int) -> Access:
+def _use_of_address(code: bytes, insns: tuple[Insn, ...], number: int, register: int) -> Access:
     """What becomes of the register that an address is put into, as far as straight-line reading shows.
 
     A jump table's base is the base of a movslq (reg,index,4); an end of an array is only compared with, or counted down

@@ -77,7 +77,7 @@ def _padding(i: Insn) -> bool:
     return i.map == 1 and i.opcode in (0x1E, 0x1F)           # nop with an operand, endbr64
 
 
-def _switch(insns: list[Insn], k: int) -> bool:
+def _switch(insns: tuple[Insn, ...], k: int) -> bool:
     """The indirect jump is that of a jump table: jmp *table(,%reg,8), or a table load just before it."""
     i = insns[k]
     if i.memory:

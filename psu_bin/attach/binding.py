@@ -21,7 +21,7 @@ from typing import TypeVar
 from psu_bin import descriptor, elf
 from psu_bin.attach import statics
 from psu_bin.attach.meaning import BoundFunction, Exported, External, Fixed, Target, Thread, Unclear
-from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol, is_clone, program_name, without_clone
+from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol, is_clone, program_name
 from psu_bin.attach.view import Identity, ModuleView, base_name
 from psu_bin.descriptor import NO_FUNCTION, Symbol
 from psu_bin.errors import PsuError
@@ -113,19 +113,24 @@ class Binder:
             raise Ambiguous(name, (self.views[m].file_name(s) for s in candidates))
         return candidates[0] if candidates else None
 
-    def _internal(self, n: int, m: int, name: str, file: str, kinds: tuple[int, ...]) -> Symbol | None:
-        """A static of the module that stands for a global of the sources: from the same file, or of an LTO program,
-        whose globals became static and belong to no source file."""
+    def _internal(self, n: int, m: int, s: PatchSymbol, kinds: tuple[int, ...]) -> Symbol | None:
+        """A local symbol of the module that is a global of the sources.
+
+        Linkers make symbols local that are hidden, not exported by a version script, or internal to an LTO program.
+        GNU ld lists them under a file without a name, LTO under an artificial one, gold and lld behind the statics of
+        the last file.  A static of the patch's own file is meant as well."""
         view = self.views[m]
-        found = [s for s in view.locals.get(name, ()) if s.kind in kinds and (
-            base_name(view.file_name(s)) == base_name(file) if file else False) or _lto(view, s) and s.kind in kinds]
-        return self._only(m, name, list({s.address: s for s in found}.values()))
+        found = {x.address: x for x in view.locals.get(s.name, ()) if x.kind in kinds}
+        sure = {a: x for a, x in found.items()
+                if _no_file(view, x) or base_name(view.file_name(x)) == base_name(self.patches[n].file)}
+        if not sure and len(found) == 1:
+            sure = {a: x for a, x in found.items() if s.hidden or x.file == view.last_file}
+        return self._only(m, s.name, list(sure.values()))
 
     # ---- functions ------------------------------------------------------------------------------------------------
 
     def _program_function(self, n: int, m: int, f: PatchFunction) -> Symbol | None:
         """The module's symbol that the patch's function replaces, updatable or not.  Raises Ambiguous."""
-        patch = self.patches[n]
         for s in f.names:
             if is_clone(s.name):
                 continue
@@ -135,7 +140,7 @@ class Binder:
             else:
                 found = self.views[m].globals.get(s.name)
                 if found is None or found.kind not in _CODE_KINDS:
-                    found = self._internal(n, m, s.name, patch.file, _CODE_KINDS)
+                    found = self._internal(n, m, s, _CODE_KINDS)
             if found is not None and (found.kind != descriptor.KIND_NOTYPE or found.function != NO_FUNCTION):
                 return found
         return None
@@ -207,9 +212,7 @@ class Binder:
     def _warn_inlined(self, m: int, f: PatchFunction, found: Symbol) -> None:
         view = self.views[m]
         row = view.descriptor.functions[found.function]
-        clones = sorted({s.name for s in view.descriptor.symbols
-                         if s.kind == descriptor.KIND_FUNCTION and s.bind == descriptor.BIND_LOCAL
-                         and is_clone(s.name) and without_clone(s.name) == f.name and ".cold" not in s.name})
+        clones = view.clones.get(f.name)
         if clones:
             self.warnings.append(f"{f.name}: {view.path} also has the specialised {', '.join(clones)}, whose callers "
                                  "do not see the new version unless they are in the patch too")
@@ -221,8 +224,7 @@ class Binder:
         patch, view = self.patches[n], self.views[self.module[n]]
         mine = [f.name for f in patch.functions if not f.clone]
         for name in mine:
-            clones = sorted({s.name for s in view.descriptor.symbols if s.kind == descriptor.KIND_FUNCTION
-                             and is_clone(s.name) and without_clone(s.name) == name})
+            clones = view.clones.get(name)
             files = sorted({view.file_name(s) for s in view.locals.get(name, ())
                             if s.kind == descriptor.KIND_FUNCTION})
             if clones:
@@ -255,7 +257,6 @@ class Binder:
     def undefined(self, n: int, s: PatchSymbol) -> Target:
         """What a symbol means that patch `n` refers to and does not define."""
         home, name = self.module[n], s.name
-        file = self.patches[n].file
         view = self.views[home]
         found = view.globals.get(name)
         if found is not None and found.kind != descriptor.KIND_IFUNC:
@@ -272,7 +273,7 @@ class Binder:
             return special
         kinds = (*_CODE_KINDS, *_DATA_KINDS)
         try:
-            internal = self._internal(n, home, name, file, kinds)
+            internal = self._internal(n, home, s, kinds)
         except Ambiguous as e:
             return Unclear(e.what, e.hint)
         if internal is not None and internal.kind != descriptor.KIND_IFUNC:
@@ -320,6 +321,13 @@ class Binder:
             self._variables[key] = self._variable(n, s)
         return self._variables[key]
 
+    def program_constant(self, n: int, s: PatchSymbol) -> Symbol | None:
+        """The module's object of the same name as a constant that patch `n` defines.  Raises Ambiguous."""
+        m = self.module[n]
+        if s.local:
+            return statics.match(self, n, m, s)
+        return self.views[m].globals.get(s.name) or self._internal(n, m, s, _DATA_KINDS)
+
     def _variable(self, n: int, s: PatchSymbol) -> Target | None:
         home = self.module[n]
         m, found = home, None
@@ -335,7 +343,7 @@ class Binder:
                     break
             if found is None:
                 try:
-                    m, found = home, self._internal(n, home, s.name, self.patches[n].file, _DATA_KINDS)
+                    m, found = home, self._internal(n, home, s, _DATA_KINDS)
                 except Ambiguous as e:
                     return Unclear(e.what, e.hint)
         path = self.patches[n].path
@@ -384,9 +392,9 @@ def _exports(patches: tuple[PatchObject, ...],
     return out
 
 
-def _lto(view: ModuleView, s: Symbol) -> bool:
-    """The symbol comes from a link-time optimised object, which belongs to no source file."""
+def _no_file(view: ModuleView, s: Symbol) -> bool:
+    """The symbol belongs to no source file, though it is local: a linker made it so."""
     if program_name(s.name) != s.name.split("@", 1)[0]:
-        return False                     # renamed: it was static in its source
+        return False                     # renamed by LTO: it was static in its source
     name = base_name(view.file_name(s))
-    return s.file == descriptor.NO_FILE or name in ("<artificial>", "ld-temp.o") or ".ltrans" in name
+    return s.file == descriptor.NO_FILE or name in ("", "<artificial>", "ld-temp.o") or ".ltrans" in name

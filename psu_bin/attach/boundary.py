@@ -86,13 +86,13 @@ def _outside(objects: list[Object], at: int, access: Access, line: int, ending: 
     if ending is not None:
         return ending
     following = min((o for o in objects if at < o.start <= at + BEFORE), key=lambda o: o.start, default=None)
-    return following if access is not Access.EXACT else None
+    return following if access not in (Access.EXACT, Access.WRITTEN) else None
 
 
 def _at_boundary(starting: Object, ending: Object, access: Access, line: int, mentions: list[Mention],
                  strict: bool) -> Object | Undecided:
     """strict: both are variables, where a wrong guess would corrupt something."""
-    if access in (Access.EXACT, Access.INDEXED, Access.TABLE, Access.DATA):
+    if access in (Access.EXACT, Access.WRITTEN, Access.INDEXED, Access.TABLE, Access.DATA):
         return starting
     if access is Access.BELOW:
         return ending

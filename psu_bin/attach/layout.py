@@ -9,7 +9,8 @@ data that nothing in the program shares; the rest is cut into pieces:
   addresses;
 - *runs*: jump tables and tables of labels, recognised by relocations that point inside functions.  They are placed
   with the code, and are zero in the interned image of their section;
-- writable data: variables that the program has stay where they are; neighbouring new ones form one piece.
+- writable data: variables that the program has stay where they are; neighbouring new ones form one piece.  What has no
+  name there is a constant: GCC keeps initial values of automatic arrays with pointers in .data.
 
 The assembler turns `x+8` of a local x into `.bss+24`, so references must be traced back to the object.  The byte says
 which, except at a boundary, where one object's end is the next one's start: C allows an address one past an array.
@@ -177,7 +178,24 @@ class Layout:
         for a, b in label_runs:
             if not any(o.start <= a < o.end for o in out):
                 out.append(Object(a, b, None, self._run(section, a, b), a))
-        return sorted(out, key=lambda o: o.start)
+        return sorted(out + self._unnamed_constants(section, out), key=lambda o: o.start)
+
+    def _unnamed_constants(self, section: int, named: list[Object]) -> list[Object]:
+        """What lies between the named objects of a writable section and is not padding."""
+        s, data = self.patch.sections[section], self.patch.contents[section]
+        fields = [r.offset for r in self.patch.relocs.get(section, ())]
+        out = []
+        edges = sorted((o.start, o.end) for o in named)
+        for end, start in zip([0] + [e for _, e in edges], [b for b, _ in edges] + [s.size]):
+            used = [n for n in fields if end <= n < start]
+            first = end + len(data[end:start]) - len(data[end:start].lstrip(b"\0"))
+            first = min([first, *used])
+            if first < min(start, len(data)) or used:
+                first = max(end, first & -min(s.align, 16))
+                piece = self.piece(section, first & -s.align, start, Room.CONSTANT)
+                piece.blank = [(piece.start, first)]
+                out.append(Object(first, start, None, piece, piece.start))
+        return out
 
     def _variable_target(self, s: PatchSymbol) -> Target | None:
         target = self.binder.variable(self.n, s)
@@ -200,13 +218,10 @@ class Layout:
         if standing is not None:
             return standing
         view = binder.views[binder.module[self.n]]
-        if s.local:
-            try:
-                found = statics.match(binder, self.n, binder.module[self.n], s)
-            except Ambiguous:
-                return None
-        else:
-            found = view.globals.get(s.name)
+        try:
+            found = binder.program_constant(self.n, s)
+        except Ambiguous:
+            return None
         if found is None or found.kind != descriptor.KIND_OBJECT or found.size != s.size or not s.size:
             return None
         return Twin(image, start, end, view.load_bias + found.address)
@@ -294,17 +309,14 @@ class Layout:
                 return image, offset
             return Unclear(f"{chosen.what} at {self.patch.sections[section].name}+{base:#x}",
                            "compile the patch with -fdata-sections"), 0
+        if image is None and chosen is not None and chosen.symbol is None and access is Access.WRITTEN:
+            chosen = None                          # a variable without a name: nobody could find it again
         if chosen is None and image is not None:
             return image, offset
         if chosen is None:
             return Unclear(f"nothing has a name at {self.patch.sections[section].name}+{base:#x}",
                            "compile the patch with -fdata-sections"), 0
         return chosen.target, offset - chosen.base
-
-    def unnamed_pointer(self, section: int, offset: int) -> Piece:
-        """A pointer in a writable section that has no name and that only unwinding refers to (clang's `.L*.DW.stub`):
-        it is never written, and goes with the code."""
-        return self.piece(section, offset, min(offset + 8, self.patch.sections[section].size), Room.CODE, 8)
 
     def extent(self, piece: Piece, offset: int) -> tuple[int, int]:
         """[start, end) in `piece` of the constant that has the byte at `offset`: up to the next one that has a name or

@@ -43,6 +43,7 @@ class PatchSymbol(NamedTuple):
     value: int
     size: int
     file: str          # of a local symbol: the STT_FILE before it; else ""
+    hidden: bool       # visibility hidden or internal: the linker made it a local symbol of the program
 
     @property
     def local(self) -> bool:
@@ -211,7 +212,7 @@ def _symbols(binary: Binary) -> tuple[PatchSymbol, ...]:
     out = []
     file = ""
     end = len(binary.sections)
-    for n, (name_at, info, _, section, value, size) in enumerate(
+    for n, (name_at, info, other, section, value, size) in enumerate(
             struct.iter_unpack("<IBBHQQ", body[:len(body) // 24 * 24])):
         kind, bind = info & 15, info >> 4
         if section == elf.SHN_XINDEX:
@@ -235,7 +236,7 @@ def _symbols(binary: Binary) -> tuple[PatchSymbol, ...]:
         elif kind == elf.STT_SECTION and not name and section < end:
             name = binary.sections[section].name
         out.append(PatchSymbol(n, name, kind, bind, section, value, size,
-                               file if bind == elf.STB_LOCAL else ""))
+                               file if bind == elf.STB_LOCAL else "", other & 3 in (1, 2)))
     return tuple(out)
 
 

@@ -150,9 +150,6 @@ class Reader:
             back = r.offset - layout.table_base(piece.section, r.offset)
         # Of a named symbol the addend may lead outside; of a section symbol it is all there is.
         base = s.value if s.type != elf.STT_SECTION else at - back
-        if kind is Role.WRITABLE and layout.roles[piece.section] in (Role.UNWIND, Role.PRIVATE) and not any(
-                o.start <= base < o.end for o in layout.objects(s.section)):
-            return layout.unnamed_pointer(s.section, base), at - base - field.tail
         target, offset = layout.locate(s.section, base, at - back, field.access, function, field.insn)
         return target, offset + back - field.tail
 

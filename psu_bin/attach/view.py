@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from psu_bin import descriptor
-from psu_bin.attach.patch import program_name
+from psu_bin.attach.patch import is_clone, program_name, without_clone
 from psu_bin.descriptor import Descriptor, Symbol
 
 Identity = tuple[str, str]
@@ -74,6 +74,20 @@ class ModuleView:
         for n, name in enumerate(self.descriptor.files):
             out.setdefault(base_name(name), set()).add(n)
         return out
+
+    @cached_property
+    def clones(self) -> dict[str, list[str]]:
+        """Specialised or partial copies of functions that the compiler made, by the function's name."""
+        out: dict[str, list[str]] = {}
+        for s in self.descriptor.symbols:
+            if "." in s.name and s.kind == descriptor.KIND_FUNCTION and is_clone(s.name) and ".cold" not in s.name:
+                out.setdefault(without_clone(s.name), []).append(s.name)
+        return out
+
+    @cached_property
+    def last_file(self) -> int:
+        """The number of the source file whose statics are last in the symbol table."""
+        return max((s.file for s in self.descriptor.symbols if s.file < len(self.descriptor.files)), default=-1)
 
     def file_name(self, s: Symbol) -> str:
         return self.descriptor.files[s.file] if s.file < len(self.descriptor.files) else "?"
