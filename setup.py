@@ -4,6 +4,7 @@ The shim is C for the target's machine, not a Python extension: one shared libra
 """
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,9 +12,14 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 from setuptools.dist import Distribution
 
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:    # setuptools before 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
 
 class BuildWithShim(build_py):
-    """build_py, and psu_bin/shim/libpsu_shim.so beside the modules (in place for an editable install)."""
+    """build_py, and psu_bin/shim (library and psu.h) beside the modules (in place for an editable install)."""
 
     def run(self):
         here = Path(__file__).resolve().parent
@@ -22,14 +28,22 @@ class BuildWithShim(build_py):
         target.parent.mkdir(parents=True, exist_ok=True)
         compiler = os.environ.get("CC", "cc")
         subprocess.run(["make", "-C", str(here / "shim"), f"CC={compiler}", f"OUT={target}"], check=True)
+        shutil.copyfile(here / "shim" / "psu.h", target.with_name("psu.h"))
         super().run()
 
 
-class BinaryDistribution(Distribution):
-    """A wheel with the shim in it fits one platform only."""
+class ShimWheel(bdist_wheel):
+    """A wheel for any Python 3 of one platform: what depends on the machine is the shim alone."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+class PlatformDistribution(Distribution):
+    """Installed where packages of one platform go."""
 
     def has_ext_modules(self):
         return True
 
 
-setup(cmdclass={"build_py": BuildWithShim}, distclass=BinaryDistribution)
+setup(cmdclass={"build_py": BuildWithShim, "bdist_wheel": ShimWheel}, distclass=PlatformDistribution)
