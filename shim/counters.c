@@ -32,6 +32,15 @@ static uint32_t blocks_made, taken, enough = 16, epoch, recycling_wanted;
 #define SIDES_IN_CHUNK 64u
 #define SAVES_IN_CHUNK 16u
 
+/* Who owns the calling thread's block, as the agent can ask the kernel about.  A child of vfork runs on its parent's thread-local
+ * memory, so what it calls its block is the parent's from then on; a process made with CLONE_VM alone is nobody the agent
+ * knows.  Such owners never count as dead.  (A fork child's only thread is put right by psu_blocks_adopt.) */
+#define UNKNOWN_OWNER 0xffffffffu
+static uint32_t owner(void)
+{
+    return psu_getpid() == __atomic_load_n(&psu_runtime.agent_pid, __ATOMIC_RELAXED) ? psu_gettid() : UNKNOWN_OWNER;
+}
+
 static struct psu_block *block_of(uint64_t word) { return (struct psu_block *)((word & PAGE_MASK) * PSU_PAGE); }
 
 static void push_free(struct psu_block *b)
@@ -70,7 +79,7 @@ static struct psu_block *make_block(void)
         return 0;
     b->number = __atomic_add_fetch(&blocks_made, 1, __ATOMIC_RELAXED);
     b->free = chain(b->sides, PSU_SIDES_IN_BLOCK);
-    b->tid = psu_gettid(); /* before anybody sees it, so that it is never taken for a dead thread's */
+    b->tid = owner(); /* before anybody sees it, so that it is never taken for a dead thread's */
     uint64_t head = __atomic_load_n(&psu_runtime.blocks, __ATOMIC_RELAXED);
     do
         b->all = (struct psu_block *)head;
@@ -89,7 +98,7 @@ struct psu_block *psu_block_get(void)
     if (!b)
         return 0;
     b->epoch = __atomic_add_fetch(&epoch, 1, __ATOMIC_RELAXED);
-    __atomic_store_n(&b->tid, psu_gettid(), __ATOMIC_RELEASE);
+    __atomic_store_n(&b->tid, owner(), __ATOMIC_RELEASE);
     uint64_t other = psu_claim_word(&psu_self, PSU_SELF(b));
     if (other) { /* a signal handler was quicker */
         __atomic_store_n(&b->tid, 0, __ATOMIC_RELEASE);
@@ -191,7 +200,7 @@ void psu_blocks_recycle(void)
     __atomic_store_n(&recycling_wanted, 0, __ATOMIC_RELEASE);
     for (struct psu_block *b = (struct psu_block *)__atomic_load_n(&psu_runtime.blocks, __ATOMIC_ACQUIRE); b; b = b->all) {
         uint32_t tid = __atomic_load_n(&b->tid, __ATOMIC_ACQUIRE);
-        if (tid && psu_thread_alive(tid)) {
+        if (tid == UNKNOWN_OWNER || (tid && psu_thread_alive(tid))) {
             in_use++;
             continue;
         }

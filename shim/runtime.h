@@ -48,7 +48,7 @@ struct psu_side {
  * alive.  Blocks are never unmapped: a dead thread's block is folded into the totals and given to a new one. */
 struct psu_block {
     uint32_t number;          /* 1-based number of this block */
-    uint32_t tid;             /* owner (its own PID namespace), 0: free */
+    uint32_t tid;             /* owner (its own PID namespace), 0: free, 0xffffffff: not known (vfork) */
     struct psu_side *free;    /* head of the owner's list of free side-frame entries */
     struct psu_block *all;    /* next in the list of all blocks (runtime.blocks), never changes */
     uint32_t epoch;           /* start order of the owner; of two blocks with one tid the lower is dead */

@@ -184,6 +184,29 @@ static void fork_child(void)
     CHECK(work(1) == 101 && host_object(0)->state == PSU_CURRENT && psu_runtime.agent_tid == parent);
 }
 
+/* A child of vfork that makes the first counted call of its parent's thread leaves it a block: it must not be taken for a dead
+ * thread's. */
+static void vfork_child(void)
+{
+    CHECK(in_thread() == 1);
+    host_agent();
+    patch(version, 0, -1);
+    pid_t child = vfork();
+    if (child == 0)
+        _exit(work(1) == 101 ? 0 : 1);
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    for (int i = 0; i < 100; i++) /* makes the agent look for dead threads */
+        CHECK(in_thread() == 101);
+    sleep_ms(50);
+    CHECK(work(1) == 101);
+    for (struct psu_block *b = (struct psu_block *)psu_runtime.blocks; b; b = b->all)
+        if (b->count[0].enter == 2)
+            CHECK(b->tid, "the block that this thread uses was given away");
+    uint32_t enters;
+    CHECK(host_inside(0, &enters) == 0 && enters == 102, "%u", enters);
+}
+
 /* Forks at any moment of commits that the agent is making: the child's agent finishes or undoes what was half done. */
 static void fork_in_commit(void)
 {
@@ -317,7 +340,8 @@ int main(int argc, char **argv)
 {
     static const struct { const char *name; void (*run)(void); } cases[] = {
         {"short-threads", short_threads}, {"memory", memory}, {"poor", poor}, {"fork", fork_child},
-        {"fork-in-commit", fork_in_commit}, {"main-exits", main_exits}, {"c11", c11}, {"agent", agent},
+        {"fork-in-commit", fork_in_commit}, {"vfork", vfork_child},
+        {"main-exits", main_exits}, {"c11", c11}, {"agent", agent},
         {"environment", environment}};
     CHECK(argc == 2);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)

@@ -52,9 +52,9 @@ static void fill_exits(uint8_t *at)
 {
     const char *const targets[] = {psu_plain_slow, psu_side_slow, psu_slow_leave};
     __builtin_memset(at, 0xcc, 4096);
-    for (int i = 0; i < 3; i++) { /* jmp *0(%rip); address */
-        __builtin_memcpy(at + i * EXIT_SIZE, "\xff\x25\0\0\0\0", 6);
-        __builtin_memcpy(at + i * EXIT_SIZE + 6, &targets[i], 8);
+    for (int i = 0; i < 3; i++) { /* notrack jmp *0(%rip); address */
+        __builtin_memcpy(at + i * EXIT_SIZE, "\x3e\xff\x25\0\0\0\0", 7);
+        __builtin_memcpy(at + i * EXIT_SIZE + 7, &targets[i], 8);
     }
 }
 
