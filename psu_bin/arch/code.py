@@ -110,3 +110,21 @@ class Region:
     data: bytes
     starts: np.ndarray    # int64: addresses where an instruction is known to begin, ascending, the first is `address`
     ends: np.ndarray      # int64: where the chain of each start has to end
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Leading instructions of a function that can move: bytes [skip, skip + length)."""
+    skip: int
+    length: int
+    copy: bytes                            # may be longer than what moves
+    fixups: tuple[tuple[int, int], ...]    # as plan_types.Detour
+    places: tuple[tuple[int, int], ...]    # (offset from skip, offset in copy) where instructions begin, and the end
+
+    @property
+    def grown(self) -> bool:
+        return len(self.copy) != self.length
+
+    def place(self, offset: int) -> int:
+        """Where the instruction that begins `offset` bytes behind skip begins in the copy."""
+        return dict(self.places).get(offset, 0)

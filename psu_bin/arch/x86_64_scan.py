@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from psu_bin.arch import x86_64_boundaries as boundaries
-from psu_bin.arch.code import NONE, Code, Field, Kind, Region, StackMove, Use
+from psu_bin.arch.code import NONE, Code, Field, Kind, Moved, Region, StackMove, Use
 from psu_bin.arch.x86_64_registers import FACTS as REGISTERS
 from psu_bin.arch.x86_64_registers import effects
 
-__all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_TYPES", "SP_BIT", "Moved", "absolutes", "decode", "effects", "is_mark", "movable", "scaled_loads",
+__all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_TYPES", "SP_BIT", "absolutes", "decode", "effects", "is_mark", "movable", "scaled_loads",
            "stack_arguments", "stack_moves", "thunk_names"]
 
 RSP, RBP = 4, 5
@@ -62,9 +62,13 @@ def decode(regions: tuple[Region, ...]) -> Code:
         code = np.frombuffer(region.data + bytes(boundaries.PADDING), dtype=np.uint8)
         size = boundaries.lengths(code)
         starts, bad = boundaries.walk(size, region.starts - region.address, region.ends - region.address)
+        filler = _filler(code, region)
+        bad = bad[~filler[bad]]
         size = size[starts]
         fields = boundaries.fields(code, starts, size)
-        columns.append((starts + region.address, size, *_classify(code, starts, size, fields, region.address)))
+        kind, *rest = _classify(code, starts, size, fields, region.address)
+        kind[filler[starts]] = Kind.TRAP
+        columns.append((starts + region.address, size, kind, *rest))
         padded.append(code)
         wrong.append(bad + region.address)
         parts.append(fields)
@@ -81,6 +85,19 @@ def decode(regions: tuple[Region, ...]) -> Code:
                 wrong=np.concatenate(wrong) if wrong else np.zeros(0, dtype=np.int64),
                 chains=np.concatenate(chains) if chains else np.zeros((0, 2), dtype=np.int64),
                 parts=Parts(fields, regions, tuple(padded), (*first, total)))
+
+
+def _filler(code: np.ndarray, region: Region) -> np.ndarray:
+    """bool, one a byte: zeros up to the end of a chain, which linkers fill gaps with (add %al,(%rax), were it executed)."""
+    place = np.arange(len(region.data) + 1)
+    last = np.maximum.accumulate(np.where(np.append(code[:len(region.data)] != 0, False), place, -1))
+    out = np.zeros(len(region.data) + 1, dtype=np.int8)
+    for start, end in zip((region.starts - region.address).tolist(), (region.ends - region.address).tolist()):
+        zeros = max(int(last[end - 1]) + 1, start)
+        if zeros < end:
+            out[zeros] += 1
+            out[end] -= 1
+    return np.cumsum(out)[:-1] > 0
 
 
 def _classify(code: np.ndarray, starts: np.ndarray, size: np.ndarray, f: boundaries.Fields,
@@ -247,44 +264,43 @@ def is_mark(data: bytes) -> bool:
     return data[:4] == _ENDBR
 
 
-@dataclass(frozen=True)
-class Moved:
-    """What `movable` found: bytes [skip, skip + length) of a function can move."""
-    skip: int
-    length: int
-    fixups: tuple[tuple[int, int], ...]
-
-
-def movable(code: Code, first: int, entry: int, limit: int, data: bytes) -> Moved | str:
-    """Which leading instructions of the function at `entry` make room for a jump.
+def movable(code: Code, first: int, entry: int, limit: int, data: bytes, calls_may_move: bool) -> Moved | str:
+    """Which leading instructions of the function at `entry` make room for a jump, and their copy.
 
     first: index of its first instruction; limit: address where the room ends (the function, and padding behind it);
     data: the bytes [entry, limit).  Returns the reason, as text, where it cannot be done.
     """
     f = code.parts.fields
     skip = len(_ENDBR) if is_mark(data) else 0
-    at, fixups, ended = entry, [], False
-    i = first
+    at, ended, i = entry, False, first
+    copy, fixups, places = bytearray(), [], [(0, 0)]
     while at - entry - skip < JUMP_SIZE:
         if i >= len(code.address) or code.address[i] != at or at + int(code.length[i]) > limit:
             return f"shorter than the {JUMP_SIZE} bytes of a jump"
-        kind, field = Kind(code.kind[i]), Field(code.field[i])
+        size = int(code.length[i])
         if at - entry >= skip:
+            kind, field = Kind(code.kind[i]), Field(code.field[i])
+            body = bytearray(data[at - entry:at - entry + size])
             if ended and kind not in (Kind.NOP, Kind.TRAP):
                 return f"shorter than the {JUMP_SIZE} bytes of a jump"
-            if kind in (Kind.CALL, Kind.CALL_INDIRECT):
-                return "calls something in its first bytes"
-            if field == Field.REL8:
-                return "has a 2-byte jump in its first bytes"
-            if f.map[i] == 0 and f.opcode[i] == 0xC7 and f.modrm[i] == 0xF8:
-                return "begins a transaction in its first bytes"
-            if field == Field.REL32:
-                inside = at - entry - skip + int(code.field_at[i])
-                after = int(code.length[i]) - int(code.field_at[i]) - 4
-                fixups.append((inside, int(code.target[i]) - after))
+            if kind in (Kind.CALL, Kind.CALL_INDIRECT) and not calls_may_move:
+                return "calls something in its first bytes, and has exception handlers"
             if kind == Kind.JUMP_INDIRECT:
                 return "jumps to a computed address in its first bytes"
+            if f.map[i] == 0 and f.opcode[i] == 0xC7 and f.modrm[i] == 0xF8:
+                return "begins a transaction in its first bytes"
+            if field == Field.REL8:
+                # The same jump with a 4-byte displacement.
+                if size != 2 or (body[0] & 0xF0) != 0x70 and body[0] != 0xEB:
+                    return "has a 2-byte jump in its first bytes"
+                body = bytearray([0xE9] if body[0] == 0xEB else [0x0F, body[0] + 0x10]) + bytes(4)
+                fixups.append((len(copy) + len(body) - 4, int(code.target[i])))
+            elif field == Field.REL32:
+                after = size - int(code.field_at[i]) - 4
+                fixups.append((len(copy) + int(code.field_at[i]), int(code.target[i]) - after))
+            copy += body
             ended = ended or kind in (Kind.JUMP, Kind.RETURN, Kind.TRAP)
-        at += int(code.length[i])
+            places.append((at + size - entry - skip, len(copy)))
+        at += size
         i += 1
-    return Moved(skip, at - entry - skip, tuple(fixups))
+    return Moved(skip, at - entry - skip, bytes(copy), tuple(fixups), tuple(places))

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from psu_bin.arch import Arch
-from psu_bin.arch.code import NONE, Code, Kind
+from psu_bin.arch.code import NONE, Code, Kind, Moved
 from psu_bin.elf import ET_EXEC, SHF_ALLOC, SHF_EXECINSTR, SHT_NOBITS, Binary
 from psu_bin.instrument.functions import Functions
-from psu_bin.instrument.plan_types import Detour
+from psu_bin.instrument.plan_types import Detour, Reroute
 from psu_bin.instrument.references import References, unclear, words_at
 from psu_bin.instrument.tables import Tables
 from psu_bin.instrument.unwind import Cie, Frames
@@ -31,6 +31,7 @@ class Ground:
     code: Code
     references: References
     tables: Tables
+    edited: np.ndarray       # int64: addresses of fields that edits reroute
     named: np.ndarray        # int64, ascending: every address in code that anything may refer to
     vague: np.ndarray        # stretches of code that could not be read
 
@@ -58,6 +59,8 @@ def survey(binary: Binary, arch: Arch, functions: Functions, frames: Frames, cod
                                                        buffer=data, strides=(step,))
                         named.append(words[(words >= low) & (words < high)].astype(np.int64))
     return Ground(binary, arch, functions, frames, code, references, tables,
+                  np.array([e.at for e in references.edits if e.kind in (Reroute.REL32, Reroute.ABS32, Reroute.ABS64)],
+                           dtype=np.int64),
                   np.unique(np.concatenate(named).astype(np.int64)), vague)
 
 
@@ -78,6 +81,7 @@ def make(g: Ground, function: int) -> Detour | str:
     entry, end = int(g.functions.entry[function]), int(g.functions.end[function])
     if function in g.references.loops:
         return "jumps back to its own entry"
+    fde = int(g.frames.covering(np.array([entry]))[0])
     if ((g.vague[:, 0] < end) & (g.vague[:, 1] > entry)).any():
         return "contains bytes that could not be read as code"
     first = int(g.code.at(np.array([entry]))[0])
@@ -88,17 +92,21 @@ def make(g: Ground, function: int) -> Detour | str:
     limit = _room(g, first, entry, end)
     offset = g.binary.offset_of(entry)
     data = g.binary.data[offset:offset + limit - entry]
-    moved = g.arch.scan.movable(g.code, first, entry, limit, data)
+    # A landing pad belongs to a call where it is: in a copy it would not be found.
+    calls_may_move = fde < 0 or not g.frames.cie[fde].lsda
+    moved = g.arch.scan.movable(g.code, first, entry, limit, data, calls_may_move)
     if isinstance(moved, str):
         return moved
     start, stop = entry + moved.skip, entry + moved.skip + moved.length
     low, high = np.searchsorted(g.named, [start + (moved.skip == 0), stop])
     if low != high:
         return f"something may refer to {int(g.named[low]):#x}, behind its entry"
-    cfi = _cfi(g.frames, entry, moved.skip, moved.length)
+    if moved.grown and ((g.edited >= start) & (g.edited < stop)).any():
+        return "has a 2-byte jump and a reference to another function in its first bytes"
+    cfi = _cfi(g.frames, fde, entry, moved)
     if cfi is None:
         return "its unwind information cannot be moved"
-    return Detour(function, moved.length, data[moved.skip:moved.skip + moved.length], moved.fixups, moved.skip, cfi)
+    return Detour(function, moved.length, moved.copy, moved.fixups, moved.skip, cfi)
 
 
 def _room(g: Ground, first: int, entry: int, end: int) -> int:
@@ -113,30 +121,36 @@ def _room(g: Ground, first: int, entry: int, end: int) -> int:
     return min(end, stop)
 
 
-def _cfi(frames: Frames, entry: int, skip: int, length: int) -> bytes | None:
-    """The call frame instructions for bytes [skip, skip + length) of the function at `entry`; None: cannot be said."""
-    fde = int(frames.covering(np.array([entry]))[0])
+def _cfi(frames: Frames, fde: int, entry: int, moved: Moved) -> bytes | None:
+    """The call frame instructions for the moved bytes of the function at `entry`, which `fde` describes (-1: nothing
+    does); None where they cannot be said."""
     if fde < 0:
         return b""
     if int(frames.begin[fde]) != entry or not _standard(frames.cie[fde]):
         return None
-    out, program, at, where, told = b"", frames.program[fde], 0, 0, skip
+    out, program, at, where, told = b"", frames.program[fde], 0, 0, 0
     while at < len(program):
-        op = program[at]
-        size = {0x00: 1, 0x02: 2, 0x03: 3, 0x04: 5, 0x0D: 2, 0x0E: 2, 0x0C: 3}.get(op, 2 if op >> 6 == 2 else 1)
-        if op >> 6 == 1 or op in (0x02, 0x03, 0x04):
-            where += op & 0x3F if op >> 6 == 1 else int.from_bytes(program[at + 1:at + size], "little")
-            if where > skip + length:
-                return out
+        op, end = program[at], at + 1
+        if op >> 6 == 1:
+            where += op & 0x3F
+        elif op in (0x02, 0x03, 0x04):
+            end += 1 << op - 2
+            where += int.from_bytes(program[at + 1:end], "little")
         elif op != 0:
-            known = op in (0x0C, 0x0D, 0x0E) or op >> 6 == 2
-            if not known or any(b >= 0x80 for b in program[at + 1:at + size]) or where < skip:
-                return None     # nothing else, and no number of two bytes, belongs to a function's first instructions
-            if where > told:
-                out += b"\x02" + bytes([where - told])     # DW_CFA_advance_loc1
-                told = where
-            out += program[at:at + size]
-        at += size
+            if op not in (0x0C, 0x0D, 0x0E) and op >> 6 != 2 or where <= moved.skip and where:
+                return None          # nothing else belongs to the first instructions of a function
+            for _ in range(2 if op == 0x0C else 1):
+                while program[end] >= 0x80:
+                    end += 1
+                end += 1
+            place = moved.place(where - moved.skip)
+            if place > told:
+                out += b"\x02" + bytes([place - told])     # DW_CFA_advance_loc1
+                told = place
+            out += program[at:end]
+        if where > moved.skip + moved.length:
+            break
+        at = end
     return out
 
 

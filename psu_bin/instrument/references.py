@@ -218,7 +218,7 @@ def words_at(binary: Binary, addresses: np.ndarray) -> np.ndarray:
     return out
 
 
-def _data_sections(binary: Binary) -> list[Section]:
+def data_sections(binary: Binary) -> list[Section]:
     """Loaded sections that a program can keep pointers in."""
     return [s for s in binary.sections
             if s.flags & SHF_ALLOC and not s.flags & SHF_EXECINSTR and s.size
@@ -243,7 +243,7 @@ def _absolute(r: References, binary: Binary, arch: Arch, functions: Functions, c
             r.edits.append(Edit(Reroute.ABS32 if size[i] == 4 else Reroute.ABS64, at, f, False))
             r.taken.add(f)
     dynamic = set(binary.rela["r_offset"].tolist()) | set(binary.relr.tolist())
-    for s in _data_sections(binary):
+    for s in data_sections(binary):
         data = binary.contents(s)
         sure = s.name in _POINTERS_ONLY or s.type in _SHT_ARRAYS
         if complete and not sure:

@@ -1,8 +1,9 @@
 """Jump tables: where the indirect jumps of `switch` statements and computed gotos can lead.
 
 Position-independent tables hold 4-byte distances from the table's own start, whose address the function computes;
-others hold 8-byte addresses.  Every address that code computes in read-only data is tried as the start of a table of
-distances, as far as its entries lead to instructions: more than there is does no harm to those who ask.
+others hold 8-byte addresses.  Every address that code computes in read-only data is tried as the start of a table, as far
+as its entries lead to instructions.  A label inside a function whose address is in data (computed gotos) or computed by
+code counts as an entry, too.  More than there is does no harm to those who ask.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from psu_bin.arch import Arch
 from psu_bin.arch.code import NONE, Code, Kind, Use
 from psu_bin.elf import ET_EXEC, SHF_ALLOC, SHF_EXECINSTR, SHT_NOBITS, Binary
 from psu_bin.instrument.functions import Functions
+from psu_bin.instrument.references import data_sections, words_at
 
 _LONGEST = 1 << 16      # entries of one table
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Entries of possible jump tables: instruction `source` names a table with a way to `target`."""
-    source: np.ndarray      # int64: index of the instruction that names the table
+    """Entries of possible jump tables: instruction `source` names a table with a way to `target`, or is that target."""
+    source: np.ndarray      # int64: index of an instruction in the function that may jump so
     function: np.ndarray    # int64: index of Functions that it is in, or -1
     target: np.ndarray      # int64: an address where an instruction begins
     scaled: np.ndarray      # bool, one an instruction: reads a table entry
@@ -68,6 +70,22 @@ def find(binary: Binary, arch: Arch, functions: Functions, code: Code) -> Tables
                 if not len(base):
                     break
                 found.append((who, target[ok]))
-    who = np.concatenate([f for f, _ in found]) if found else np.zeros(0, np.int64)
-    target = np.concatenate([t for _, t in found]) if found else np.zeros(0, np.int64)
+    label = np.unique(np.concatenate([_labels(binary, arch, functions), start]))
+    label = label[(functions.index(label) < 0) & (code.at(label) != NONE)]
+    found.append((code.at(label), label))
+    who = np.concatenate([f for f, _ in found])
+    target = np.concatenate([t for _, t in found])
     return Tables(who, functions.holding(code.address[who]), target, scaled)
+
+
+def _labels(binary: Binary, arch: Arch, functions: Functions) -> np.ndarray:
+    """Addresses in code that data holds."""
+    if binary.type != ET_EXEC:
+        rela = binary.rela
+        return np.concatenate([rela["r_addend"][rela["r_type"] == arch.relative], words_at(binary, binary.relr)])
+    low, high = functions.entry.min(initial=0), functions.end.max(initial=0)
+    out = [np.zeros(0, dtype=np.int64)]
+    for s in data_sections(binary):
+        words = np.frombuffer(binary.contents(s)[:s.size // 8 * 8], dtype="<i8")
+        out.append(words[(words >= low) & (words < high)])
+    return np.concatenate(out)

@@ -32,6 +32,7 @@ class Cie:
     encoding: int               # of addresses in its FDEs
     augmented: bool             # FDEs have augmentation data
     signal: bool
+    lsda: bool                  # FDEs may have landing pads
     program: bytes
 
 
@@ -126,7 +127,8 @@ def _cie(data: bytes, at: int, end: int, base: int, personalities: set[int]) -> 
                         personalities.add(pointer)
             elif letter not in b"SB":
                 break
-    return Cie(code, factor, register, encoding, augmentation[:1] == b"z", b"S" in augmentation, data[body:end])
+    return Cie(code, factor, register, encoding, augmentation[:1] == b"z", b"S" in augmentation, b"L" in augmentation,
+               data[body:end])
 
 
 def read(binary: Binary) -> Frames:

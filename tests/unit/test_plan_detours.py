@@ -88,6 +88,31 @@ def test_a_tail_jump_at_the_entry_moves(tmp_path):
     assert d.fixups == ((1, p.function("far").address),)
 
 
+def test_a_short_branch_grows_and_unwind_rows_keep_their_places(tmp_path):
+    p = one(tmp_path, """
+      test %edi, %edi
+      je 1f
+      sub $0x108, %rsp
+      .cfi_def_cfa_offset 0x110
+      mov %edi, (%rsp)
+      add $0x108, %rsp
+      .cfi_def_cfa_offset 8
+      1: mov $3, %eax
+      ret""")
+    d, f = p.detour("target"), p.function("target")
+    assert d.length == 4 + 7
+    assert d.copy == bytes.fromhex("85ff 0f8400000000 4881ec08010000")
+    assert d.fixups == ((4, f.address + f.size - 6),)
+    assert d.cfi == bytes.fromhex("020f 0e9002")
+
+
+def test_a_call_moves_where_there_are_no_landing_pads(tmp_path):
+    p = one(tmp_path, "call helper\n ret", "fun helper\n ret\nend helper\n")
+    d = p.detour("target")
+    assert d.copy[0] == 0xE8 and d.fixups == ((1, p.function("helper").address),)
+    assert [e.at for e in p.plan.edits if p.plan.functions[e.function].name == "helper"] == [p.function("target").address + 1]
+
+
 def test_padding_behind_a_short_function_is_room(tmp_path):
     p = one(tmp_path, "mov %edi, %eax\n ret")
     d = p.detour("target")
@@ -95,9 +120,12 @@ def test_padding_behind_a_short_function_is_room(tmp_path):
 
 
 @pytest.mark.parametrize("body,extra,reason", [
-    ("mov %edi, %eax\n .byte 0xeb, 0\n add $1, %eax\n ret", "", "2-byte jump"),
+    ("mov %edi, %ecx\n jrcxz elsewhere\n add $1, %eax\n ret", "fun elsewhere\n ret\nend elsewhere\n", "2-byte jump"),
+    ("jne elsewhere\n lea last(%rip), %rax\n ret", "fun elsewhere\n ret\nend elsewhere\nfun last\n ret\nend last\n",
+     "reference to another function"),
     ("test %edi, %edi\n 1: add $100000, %eax\n dec %edi\n jne 1b\n ret", "", "behind its entry"),
-    ("call helper\n ret", "fun helper\n ret\nend helper\n", "calls something"),
+    (".cfi_lsda 0x1b, lsda\n call helper\n ret", "fun helper\n ret\nend helper\n.section .rodata\nlsda: .byte 255\n.text\n",
+     "calls something"),
     ("dec %edi\n jne target\n nopl 0(%rax)\n ret", "", "jumps back to its own entry"),
     ("mov %edi, %eax\n inside: add $100000, %eax\n ret", "fun other\n lea inside(%rip), %rax\n ret\nend other\n",
      "behind its entry"),
