@@ -141,11 +141,11 @@ class Binary:
         if self.phoff + self.phnum * self.phentsize > len(data):
             raise PsuError(path, f"cut short: program headers at {self.phoff:#x}, "
                                  f"the file ends at {len(data):#x}")
-        for s in (*self.sections, *self.segments):
-            size = s.size if isinstance(s, Section) else s.memsz
-            if s.address + size >= 1 << 63 or s.offset >= 1 << 63:
-                raise PsuError(path, f"malformed: {type(s).__name__.lower()} {s.index} at address {s.address:#x}, "
-                                     f"{size:#x} bytes")
+        for kind, i, address, size, offset in (
+                *(("section", s.index, s.address, s.size, s.offset) for s in self.sections),
+                *(("segment", p.index, p.address, p.memsz, p.offset) for p in self.segments)):
+            if address + size >= 1 << 63 or offset >= 1 << 63:
+                raise PsuError(path, f"malformed: {kind} {i} at address {address:#x}, {size:#x} bytes")
         for s in self.sections:
             if s.type != SHT_NOBITS and s.type != 0 and s.offset + s.size > len(data):
                 raise PsuError(path, f"cut short: section {s.name} ends at {s.offset + s.size:#x}, "

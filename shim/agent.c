@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * agent.c: the shim's own thread.  It runs psu-bin's commands, frees retired objects, recycles dead threads' blocks, and sleeps
- * without a timer when there is nothing of that to do.
+ * agent.c: the shim's own thread.  It runs psu-bin's commands, frees retired objects, recycles dead threads' blocks,
+ * and sleeps without a timer when there is nothing of that to do.
  *
- * How psu-bin talks to it: PTRACE_INTERRUPT stops it, the record and then command_seq are written, and it goes on.  Wherever it
- * was while agent_state said PARKED, it looks at command_seq before it sleeps again: the kernel restarts an interrupted
- * FUTEX_WAIT, which compares the word anew.  So nothing must be touched between PARKED and the wait, and the
- * word is read again at every turn.
+ * How psu-bin talks to it: PTRACE_INTERRUPT stops it, the record and then command_seq are written, and it goes on.
+ * Wherever it was while agent_state said PARKED, it looks at command_seq before it sleeps again: the kernel restarts an
+ * interrupted FUTEX_WAIT, which compares the word anew.  So nothing must be touched between PARKED and the wait, and
+ * the word is read again at every turn.
  *
  * It is an ordinary pthread_create thread, because glibc and musl change credentials and the like by signalling every
  * thread that they know.  Those signals (32 to 34) are therefore the only ones it does not block.
@@ -100,14 +100,15 @@ void *psu_agent_main(void *unused)
     return 0;
 }
 
+typedef int create_function(void *, const void *, void *(*)(void *), void *);
+
 static int start(void)
 {
-    int (*create)(void *, const void *, void *(*)(void *), void *) =
-        (int (*)(void *, const void *, void *(*)(void *), void *))psu_find("pthread_create");
+    create_function *create = (create_function *)psu_find("pthread_create");
     if (!create) { /* glibc before 2.34, a program without libpthread */
         void *library = psu_open_library("libpthread.so.0", 1);
         if (library)
-            create = (int (*)(void *, const void *, void *(*)(void *), void *))psu_find_symbol(library, "pthread_create", 0);
+            create = (create_function *)psu_find_symbol(library, "pthread_create", 0);
     }
     int (*init)(void *) = (int (*)(void *))psu_find("pthread_attr_init");
     int (*detached)(void *, int) = (int (*)(void *, int))psu_find("pthread_attr_setdetachstate");

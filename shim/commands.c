@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * commands.c: what psu-bin asks the agent to do (runtime.h lists the operations).  The agent runs a record to its end, whether
- * psu-bin still lives or not, and publishes the result.  COMMIT is in commit.c.
+ * commands.c: what psu-bin asks the agent to do (runtime.h lists the operations).  The agent runs a record to its end,
+ * whether psu-bin still lives or not, and publishes the result.  COMMIT is in commit.c.
  *
- * Memory that MAP made is *staged* until a COMMIT gives it to an object or keeps it; RESET unmaps what is staged, so that
- * the next psu-bin finds no leftovers of a dead one.  Records are checked as if they came from a stranger: a defect of
- * psu-bin becomes an error number, not a crash of the program.
+ * Memory that MAP made is *staged* until a COMMIT gives it to an object or keeps it; RESET unmaps what is staged, so
+ * that the next psu-bin finds no leftovers of a dead one.  Records are checked as if they came from a stranger: a
+ * defect of psu-bin becomes an error number, not a crash of the program.
  */
 #include "internal.h"
 
@@ -41,7 +41,8 @@ static int64_t reset(void)
 
 static int64_t map_one(struct psu_map *m)
 {
-    if (!m->size || m->address % PSU_PAGE || m->keep > 1 || (m->prot & (PSU_PROT_WRITE | PSU_PROT_EXEC)) == (PSU_PROT_WRITE | PSU_PROT_EXEC))
+    if (!m->size || m->address % PSU_PAGE || m->keep > 1
+        || (m->prot & (PSU_PROT_WRITE | PSU_PROT_EXEC)) == (PSU_PROT_WRITE | PSU_PROT_EXEC))
         return -PSU_EINVAL;
     long at = psu_syscall(NR_mmap, m->address, m->size, m->prot,
                           MAP_PRIVATE | MAP_ANONYMOUS | (m->address ? MAP_FIXED_NOREPLACE : 0), -1, 0);
@@ -105,8 +106,8 @@ static int64_t protect(const struct psu_map *m, uint32_t count)
     return 0;
 }
 
-/* dlsym also runs IFUNC resolvers and waits for the dynamic linker's lock, if a thread holds it.  An error that it notes is
- * the agent's own (dlerror is per thread). */
+/* dlsym also runs IFUNC resolvers and waits for the dynamic linker's lock, if a thread holds it.  An error that it
+ * notes is the agent's own (dlerror is per thread). */
 static int64_t resolve(struct psu_symbol *s, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
@@ -141,8 +142,9 @@ static uint64_t room_at(uint64_t address)
 
 static int64_t run(struct psu_command *c, uint64_t room)
 {
-    static const uint32_t entry_size[] = {[PSU_OP_MAP] = sizeof(struct psu_map), [PSU_OP_PROTECT] = sizeof(struct psu_map),
-                                          [PSU_OP_RESOLVE] = sizeof(struct psu_symbol)};
+    static const uint32_t entry_size[] = {
+        [PSU_OP_MAP] = sizeof(struct psu_map), [PSU_OP_PROTECT] = sizeof(struct psu_map),
+        [PSU_OP_RESOLVE] = sizeof(struct psu_symbol)};
     if (room < sizeof *c || (uint64_t)c % 8)
         return -PSU_EFAULT;
     room -= sizeof *c;

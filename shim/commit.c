@@ -5,20 +5,23 @@
  * Order, and why (S: slot, A: the gate it leads to now or the original code, B: the gate of the new version):
  *
  *   1. check everything; refuse with nothing changed.
- *   2. arm B: body, enter_txn = n+1, before = A, and last code = pending.  Nobody can reach B yet, but for a thread that
+ *   2. arm B: body, enter_txn = n+1, before = A, and last code = pending.  Nobody can reach B yet, but for a thread
+ *   that
  *      loaded S in an earlier life of B: it finds the old redirection or the complete new words, because `code`
  *      is stored last (release; its pair is the gate's load of code, then of the rest: routes.c).
  *   3. S := B.  From here calls of S go to B, are counted there, find `pending`, and, as commit_seq is still n, B is
- *      undone and they go to A.  For a way back to the original, A itself is armed (after, exit_txn, code = pending) and S
- *      stays: pending at A goes on to A's body while commit_seq is n.
- *   4. barrier: no thread is left with an older S in hand that it loaded before step 3 and will *count* later without seeing
+ *      undone and they go to A.  For a way back to the original, A itself is armed (after, exit_txn, code = pending)
+ *      and S stays: pending at A goes on to A's body while commit_seq is n.
+ *   4. barrier: no thread is left with an older S in hand that it loaded before step 3 and will *count* later without
+ *   seeing
  *      what follows; whoever still carries A's address began its call before the commit.
  *   5. commit_seq := n+1: the commit, one aligned 8-byte store (I5).  Every pending gate of every function of
  *      this record changes its answer at this store.  A thread that saw one function's new version has seen the
  *      store, so it sees it at the next function too (loads are in order on x86-64; on AArch64 routes.c loads acquire).
  *   6. settle: B.code := body; S := original where going back.  Faster, same answers.
  *   7. A.code := redirect for every gate that was left.  Late threads at A undo A and go through S again.
- *   8. barrier (I4): each thread has either made its count at A visible, or will load A.code = redirect.  Only now an object
+ *   8. barrier (I4): each thread has either made its count at A visible, or will load A.code = redirect.  Only now an
+ *   object
  *      may be RETIRED: from here "enters == leaves" means that nobody is inside nor will be.
  *
  * Each step can be done again without harm, which psu_commit_repair uses in a fork child whose parent was half-way.
@@ -72,8 +75,8 @@ static void touch(uint32_t index)
     }
 }
 
-/* Reading a bad slot address must be an error, not a crash.  A futex wait of no time reads it in the kernel; it is the one
- * such call that every sandbox allows. */
+/* Reading a bad slot address must be an error, not a crash.  A futex wait of no time reads it in the kernel; it is the
+ * one such call that every sandbox allows. */
 static int64_t load_slot(uint64_t slot, uint64_t *value)
 {
     struct { int64_t s, ns; } no_time = {0, 0};

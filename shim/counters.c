@@ -2,13 +2,14 @@
  *
  * counters.c: each thread's block of counters, and the side-frame entries that live in it.
  *
- * A thread gets its block on its first counted call (the gates' slow path) and keeps it until it dies; the agent then folds
- * the counts into the totals and puts the block on a stack from which new threads take theirs.  Blocks are never unmapped:
- * an agent that sums, and a thread that pops the stack, may read a block that was just recycled.
+ * A thread gets its block on its first counted call (the gates' slow path) and keeps it until it dies; the agent then
+ * folds the counts into the totals and puts the block on a stack from which new threads take theirs.  Blocks are never
+ * unmapped: an agent that sums, and a thread that pops the stack, may read a block that was just recycled.
  *
  * Everything but the recycling runs on application threads, inside any function, also in signal handlers: lock-free, no
  * heap, and correct when a handler interrupts it anywhere and does the same.  Lists of one thread (side entries, save
- * areas) need no atomic instructions: a handler leaves such a list as it found it, because its calls end before it does.
+ * areas) need no atomic instructions: a handler leaves such a list as it found it, because its calls end before it
+ * does.
  *
  * Without memory for a block, counts go to one shared table with locked instructions: slow but right.
  */
@@ -23,18 +24,19 @@ static uint64_t free_blocks;
 #define PAGE_BITS 40
 #define PAGE_MASK ((1ull << PAGE_BITS) - 1)
 
-/* The agent looks for dead threads' blocks when `taken` (blocks given to threads since it last looked) reaches `enough`: half
- * of those that were free then, so that it is done before they run out, and a quarter of those in use, so that its looking
- * costs each thread a constant amount, however many there are. */
+/* The agent looks for dead threads' blocks when `taken` (blocks given to threads since it last looked) reaches
+ * `enough`: half of those that were free then, so that it is done before they run out, and a quarter of those in use,
+ * so that its looking costs each thread a constant amount, however many there are. */
 static uint32_t blocks_made, taken, enough = 16, epoch, recycling_wanted;
 #define ENOUGH_MIN 16u
 
 #define SIDES_IN_CHUNK 64u
 #define SAVES_IN_CHUNK 16u
 
-/* Who owns the calling thread's block, as the agent can ask the kernel about.  A child of vfork runs on its parent's thread-local
- * memory, so what it calls its block is the parent's from then on; a process made with CLONE_VM alone is nobody the agent
- * knows.  Such owners never count as dead.  (A fork child's only thread is put right by psu_blocks_adopt.) */
+/* Who owns the calling thread's block, as the agent can ask the kernel about.  A child of vfork runs on its parent's
+ * thread-local memory, so what it calls its block is the parent's from then on; a process made with CLONE_VM alone is
+ * nobody the agent knows.  Such owners never count as dead.  (A fork child's only thread is put right by
+ * psu_blocks_adopt.) */
 #define UNKNOWN_OWNER 0xffffffffu
 static uint32_t owner(void)
 {
@@ -83,7 +85,8 @@ static struct psu_block *make_block(void)
     uint64_t head = __atomic_load_n(&psu_runtime.blocks, __ATOMIC_RELAXED);
     do
         b->all = (struct psu_block *)head;
-    while (!__atomic_compare_exchange_n(&psu_runtime.blocks, &head, (uint64_t)b, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
+    while (!__atomic_compare_exchange_n(&psu_runtime.blocks, &head, (uint64_t)b, 0, __ATOMIC_RELEASE,
+                                        __ATOMIC_RELAXED));
     return b;
 }
 
@@ -198,7 +201,8 @@ void psu_blocks_recycle(void)
     uint32_t in_use = 0, unused = 0;
     __atomic_store_n(&taken, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&recycling_wanted, 0, __ATOMIC_RELEASE);
-    for (struct psu_block *b = (struct psu_block *)__atomic_load_n(&psu_runtime.blocks, __ATOMIC_ACQUIRE); b; b = b->all) {
+    struct psu_block *b = (struct psu_block *)__atomic_load_n(&psu_runtime.blocks, __ATOMIC_ACQUIRE);
+    for (; b; b = b->all) {
         uint32_t tid = __atomic_load_n(&b->tid, __ATOMIC_ACQUIRE);
         if (tid == UNKNOWN_OWNER || (tid && psu_thread_alive(tid))) {
             in_use++;

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: MIT
  *
- * frames.c: how unwinders inside the process find the unwind rules (.eh_frame) of injected code and of the gates' copies.
+ * frames.c: how unwinders inside the process find the unwind rules (.eh_frame) of injected code and of the gates'
+ * copies.
  *
- * Every unwinder (libgcc_s, the copy of libgcc in a program linked with -static-libgcc, LLVM's, libunwind) asks the dynamic
- * linker what lies at an address: _dl_find_object in glibc since 2.35, dl_iterate_phdr elsewhere.  We stand in front of both
- * and add what we know.  Registering with __register_frame instead would reach libgcc_s only, would load it into C programs
- * that lack it, and makes every throw of the program take a lock.  It is what remains for a shim that came with a
- * plugin: it is not in front of anything.
+ * Every unwinder (libgcc_s, the copy of libgcc in a program linked with -static-libgcc, LLVM's, libunwind) asks the
+ * dynamic linker what lies at an address: _dl_find_object in glibc since 2.35, dl_iterate_phdr elsewhere.  We stand in
+ * front of both and add what we know.  Registering with __register_frame instead would reach libgcc_s only, would load
+ * it into C programs that lack it, and makes every throw of the program take a lock.  It is what remains for a shim
+ * that came with a plugin: it is not in front of anything.
  *
- * Lookups run on application threads, also in signal handlers, while the agent adds and removes entries.  An address that is
- * looked up belongs to a call in progress, so its own entry is not changing; of others only the bounds are compared.
+ * Lookups run on application threads, also in signal handlers, while the agent adds and removes entries.  An address
+ * that is looked up belongs to a call in progress, so its own entry is not changing; of others only the bounds are
+ * compared.
  *
  * The format of what we hand out: Linux Standard Base, core, 10.6 (.eh_frame_hdr); dl_iterate_phdr(3);
  * _dl_find_object in the glibc manual.
@@ -157,8 +159,8 @@ int dl_iterate_phdr(callback *f, void *data)
     int result = real_iterate(one_more, &n);
     for (uint32_t i = first(); !result && i <= PSU_INDICES; i = next(i)) {
         uint32_t count = __atomic_load_n(&entries[i].count, __ATOMIC_ACQUIRE);
-        struct phdr_info info = {.name = "psu-bin", .headers = entries[i].headers, .count = (uint16_t)count, .adds = n.adds,
-                                 .subs = n.subs};
+        struct phdr_info info = {.name = "psu-bin", .headers = entries[i].headers, .count = (uint16_t)count,
+                                 .adds = n.adds, .subs = n.subs};
         if (count)
             result = f(&info, sizeof info, data);
     }
@@ -180,8 +182,9 @@ static void load(struct entry *e, uint32_t *count, uint64_t address, uint64_t si
 static void finish(struct entry *e, uint32_t count, uint64_t eh_frame)
 {
     e->header = (struct header){1, ABSOLUTE, OMIT, OMIT, eh_frame};
-    e->headers[count++] = (struct program_header){.type = PT_GNU_EH_FRAME, .flags = PF_R, .address = (uint64_t)&e->header,
-                                                  .file_size = sizeof e->header, .size = sizeof e->header, .align = 4};
+    e->headers[count++] = (struct program_header){
+        .type = PT_GNU_EH_FRAME, .flags = PF_R, .address = (uint64_t)&e->header, .file_size = sizeof e->header,
+        .size = sizeof e->header, .align = 4};
     __atomic_store_n(&e->count, count, __ATOMIC_RELEASE);
     __atomic_add_fetch(&changes, 1, __ATOMIC_RELEASE);
 }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * internal.h: what the shim's C files share.  runtime.h is the contract with the outside; nothing here is visible there.
+ * internal.h: what the shim's C files share.  runtime.h is the contract with the outside; nothing here is visible
+ * there.
  *
- * Rules for all of it: raw system calls, errno untouched, no heap, no abort, no lock on a path of an application thread.
- * What runs on application threads (counters.c, routes.c) is async-signal-safe.
+ * Rules for all of it: raw system calls, errno untouched, no heap, no abort, no lock on a path of an application
+ * thread. What runs on application threads (counters.c, routes.c) is async-signal-safe.
  */
 #ifndef PSU_INTERNAL_H
 #define PSU_INTERNAL_H
@@ -71,7 +72,8 @@ struct psu_kind {
 extern const struct psu_kind psu_kinds[PSU_GATE_KINDS];
 
 void psu_gates_start(void);
-/* Before gate `number` is used for `slot`, and maybe for the first time: makes its copy near the slot, if that is better. */
+/* Before gate `number` is used for `slot`, and maybe for the first time: makes its copy near the slot, if that is
+ * better. */
 void psu_gate_prepare(uint32_t kind, uint32_t number, uint64_t slot);
 /* The data of gate `number` < count: of the one that is in use, or, of an unused one, of the better one for `slot`. */
 struct psu_gate *psu_gate_data(uint32_t kind, uint32_t number, uint64_t slot);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * libc.c: what we use of the C library and how we find it.  All of it is optional (weak, unversioned), so that the shim has
- * no DT_NEEDED and loads into glibc and musl programs alike.
+ * libc.c: what we use of the C library and how we find it.  All of it is optional (weak, unversioned), so that the shim
+ * has no DT_NEEDED and loads into glibc and musl programs alike.
  *
  * glibc before 2.34 has dlsym in libdl.so.2, which a program need not have loaded; its libc then has __libc_dlsym and
  * __libc_dlopen_mode.  Through them we look into what is loaded; only the agent loads libdl by them.

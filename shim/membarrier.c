@@ -2,8 +2,8 @@
  *
  * The barrier that retirement needs on every thread, without a cost to any: membarrier(2).
  *
- * Its partner is the pair "count; load code" in each gate (arch/x86_64/gates.S): after the barrier every thread has either
- * made its count visible or will load the code word anew.
+ * Its partner is the pair "count; load code" in each gate (arch/x86_64/gates.S): after the barrier every thread has
+ * either made its count visible or will load the code word anew.
  */
 #include "internal.h"
 

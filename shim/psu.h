@@ -8,15 +8,15 @@
  *     PSU_UPDATABLE int price(int amount) { return amount * 3; }
  *
  * Without it an optimising compiler may inline the function into its callers, make a specialised copy of it, or use what it
- * knows of the body (a constant result, registers left alone); a patch must then bring the callers, too.  With clang the mark is for
- * functions that are not static. */
+ * knows of the body (a constant result, registers left alone); a patch must then bring the callers, too.  clang has no such
+ * attribute; there the mark is for functions that are not static, and does not hold with -flto. */
 #ifndef PSU_H
 #define PSU_H
 
 #if defined(__has_attribute) && __has_attribute(noipa)
 #define PSU_UPDATABLE __attribute__((noipa))           /* gcc 8 and later; implies noinline and noclone */
 #else
-#define PSU_UPDATABLE __attribute__((noinline, weak))  /* clang has no noipa: only `weak` keeps it from using the body */
+#define PSU_UPDATABLE __attribute__((noinline, weak))  /* only `weak` keeps clang from using the body */
 #endif
 
 #endif

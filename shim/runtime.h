@@ -150,7 +150,7 @@ struct psu_switch {
 struct psu_commit {
     uint32_t objects;      /* psu_new_object entries, first */
     uint32_t switches;     /* psu_switch entries, second */
-    uint32_t retires;      /* uint32_t indices of objects that this transaction leaves without a current function, third */
+    uint32_t retires;      /* uint32_t indices of objects left without a current function by this transaction, third */
     uint32_t reserved;
     uint64_t meta, meta_size; /* the new meta blob (a region mapped with keep = 1, or 0) */
 };
@@ -197,8 +197,9 @@ struct psu_runtime {
     uint64_t start_agent;      /* address of the function that starts the agent (one borrowed thread calls it) */
     uint64_t borrow;           /* address of the entry for a borrowed thread, see arch/ARCH/borrow.S */
     int64_t agent_error;       /* 0, or why the last attempt to start the agent failed (errno) */
-    uint64_t near_delta;       /* distance from a PLAIN or SIDE gate, and its data, to their copies near the program; 0: none.
-                                  Gate n is used in one of the two places, for ever: where the word `slot` is not 0 */
+    /* Distance from a PLAIN or SIDE gate, and its data, to their copies near the program; 0: none.  Gate n is used
+     * in one of the two places, for ever: where the word `slot` of its data is not 0. */
+    uint64_t near_delta;
     uint64_t reserved[4];
     uint8_t command_buffer[PSU_COMMAND_BUFFER] __attribute__((aligned(16)));
 };

@@ -3,8 +3,8 @@
  * threads.c: when the agent starts, and the functions that we put in front of the C library's to know the moment.
  *
  * The agent comes with the program's own first thread: before that, a second thread would switch the C library's stdio,
- * malloc and reference counts to locked paths.  PSU_AGENT=start starts it at once, PSU_AGENT=never leaves it to psu-bin.
- * A shim that arrives with a plugin in a process that has threads already starts it at once, too.
+ * malloc and reference counts to locked paths.  PSU_AGENT=start starts it at once, PSU_AGENT=never leaves it to
+ * psu-bin. A shim that arrives with a plugin in a process that has threads already starts it at once, too.
  *
  * pthread_exit and thrd_exit are here because of the agent: see agent.c, end_with_the_last_thread.
  */

@@ -2,9 +2,9 @@
  *
  * unwind.c: leaving a gate by unwinding (C++ exceptions, pthread_cancel, pthread_exit) is leaving it, and is counted.
  *
- * The gates' unwind rules name a personality routine for each pool.  The unwinder calls it for every frame it goes through; in
- * the cleanup phase the frame is as good as gone.  The program counter says what the gate had done by then: normally it is
- * in the middle of the call, but an asynchronous cancellation can hit any instruction.
+ * The gates' unwind rules name a personality routine for each pool.  The unwinder calls it for every frame it goes
+ * through; in the cleanup phase the frame is as good as gone.  The program counter says what the gate had done by then:
+ * normally it is in the middle of the call, but an asynchronous cancellation can hit any instruction.
  */
 #include "internal.h"
 
@@ -12,9 +12,9 @@
 enum { CONTINUE_UNWIND = 8, CLEANUP_PHASE = 2 };
 struct _Unwind_Context;
 #define DW_REG_FRAME_POINTER 6
-/* A program linked with -static-libgcc has an unwinder whose functions nobody can find.  Where its context keeps the program
- * counter has been the same since GCC 3 (struct _Unwind_Context: 18 registers, CFA, return address), and what we
- * read must be an address in a gate of the right kind, or it is not used.  The frame's registers are out of reach: a
+/* A program linked with -static-libgcc has an unwinder whose functions nobody can find.  Where its context keeps the
+ * program counter has been the same since GCC 3 (struct _Unwind_Context: 18 registers, CFA, return address), and what
+ * we read must be an address in a gate of the right kind, or it is not used.  The frame's registers are out of reach: a
  * side-frame entry is lost then. */
 #define CONTEXT_RA 19
 
@@ -22,8 +22,8 @@ extern uint64_t _Unwind_GetIP(struct _Unwind_Context *) __attribute__((weak, vis
 extern uint64_t _Unwind_GetGR(struct _Unwind_Context *, int) __attribute__((weak, visibility("default")));
 
 
-/* A C program gets libgcc_s only when it first unwinds, as a private library of the C library: find it there.  We are called
- * by the unwinder, so it is loaded. */
+/* A C program gets libgcc_s only when it first unwinds, as a private library of the C library: find it there.  We are
+ * called by the unwinder, so it is loaded. */
 static void *unwinder(void *known, const char *name)
 {
     if (known)

@@ -87,7 +87,7 @@ def static_tls_offset(memsz: int, align: int, address: int) -> int:
 
 # ---- fields --------------------------------------------------------------------------------------------------------
 
-def _write(code: bytearray, at: int, size: int, value: int, signed: bool) -> None:
+def _write(code: bytearray | memoryview, at: int, size: int, value: int, signed: bool) -> None:
     low, high = (-(1 << 8 * size - 1), 1 << 8 * size - 1) if signed else (0, 1 << 8 * size)
     if size == 8:
         value &= (1 << 64) - 1
@@ -198,7 +198,7 @@ def jump(address: int, target: int) -> bytes:
     return b"\xe9" + bytes(displacement)
 
 
-def repoint(code: bytearray, ref: Resolved, displacement: int) -> None:
+def repoint(code: bytearray | memoryview, ref: Resolved, displacement: int) -> None:
     """Set the displacement of a reference that the assembler had resolved.  Raises OutOfRange."""
     _write(code, ref.at, ref.size, displacement, True)
 

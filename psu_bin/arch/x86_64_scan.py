@@ -16,8 +16,9 @@ from psu_bin.arch.code import NONE, Code, Field, Kind, Moved, Region, StackMove,
 from psu_bin.arch.x86_64_registers import FACTS as REGISTERS
 from psu_bin.arch.x86_64_registers import effects
 
-__all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_TYPES", "SP_BIT", "absolutes", "decode", "effects", "is_mark", "movable", "scaled_loads",
-           "stack_arguments", "stack_moves", "thunk_names"]
+__all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_TYPES", "SP_BIT",
+           "absolutes", "decode", "effects", "is_mark", "movable", "scaled_loads", "stack_arguments", "stack_moves",
+           "thunk_names"]
 
 RSP, RBP = 4, 5
 DWARF_RSP, DWARF_RBP = 7, 6
@@ -57,7 +58,9 @@ def _int32(code: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 def decode(regions: tuple[Region, ...]) -> Code:
     """All instructions of `regions`, which ascend by address and do not overlap."""
-    padded, columns, wrong, parts, first, total = [], [], [], [], [], 0
+    padded: list[np.ndarray] = []
+    columns: list[tuple[np.ndarray, ...]] = []
+    wrong, parts, first, total = [np.zeros(0, dtype=np.int64)], [], [], 0
     for region in regions:
         code = np.frombuffer(region.data + bytes(boundaries.PADDING), dtype=np.uint8)
         size = boundaries.lengths(code)
@@ -80,11 +83,10 @@ def decode(regions: tuple[Region, ...]) -> Code:
         parts.append(boundaries.fields(np.zeros(boundaries.PADDING, np.uint8), empty, empty))
     names = boundaries.Fields.__dataclass_fields__
     fields = boundaries.Fields(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
-    chains = [np.stack([r.starts, r.ends], axis=1) for r in regions]
-    return Code(*(np.concatenate(c) for c in zip(*columns)),
-                wrong=np.concatenate(wrong) if wrong else np.zeros(0, dtype=np.int64),
-                chains=np.concatenate(chains) if chains else np.zeros((0, 2), dtype=np.int64),
-                parts=Parts(fields, regions, tuple(padded), (*first, total)))
+    chains = [np.zeros((0, 2), dtype=np.int64), *(np.stack([r.starts, r.ends], axis=1) for r in regions)]
+    address, length, kind, use, field, field_at, target = (np.concatenate(c) for c in zip(*columns))
+    return Code(address, length, kind, use, field, field_at, target, np.concatenate(wrong), np.concatenate(chains),
+                Parts(fields, regions, tuple(padded), (*first, total)))
 
 
 def _filler(code: np.ndarray, region: Region) -> np.ndarray:
@@ -168,9 +170,9 @@ def absolutes(code: Code) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
                 words: np.ndarray = np.ndarray((len(padded) - 7,), dtype="<i8", buffer=padded.data, strides=(1,))
                 value = words[where[at]].copy()
             out.append((at + first, where[at] + region.address, np.full(len(at), size), value))
-    if not out:
-        return (np.zeros(0, np.int64),) * 4
-    return tuple(np.concatenate(c) for c in zip(*out))
+    none = np.zeros(0, dtype=np.int64)
+    owner, field, width, value = zip((none, none, none, none), *out)
+    return np.concatenate(owner), np.concatenate(field), np.concatenate(width), np.concatenate(value)
 
 
 def _memory(code: Code, base: int) -> tuple[np.ndarray, np.ndarray]:

@@ -127,16 +127,25 @@ def line_of(layout: Layout, section: int, at: int) -> int:
 
 def mentions(layout: Layout, function: PatchFunction | None, section: int) -> list[Mention]:
     """References into `section` from `function`'s code; from all code when it is None."""
+    if section not in layout.mentions:
+        layout.mentions[section] = _all_mentions(layout, section)
+    found = layout.mentions[section]
+    if function is None:
+        return [m for _, _, m in found]
+    first = bisect.bisect_left(found, (function.section, function.start))
+    last = bisect.bisect_left(found, (function.section, function.end))
+    return [m for _, _, m in found[first:last]]
+
+
+def _all_mentions(layout: Layout, section: int) -> list[tuple[int, int, Mention]]:
+    """(code section, offset of the field, Mention), ascending."""
     out = []
     patch = layout.patch
-    for code, survey in layout.surveys.items():
-        if function is not None and code != function.section:
-            continue
+    inside = {s.number for s in patch.symbols if s.section == section}
+    for code, survey in sorted(layout.surveys.items()):
         for r in patch.relocs.get(code, ()):
-            s = patch.symbols[r.symbol]
-            if s.section != section or function is not None and not function.start <= r.offset < function.end:
-                continue
-            field = survey.fields.get(r.offset)
+            field = survey.fields.get(r.offset) if r.symbol in inside else None
             if field is not None and field.use in (Use.ADDRESS, Use.BRANCH):
-                out.append(Mention(s.value + r.addend + field.tail, field.access, line_of(layout, code, field.insn)))
+                to = patch.symbols[r.symbol].value + r.addend + field.tail
+                out.append((code, r.offset, Mention(to, field.access, line_of(layout, code, field.insn))))
     return out

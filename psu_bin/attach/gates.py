@@ -55,7 +55,8 @@ class _StackArguments:
         self._layouts = layouts
         self._reader = reader
         self._link = link
-        self._frames = [cfi.frames(layout.patch) for layout in layouts]
+        self._frames = [{(section, frame.start): frame for section, found in cfi.frames(layout.patch).items()
+                         for frame in found} for layout in layouts]
         self._known: dict[BoundFunction, bool] = {}
 
     def touches(self, bound: BoundFunction) -> bool:
@@ -68,10 +69,7 @@ class _StackArguments:
         layout = self._layouts[bound.patch]
         patch = layout.patch
         name = without_clone(bound.function.name)
-        # The cold part is the same function, moved away; it shares the frame.
-        parts = [bound.function] + [f for f in patch.functions if f is not bound.function and f.clone
-                                    and without_clone(f.name) == name and ".cold" in f.name]
-        for f in parts:
+        for f in [bound.function, *(f for f in patch.cold_parts.get(name, ()) if f is not bound.function)]:
             rows = self._rows(bound.patch, f)
             use = self._link.stack_use(patch.contents[f.section], f.start, f.end, rows)
             if use.touched or any(self._jump_touches(layout, f, at, name) for at in use.jumps):
@@ -79,10 +77,8 @@ class _StackArguments:
         return False
 
     def _rows(self, n: int, f: PatchFunction) -> tuple[tuple[int, int, int], ...]:
-        for frame in self._frames[n].get(f.section, ()):
-            if frame.start <= f.start < frame.end:
-                return tuple(r for r in frame.rows)
-        return ()
+        frame = self._frames[n].get((f.section, f.start))
+        return tuple(frame.rows) if frame else ()
 
     def _jump_touches(self, layout: Layout, f: PatchFunction, at: int, name: str) -> bool:
         """A jump out of the function, at field `at`: does the code that it leads to touch stack arguments?"""

@@ -59,6 +59,7 @@ class Layout:
         self.new_variables: list[NewVariable] = []
         self.demoted: set[Twin] = set()        # twins that a doubtful reference keeps from being used
         self.coupled: list[tuple[Twin, ...]] = []   # to be used all or not at all
+        self.mentions: dict[int, list[tuple[int, int, boundary.Mention]]] = {}   # boundary.mentions remembers here
         self._pieces: dict[tuple[int, int], Piece] = {}
         self._objects: dict[int, list[Object]] = {}
         self._commons: dict[int, Piece] = {}

@@ -382,20 +382,18 @@ class _Linker:
         for x in work.reader.rerouted:
             if x.piece.patch != n:
                 continue
-            section = image[x.piece.offset:x.piece.offset + x.piece.size]
+            section = memoryview(image)[x.piece.offset:x.piece.offset + x.piece.size]
             start = self.address[x.piece]
             target = self._function(x.target)
             try:
                 if x.trampoline >= 0:
                     at = x.piece.offset + x.trampoline
                     image[at:at + work.link.JUMP_SIZE] = work.link.jump(base + at, target)
-                    section = image[x.piece.offset:x.piece.offset + x.piece.size]
                     target = start + x.trampoline
                 work.link.repoint(section, x.ref, target - (start + x.ref.end))
             except OutOfRange as e:
                 raise PsuError(work.patches[n].path, f"{self._where(x.piece, x.ref.at)}: cannot reach the stub of "
                                                      f"{x.target.function.name}: {e}") from e
-            image[x.piece.offset:x.piece.offset + x.piece.size] = section
 
     def _store(self, m: int, shelf: constants.Shelf) -> LinkedStore:
         work = self.work

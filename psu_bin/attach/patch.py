@@ -9,6 +9,7 @@ dataclasses takes a tenth of the time that all of attach may take (and defining 
 
 from __future__ import annotations
 
+import bisect
 import re
 import struct
 from dataclasses import dataclass
@@ -140,10 +141,24 @@ class PatchObject:
 
     def function_covering(self, section: int, offset: int) -> PatchFunction | None:
         """The function that has the byte at `offset` of a section."""
-        for f in self._by_section.get(section, ()):
+        n = bisect.bisect_right(self._starts.get(section, []), offset)
+        for f in reversed(self._by_section.get(section, [])[max(0, n - 2):n]):    # hand-written ones may be nested
             if f.start <= offset < f.end:
                 return f
         return None
+
+    @cached_property
+    def _starts(self) -> dict[int, list[int]]:
+        return {section: [f.start for f in functions] for section, functions in self._by_section.items()}
+
+    @cached_property
+    def cold_parts(self) -> dict[str, list[PatchFunction]]:
+        """Parts that the compiler moved out of functions (`f.cold`), by the function's name: they share its frame."""
+        out: dict[str, list[PatchFunction]] = {}
+        for f in self.functions:
+            if ".cold" in f.name and f.clone:
+                out.setdefault(without_clone(f.name), []).append(f)
+        return out
 
     @cached_property
     def _by_section(self) -> dict[int, list[PatchFunction]]:

@@ -40,14 +40,17 @@ def find(layout: Layout, reader: Reader, arch: Arch) -> dict[BoundFunction, int]
     if not wanted:
         return {}
     effects = _SectionEffects(layout, arch)
+    inside: dict[int, dict[int, BoundFunction]] = {}       # by section: field -> callee
+    for s in sites:
+        inside.setdefault(s.caller.function.section, {})[s.at] = s.callee
     out: dict[BoundFunction, int] = {}
     for site in wanted:
         closure = _closure(site.callee, callees)
         changed = 0
         for f in closure:
             changed |= effects.changed(f)
-        mask = effects.live_after(site, arch.scan.REGISTERS.representable & ~changed, {
-            s.at: (callees, s.callee) for s in sites if s.caller is site.caller})
+        mask = effects.live_after(site, arch.scan.REGISTERS.representable & ~changed,
+                                  inside[site.caller.function.section], callees)
         for f in closure:
             if mask and reader.has_stub(f):
                 out[f] = out.get(f, 0) | mask
@@ -101,6 +104,7 @@ class _SectionEffects:
         self._arch = arch
         self._sections: dict[int, tuple[Code, Effects, dict[int, int]]] = {}
         self._changed: dict[BoundFunction, int] = {}
+        self._fields: dict[int, set[int]] = {}
 
     def _section(self, number: int) -> tuple[Code, Effects, dict[int, int]]:
         """(instructions, their effects, offset of an instruction -> its index)."""
@@ -117,6 +121,12 @@ class _SectionEffects:
             self._sections[number] = (code, scan.effects(code), {a: i for i, a in enumerate(code.address.tolist())})
         return self._sections[number]
 
+    def _relocated(self, section: int) -> set[int]:
+        """Offsets of the section's relocated fields."""
+        if section not in self._fields:
+            self._fields[section] = {r.offset for r in self._layout.patch.relocs.get(section, ())}
+        return self._fields[section]
+
     def changed(self, f: BoundFunction) -> int:
         """Registers that the function itself writes."""
         if f not in self._changed:
@@ -129,16 +139,19 @@ class _SectionEffects:
             self._changed[f] = out
         return self._changed[f]
 
-    def live_after(self, site: _Site, candidates: int,
-                   calls: dict[int, tuple[dict[BoundFunction, list[BoundFunction]], BoundFunction]]) -> int:
-        """Which of `candidates` may be read after the call before they are set again."""
+    def live_after(self, site: _Site, candidates: int, calls: dict[int, BoundFunction],
+                   closed: dict[BoundFunction, list[BoundFunction]]) -> int:
+        """Which of `candidates` may be read after the call before they are set again.
+
+        calls: callees by field, of this section; closed: what callees call, where all of it is in the object."""
+        import numpy as np
+
         from psu_bin.arch.code import Kind
         facts = self._arch.scan.REGISTERS
         f = site.caller.function
         code, effects, index = self._section(f.section)
-        relocated = {r.offset for r in self._layout.patch.relocs.get(f.section, ())}
-        call = next(i for i in range(index[f.start], len(code.address))
-                    if code.address[i] < site.at < code.address[i] + code.length[i])
+        relocated = self._relocated(f.section)
+        call = int(np.searchsorted(code.address, site.at)) - 1
         passed = facts.arguments | facts.variadic
         found = 0
         seen: dict[int, int] = {}
@@ -153,7 +166,7 @@ class _SectionEffects:
                 field = at + int(code.field_at[i])
                 if kind is Kind.CALL:
                     found |= left & passed
-                    closed, callee = calls.get(field, ({}, None))
+                    callee = calls.get(field)
                     if callee is None or callee not in closed:
                         break
                     for g in _closure(callee, closed):

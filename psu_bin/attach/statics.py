@@ -59,9 +59,7 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
     mine = _patch_functions(patch)
     theirs_functions = _module_functions(view)
     known = binder.file_known(n, m, file)
-    ours = [(x, _patch_users(patch, x, mine)) for x in patch.symbols
-            if x.local and x.file == file and x.type in (elf.STT_OBJECT, elf.STT_TLS)
-            and parts(x.name, mine)[1] == base]
+    ours = [(x, _patch_users(patch, x, mine)) for x in _patch_locals(patch).get((file, base), ())]
     files = binder.files(n, m, file)
     theirs: dict[int, tuple[Symbol, frozenset[str]]] = {}
     for y in _module_locals(view).get(base, ()):
@@ -102,6 +100,18 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
 @lru_cache(maxsize=16)
 def _patch_functions(patch: PatchObject) -> frozenset[str]:
     return frozenset(without_clone(s.name) for f in patch.functions for s in f.names)
+
+
+@lru_cache(maxsize=16)
+def _patch_locals(patch: PatchObject) -> dict[tuple[str, str], list[PatchSymbol]]:
+    """The patch's static locals by source file and their name in the source."""
+    out: dict[tuple[str, str], list[PatchSymbol]] = {}
+    for s in patch.symbols:
+        if s.local and s.type in (elf.STT_OBJECT, elf.STT_TLS) and "." in s.name:
+            base = parts(s.name, _patch_functions(patch))[1]
+            if base:
+                out.setdefault((s.file, base), []).append(s)
+    return out
 
 
 @lru_cache(maxsize=16)

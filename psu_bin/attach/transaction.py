@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
 from psu_bin.attach import borrow, copies, linker, meta, patch, placement, shim, stores, target
@@ -28,6 +29,9 @@ from psu_bin.attach.target import Module, Target
 from psu_bin.attach.tracing import AgentSession, agent_thread
 from psu_bin.attach.view import ModuleView, Stored
 from psu_bin.errors import PsuError
+
+if TYPE_CHECKING:
+    from psu_bin.attach.patch import PatchObject
 
 MAP_ATTEMPTS = 5           # the program may take an address between our look at its map and the mmap
 
@@ -47,7 +51,7 @@ class AttachResult:
 class Source:
     """One patch object of a transaction, and the patch that it belongs to."""
     patch: int
-    object: patch.PatchObject
+    object: PatchObject
     only: frozenset[tuple[str, int]] | None = None   # (module, function) that it replaces; None: all that it can
 
 

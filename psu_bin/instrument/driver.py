@@ -93,12 +93,8 @@ def _read(path: Path, debug_file: Path | None) -> tuple[Binary, Arch, Binary | N
         raise PsuError(where, "has no program headers")
     debug = None
     if debug_file:
-        debug = Binary.read(debug_file)
-        if debug.machine != binary.machine:
-            raise PsuError(str(debug_file), "is for another architecture")
-        if binary.build_id and debug.build_id and binary.build_id != debug.build_id:
-            raise PsuError(str(debug_file), f"belongs to another build: build-id {debug.build_id.hex()}",
-                           f"{where} has {binary.build_id.hex()}")
+        from psu_bin.instrument import debuglink
+        debug = debuglink.load(binary, debug_file)
     return binary, arch, debug
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from psu_bin.elf import (SHF_ALLOC, SHF_EXECINSTR, SHN_LORESERVE, SHN_UNDEF, SHT_NOBITS, STB_LOCAL, STB_WEAK, STT_FILE,
                          STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, STT_OBJECT, Binary, Section, SymbolTable)
 from psu_bin.errors import PsuError
+from psu_bin.instrument.debuglink import usual_place
 from psu_bin.instrument.unwind import Frames
 
 _COLD = re.compile(r"\.cold(\.\d+)?$")
@@ -99,56 +101,62 @@ def files_of(table: SymbolTable) -> np.ndarray:
     return np.maximum.accumulate(np.where(is_file, where, -1)) if len(where) else where
 
 
+class _Name(NamedTuple):
+    """One function symbol."""
+    rank: int        # 0 global, 1 weak, 2 local: the lowest gives the function its name
+    order: int       # which table it is from
+    name: str
+    file: int        # of a local symbol: index of its STT_FILE symbol, else -1
+    indirect: bool   # STT_GNU_IFUNC
+
+
 def find(binary: Binary, frames: Frames, resolvers: np.ndarray, debug: Binary | None,
          thunks: tuple[str, ...]) -> Functions:
     """The functions of `binary`.  resolvers: entries that IRELATIVE relocations name; thunks: names of thunks begin so.
 
     Raises PsuError when no symbol table names any.
     """
-    code = executable(binary)
-    bounds = [(s.address, s.end) for s in code]
-    starts = np.array([b[0] for b in bounds], dtype=np.int64)
-    ends = np.array([b[1] for b in bounds], dtype=np.int64)
-
-    def section_of(addresses: np.ndarray) -> np.ndarray:
-        if not len(starts):
-            return np.full(len(addresses), -1, dtype=np.int64)
-        at = np.searchsorted(starts, addresses, side="right") - 1
-        return np.where((at >= 0) & (addresses < ends[at.clip(0)]), at, -1)
-
-    found: dict[int, list[tuple[int, int, str, int, bool]]] = {}    # entry -> (rank, order, name, file, ifunc)
+    starts = np.array([s.address for s in executable(binary)], dtype=np.int64)
+    ends = np.array([s.end for s in executable(binary)], dtype=np.int64)
+    found: dict[int, list[_Name]] = {}
     sizes: dict[int, int] = {}
-    labels: list[np.ndarray] = []
-    islands: list[np.ndarray] = []
-    for number, table in enumerate(tables(binary, debug)):
+    labels: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+    islands: list[np.ndarray] = [np.zeros((0, 2), dtype=np.int64)]
+    for order, table in enumerate(tables(binary, debug)):
         e = table.entries
         kind, bind = e["st_info"] & 15, e["st_info"] >> 4
-        value = e["st_value"].astype(np.int64)
-        defined = (e["st_shndx"] != SHN_UNDEF) & (e["st_shndx"] < SHN_LORESERVE) & (section_of(value) >= 0)
+        value, size = e["st_value"].astype(np.int64), np.minimum(e["st_size"], _HUGE).astype(np.int64)
+        section = np.searchsorted(starts, value, side="right") - 1
+        defined = (e["st_shndx"] != SHN_UNDEF) & (e["st_shndx"] < SHN_LORESERVE) & (section >= 0)
+        defined[defined] &= value[defined] < ends[section[defined]]
         files = files_of(table)
         for i in np.flatnonzero(defined & ((kind == STT_FUNC) | (kind == STT_GNU_IFUNC))).tolist():
             rank = 2 if bind[i] == STB_LOCAL else 1 if bind[i] == STB_WEAK else 0
-            entry = int(value[i])
-            found.setdefault(entry, []).append((rank, number, base_name(table.name(i)),
-                                                int(files[i]) if rank == 2 else -1, kind[i] == STT_GNU_IFUNC))
-            sizes[entry] = max(sizes.get(entry, 0), min(int(e["st_size"][i]), _HUGE))
+            at = int(value[i])
+            found.setdefault(at, []).append(_Name(rank, order, base_name(table.name(i)), int(files[i]) if rank == 2 else -1,
+                                                  kind[i] == STT_GNU_IFUNC))
+            sizes[at] = max(sizes.get(at, 0), int(size[i]))
         labels.append(value[defined & (kind == STT_NOTYPE)])
-        data = np.flatnonzero(defined & (kind == STT_OBJECT) & (e["st_size"] > 0))
-        islands.append(np.stack([value[data], value[data] + np.minimum(e["st_size"][data], _HUGE).astype(np.int64)], axis=1))
+        data = np.flatnonzero(defined & (kind == STT_OBJECT) & (size > 0))
+        islands.append(np.stack([value[data], value[data] + size[data]], axis=1))
     if not found:
-        raise PsuError(binary.path, "no function symbols",
-                       "it was stripped: give its separate debug file with --debug-file")
-
+        usual = usual_place(binary)
+        raise PsuError(binary.path, "no function symbols", "it was stripped: give its separate debug file with --debug-file"
+                       + (f" {usual}" if usual else ""))
     entry = np.array(sorted(found), dtype=np.int64)
-    size = np.array([sizes[a] for a in entry.tolist()], dtype=np.int64)
-    end = _ends(entry, size, ends[section_of(entry)], frames)
-    names, aliases, keys = [], [], []
-    for a in entry.tolist():
-        group = found[a]
-        best = min(group, key=lambda g: (g[0], g[1]))
-        names.append(best[2])
-        aliases.append(tuple(dict.fromkeys(g[2] for g in group)))
-        keys.append(best[3])
+    end = _ends(entry, np.array([sizes[at] for at in entry.tolist()], dtype=np.int64),
+                ends[np.searchsorted(starts, entry, side="right") - 1], frames)
+    groups = [sorted(found[at]) for at in entry.tolist()]
+    role, owner = _roles(entry, end, groups, resolvers, thunks)
+    island = np.concatenate(islands)
+    return Functions(entry, end, role, owner, tuple(g[0].name for g in groups),
+                     tuple(tuple(dict.fromkeys(n.name for n in g)) for g in groups),
+                     np.setdiff1d(np.concatenate(labels), entry), island[np.argsort(island[:, 0])])
+
+
+def _roles(entry: np.ndarray, end: np.ndarray, groups: list[list[_Name]], resolvers: np.ndarray,
+           thunks: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The role of each function, and the function that each belongs to."""
     role = np.zeros(len(entry), dtype=np.uint8)
     reach = np.maximum.accumulate(np.concatenate([[0], end]))[:-1]
     role[entry < reach] = Role.INSIDE
@@ -156,13 +164,13 @@ def find(binary: Binary, frames: Frames, resolvers: np.ndarray, debug: Binary | 
     role[np.isin(entry, resolvers)] = Role.RESOLVER
     owner = np.arange(len(entry))
     by_name: dict[tuple[str, int], int] = {}
-    for i, (group, key) in enumerate(zip(aliases, keys)):
-        for name in group:
-            by_name.setdefault((name, key), i)
-            by_name.setdefault((name, -1), i)
-    for i, a in enumerate(entry.tolist()):
-        name = names[i]
-        if any(g[4] for g in found[a]):
+    for i, group in enumerate(groups):
+        for n in group:
+            by_name.setdefault((n.name, group[0].file), i)
+            by_name.setdefault((n.name, -1), i)
+    for i, group in enumerate(groups):
+        name, file = group[0].name, group[0].file
+        if any(n.indirect for n in group):
             role[i] = Role.RESOLVER
         elif name in _STARTUP:
             role[i] = Role.STARTUP
@@ -171,10 +179,8 @@ def find(binary: Binary, frames: Frames, resolvers: np.ndarray, debug: Binary | 
         elif ".cold" in name and _COLD.search(name):
             role[i] = Role.PART
             parent = _COLD.sub("", name)
-            owner[i] = by_name.get((parent, keys[i]), by_name.get((parent, -1), i))
-    island = np.concatenate(islands)
-    return Functions(entry, end, role, owner, tuple(names), tuple(aliases),
-                     np.setdiff1d(np.unique(np.concatenate(labels)), entry), island[np.argsort(island[:, 0])])
+            owner[i] = by_name.get((parent, file), by_name.get((parent, -1), i))
+    return role, owner
 
 
 def _ends(entry: np.ndarray, size: np.ndarray, limit: np.ndarray, frames: Frames) -> np.ndarray:

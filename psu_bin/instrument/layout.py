@@ -37,6 +37,7 @@ TAG_OF_TYPE = {SHT_HASH: DT_HASH, SHT_GNU_HASH: elf.DT_GNU_HASH, elf.SHT_DYNSYM:
 # Dynamic tags whose value is an address in such a section.
 ADDRESS_TAGS = frozenset(TAG_OF_TYPE.values()) | {elf.DT_RELA, elf.DT_RELR}
 # Segments that only say where something is: they move with what they name.
+_AT_ADDRESS = (elf.PT_DYNAMIC, elf.PT_INTERP, elf.PT_NOTE, elf.PT_GNU_PROPERTY, elf.PT_GNU_EH_FRAME)
 MOVABLE_SEGMENTS = (elf.PT_INTERP, elf.PT_NOTE, elf.PT_GNU_PROPERTY)
 
 
@@ -117,10 +118,23 @@ class HeaderRoom:
     end: int
 
 
+def _check_segments(binary: Binary) -> None:
+    """Raise PsuError unless segments are where they say, in the file as in memory: the kernel reads PT_INTERP by its
+    offset and maps PT_LOAD by page, the dynamic linker goes by addresses, and we move both together (gABI, chapter 5)."""
+    for p in binary.segments:
+        if p.type == elf.PT_LOAD and (p.address - p.offset) % SMALL_PAGE:
+            raise PsuError(binary.path, f"malformed: segment {p.index} has address {p.address:#x} and file offset "
+                                        f"{p.offset:#x}", "they must be at the same place of a page")
+        if p.type in _AT_ADDRESS and p.filesz and binary.offset_of(p.address) != p.offset:
+            raise PsuError(binary.path, f"malformed: segment {p.index} with address {p.address:#x} is not at file offset "
+                                        f"{p.offset:#x}")
+
+
 def room_for_headers(binary: Binary, arch: Arch) -> HeaderRoom:
     """Room for three more program headers, or for two.  Raises PsuError when there is none."""
     if binary.phentsize != PHDR_SIZE:
         raise PsuError(binary.path, f"malformed ELF header: program headers of {binary.phentsize} bytes")
+    _check_segments(binary)
     first = next((p for p in binary.segments if p.type == elf.PT_LOAD), None)
     if first is None or first.offset != 0:
         raise PsuError(binary.path, "its first segment does not begin with the ELF header",

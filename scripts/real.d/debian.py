@@ -59,7 +59,8 @@ def build(package: str, *, say=print) -> Path:  # noqa: ANN001
     run("dpkg-source", "-x", description, folder)
     say(f"{package}: building (once; it stays in .cache/real)")
     run("debian/rules", "build", cwd=folder, log=folder / "build.log",
-        env={"DEB_BUILD_OPTIONS": f"nocheck parallel={os.cpu_count() or 1}", "LC_ALL": "C.UTF-8"})
+        env={"DEB_BUILD_OPTIONS": f"nocheck parallel={os.cpu_count() or 1}", "LC_ALL": "C.UTF-8",
+             "GIT_CEILING_DIRECTORIES": str(CACHE)})      # redis asks git for a version: not for that of this project
     stamp.write_text(folder.name + "\n")
     return folder
 

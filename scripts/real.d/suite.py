@@ -48,6 +48,7 @@ class Suite:
     def __init__(self, server: Server, built: Path, scratch: Path, binary: Path) -> None:
         self.server, self.built, self.scratch, self.binary = server, built, scratch, binary
         self.folders: queue.Queue[tuple[int, Path]] = queue.Queue()
+        self.processes: set[subprocess.Popen[str]] = set()
 
     def __enter__(self) -> Suite:
         for i in range(self.server.suite_workers):
@@ -64,6 +65,8 @@ class Suite:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for process in list(self.processes):      # only when the trial itself was interrupted
+            _end(process)
         for i in range(self.server.suite_workers):
             shutil.rmtree(self.scratch / f"suite{i}", ignore_errors=True)
 
@@ -75,12 +78,14 @@ class Suite:
             process = subprocess.Popen(self.server.suite_command(item, worker), cwd=folder, stdin=subprocess.DEVNULL,
                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                                        start_new_session=True, env={**os.environ, "TERM": "dumb"})
+            self.processes.add(process)
             try:
                 output, _ = process.communicate(timeout=PATIENCE)
                 status = process.returncode
             except subprocess.TimeoutExpired:
                 _end(process)
                 output, status = process.communicate()[0] + f"\nno end after {PATIENCE:.0f} s", -1
+            self.processes.discard(process)
             return Outcome(item, status, self.server.suite_passed(output), time.monotonic() - began, output)
         finally:
             self.folders.put((worker, folder))
@@ -103,7 +108,7 @@ class Suite:
                 if outcome.status:
                     say(f"  {item}: status {outcome.status} after {outcome.passed} checks")
 
-        threads = [threading.Thread(target=work) for _ in range(self.server.suite_workers)]
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(self.server.suite_workers)]
         for t in threads:
             t.start()
         for t in threads:

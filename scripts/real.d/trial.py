@@ -261,6 +261,8 @@ def main() -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr if options.json else sys.stdout, flush=True)
 
+    # Ended from outside, the trial still ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     reports = []
     for name in options.server:
         try:

@@ -66,7 +66,8 @@ int main(void)
     CHECK(host_commit(1, page_3, &s, 0, 0) == -EINVAL); /* object 0 still has its gate */
     for (uint64_t bad = 64; bad; bad = bad == 64 ? (uint64_t)&answer_slot + 1 : 0) {
         struct { struct psu_commit head; struct psu_switch s; } r = {.head = {.switches = 1}};
-        r.s = (struct psu_switch){.slot = bad, .body = (uint64_t)page_3, .index = 1, .gate = 8, .old_kind = PSU_NO_GATE};
+        r.s = (struct psu_switch){.slot = bad, .body = (uint64_t)page_3, .index = 1, .gate = 8,
+                                  .old_kind = PSU_NO_GATE};
         CHECK(host_command(PSU_OP_COMMIT, &r, sizeof r, 1) == (bad == 64 ? -EFAULT : -EINVAL));
     }
     CHECK(psu_runtime.commit_seq == 1 && answer(1) == 201 && host_object(1)->state == PSU_FREE);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * borrow.c: a thread that psu-bin sends through psu_borrow comes back with every register, the flags, the vector and x87
- * state and its red zone as they were, and the process has an agent.  psu-bin's part (storing the program counter below the
- * red zone, setting rsp and rip) is done by the assembly here.
+ * borrow.c: a thread that psu-bin sends through psu_borrow comes back with every register, the flags, the vector and
+ * x87 state and its red zone as they were, and the process has an agent.  psu-bin's part (storing the program counter
+ * below the red zone, setting rsp and rip) is done by the assembly here.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -24,7 +24,8 @@ _Static_assert(offsetof(struct state, red_zone) == 136 && offsetof(struct state,
 struct state in, out;
 uint64_t borrow_entry, saved_rsp;
 
-#define EACH(X) X(rax, 0) X(rcx, 8) X(rdx, 16) X(rbx, 24) X(rbp, 40) X(rsi, 48) X(rdi, 56) X(r8, 64) X(r9, 72) X(r10, 80) \
+#define EACH(X) X(rax, 0) X(rcx, 8) X(rdx, 16) X(rbx, 24) X(rbp, 40) X(rsi, 48) X(rdi, 56) X(r8, 64) \
+    X(r9, 72) X(r10, 80) \
     X(r11, 88) X(r12, 96) X(r13, 104) X(r14, 112) X(r15, 120)
 #define LOAD(r, o) "movq in+" #o "(%rip), %" #r "\n"
 #define KEEP(r, o) "movq %" #r ", out+" #o "(%rip)\n"
@@ -75,7 +76,8 @@ int main(void)
         CHECK(in.flags == out.flags, "flags %lx, were %lx", out.flags, in.flags);
         CHECK(!memcmp(in.red_zone, out.red_zone, sizeof in.red_zone), "red zone");
         CHECK(!memcmp(in.vector, out.vector, sizeof in.vector), "vector registers");
-        CHECK(in.x87 == out.x87 && in.control == out.control && in.mxcsr == out.mxcsr, "x87 %f %x %x", out.x87, out.control,
+        CHECK(in.x87 == out.x87 && in.control == out.control && in.mxcsr == out.mxcsr, "x87 %f %x %x", out.x87,
+            out.control,
               out.mxcsr);
         host_agent();
         CHECK(psu_runtime.agent_pid == (uint32_t)getpid() && psu_runtime.agent_error == 0);

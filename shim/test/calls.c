@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * calls.c: nanoseconds of processor time a call of an empty function takes, in each shape.  Started by scripts/bench call, which
- * gives it the machine code of the stubs as instrument emits them.
+ * calls.c: nanoseconds of processor time a call of an empty function takes, in each shape.  Started by scripts/bench
+ * call, which gives it the machine code of the stubs as instrument emits them.
  *
  * Every shape has the same loop, made at run time at the same alignment: call rel32 of a stub, count down.  The shapes
  * take turns, so that whatever disturbs the machine disturbs all; all threads run the same shape at the same time.
  *
- * Arguments: threads, rounds, calls in a sample, stub and IBT stub as hexadecimal bytes (for stub address 0, slot 4096).
- * Prints one line a shape: its name and its sample of each round.
+ * Arguments: threads, rounds, calls in a sample, stub and IBT stub as hexadecimal bytes (for stub address 0, slot
+ * 4096). Prints one line a shape: its name and its sample of each round.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -78,7 +78,8 @@ int main(int argc, char **argv)
 
     /* Code, and one page behind it the slots: stub k at 512 k, its slot at 4096 * pages + 512 k, its loop behind it. */
     size_t half = (SHAPES * 512 + 4095) & ~4095ul;
-    /* Near the program, as a module's stubs are, and like them far from the shim: a processor may predict far jumps less well. */
+    /* Near the program, as a module's stubs are, and like them far from the shim: a processor may predict far jumps
+     * less well. */
     uint8_t *near = (uint8_t *)(((uint64_t)wrapper & ~0xffffffull) + 0x4000000);
     uint8_t *code = mmap(near, 2 * half, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     uint8_t *empty = code + 256;
@@ -119,8 +120,9 @@ int main(int argc, char **argv)
         memcpy(top + 5, "\x48\xff\xcb\x75\xf6\x5b\xc3", 7);
         loops[k] = (loop *)p;
         if (k >= PLAIN)
-            s[k - PLAIN] = (struct host_switch){slots[k], 0, (uint64_t)page, k == PLAIN ? PSU_PLAIN : k == SIDE ? PSU_SIDE
-                                                : PSU_FULL, (uint32_t)k, k == FULL_PRESERVE ? 0x60f06 : 0};
+            s[k - PLAIN] = (struct host_switch){
+                slots[k], 0, (uint64_t)page, k == PLAIN ? PSU_PLAIN : k == SIDE ? PSU_SIDE : PSU_FULL, (uint32_t)k,
+                k == FULL_PRESERVE ? 0x60f06 : 0};
     }
     CHECK(mprotect(code, half, PROT_READ | PROT_EXEC) == 0);
     CHECK(host_commit(0, page, s, 4, -1) == 0);
@@ -131,7 +133,8 @@ int main(int argc, char **argv)
     for (int i = 0; i < threads; i++)
         pthread_join(all[i], 0);
     uint32_t enters;
-    CHECK(host_inside(0, &enters) == 0 && enters == (uint32_t)((calls * (uint64_t)rounds + 1000) * 4 * (uint64_t)threads));
+    CHECK(host_inside(0, &enters) == 0
+        && enters == (uint32_t)((calls * (uint64_t)rounds + 1000) * 4 * (uint64_t)threads));
     for (int k = 0; k < SHAPES; k++) {
         printf("%s", names[k]);
         for (int r = 0; r < rounds; r++)

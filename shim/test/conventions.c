@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * conventions.c: what a call through a gate may change.  `probe` fills every register, pushes stack arguments and calls; the
- * version `record` writes down what arrived, spoils what it may, and returns.  Compared for each kind of gate in each state
- * that a gate can be in: settled, commit under way (before and after the store), going back, retired, on a thread's first
- * call, and without memory for counters.
+ * conventions.c: what a call through a gate may change.  `probe` fills every register, pushes stack arguments and
+ * calls; the version `record` writes down what arrived, spoils what it may, and returns.  Compared for each kind of
+ * gate in each state that a gate can be in: settled, commit under way (before and after the store), going back,
+ * retired, on a thread's first call, and without memory for counters.
  *
  * Arguments: offsets of the three "pending" routines from psu_runtime (they are not exported): plain side full.
  */
@@ -23,12 +23,14 @@ struct state {
     uint64_t flags, stack[4], unused[3];
     uint8_t vector[16][16];
 };
-static const char *const names[] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
+static const char *const names[] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10",
+    "r11", "r12",
                                     "r13", "r14", "r15"};
 #define AT_FLAGS "128"
 #define AT_STACK "136"
 #define AT_VECTOR "192"
-_Static_assert(offsetof(struct state, flags) == 128 && offsetof(struct state, vector) == 192, "offsets in the assembly");
+_Static_assert(offsetof(struct state, flags) == 128 && offsetof(struct state, vector) == 192,
+    "offsets in the assembly");
 
 /* Thread-local memory cannot be reached without a register, so one global set serves: calls are made one at a time. */
 struct state before, inside, planned, after;
@@ -36,10 +38,12 @@ void *probe_target;
 uint64_t probe_saved[8];
 
 #define EACH_GENERAL(X) \
-    X(rax, 0) X(rcx, 8) X(rdx, 16) X(rbx, 24) X(rsp, 32) X(rbp, 40) X(rsi, 48) X(rdi, 56) X(r8, 64) X(r9, 72) X(r10, 80) \
+    X(rax, 0) X(rcx, 8) X(rdx, 16) X(rbx, 24) X(rsp, 32) X(rbp, 40) X(rsi, 48) X(rdi, 56) X(r8, 64) \
+    X(r9, 72) X(r10, 80) \
     X(r11, 88) X(r12, 96) X(r13, 104) X(r14, 112) X(r15, 120)
 #define EACH_BUT_RSP(X) \
-    X(rax, 0) X(rcx, 8) X(rdx, 16) X(rbx, 24) X(rbp, 40) X(rsi, 48) X(rdi, 56) X(r8, 64) X(r9, 72) X(r10, 80) X(r11, 88) \
+    X(rax, 0) X(rcx, 8) X(rdx, 16) X(rbx, 24) X(rbp, 40) X(rsi, 48) X(rdi, 56) X(r8, 64) X(r9, 72) \
+    X(r10, 80) X(r11, 88) \
     X(r12, 96) X(r13, 104) X(r14, 112) X(r15, 120)
 #define VOLATILE(X) \
     X(rax, 0) X(rcx, 8) X(rdx, 16) X(rsi, 48) X(rdi, 56) X(r8, 64) X(r9, 72) X(r10, 80) X(r11, 88)
@@ -105,7 +109,8 @@ static void fill(struct state *s, uint64_t seed)
 static const char *mode_name;
 static int kind_now;
 #define SAME(a, b, what) \
-    CHECK((a) == (b), "kind %d, %s: %s: %lx, should be %lx", kind_now, mode_name, what, (unsigned long)(a), (unsigned long)(b))
+    CHECK((a) == (b), "kind %d, %s: %s: %lx, should be %lx", kind_now, mode_name, what, (unsigned long)(a), \
+          (unsigned long)(b))
 
 static void call_and_compare(int kind, const char *mode, uint64_t target, uint32_t preserve, int moved_stack)
 {
@@ -136,7 +141,8 @@ static void call_and_compare(int kind, const char *mode, uint64_t target, uint32
     for (int i = 0; i < 16; i++) {
         CHECK(!memcmp(inside.vector[i], before.vector[i], 16), "kind %d, %s: xmm%d inside", kind, mode, i);
         int kept = preserve >> (16 + i) & 1;
-        CHECK(!memcmp(after.vector[i], kept ? before.vector[i] : planned.vector[i], 16), "kind %d, %s: xmm%d after", kind,
+        CHECK(!memcmp(after.vector[i], kept ? before.vector[i] : planned.vector[i], 16),
+            "kind %d, %s: xmm%d after", kind,
               mode, i);
     }
     for (int i = 0; i < 4; i++) {
@@ -209,7 +215,8 @@ static void all_states(int kind, uint32_t index, uint32_t preserve)
     int moved = kind == PSU_PLAIN; /* the one thing a plain gate does not keep: the distance to the stack arguments */
     struct psu_gate *a = gate_data(kind, 10), *b = gate_data(kind, 11), *c = gate_data(kind, 12);
     for (struct psu_gate *g = a; g <= c; g++)
-        *g = (struct psu_gate){.code = (uint64_t)record, .counter = 8 * index, .preserve = preserve, .slot = (uint64_t)&slot,
+        *g = (struct psu_gate){.code = (uint64_t)record, .counter = 8 * index, .preserve = preserve, .slot =
+            (uint64_t)&slot,
                                .body = (uint64_t)record};
     uint64_t at_a = gate_address(kind, 10), at_b = gate_address(kind, 11), at_c = gate_address(kind, 12);
     uint32_t calls = 0;
@@ -289,7 +296,8 @@ int main(int argc, char **argv)
 
     /* Real commits of functions of this program make the copies: of whole pages of gates, 10 to 12 among them. */
     void *page = host_jump_to(record);
-    struct host_switch s[2] = {{&plain_slot, 0, (uint64_t)page, PSU_PLAIN, 1, 0}, {&side_slot, 0, (uint64_t)page, PSU_SIDE, 1, 0}};
+    struct host_switch s[2] = {{&plain_slot, 0, (uint64_t)page, PSU_PLAIN, 1, 0}, {&side_slot, 0, (uint64_t)page,
+        PSU_SIDE, 1, 0}};
     CHECK(host_commit(7, page, s, 2, -1) == 0);
     CHECK((delta = psu_runtime.near_delta) != 0);
     CHECK(plain_slot == gate_address(PSU_PLAIN, 1) && side_slot == gate_address(PSU_SIDE, 1));

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * frames.cc: an injected version with a stack frame and .eh_frame of its own.  A C++ exception goes through it, backtrace()
- * sees through it, dl_iterate_phdr lists it while it is there and not after it was freed; then another one at the same
- * address, with another frame, works as well (unwinders remember what they found).
+ * frames.cc: an injected version with a stack frame and .eh_frame of its own.  A C++ exception goes through it,
+ * backtrace() sees through it, dl_iterate_phdr lists it while it is there and not after it was freed; then another one
+ * at the same address, with another frame, works as well (unwinders remember what they found).
  */
 #include <execinfo.h>
 #include <link.h>

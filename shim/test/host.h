@@ -41,7 +41,8 @@ extern "C" {
 #define STUB(name) \
     __asm__(".data\n.p2align 3\n.globl " #name "_slot\n" #name "_slot: .quad " #name "_original\n" \
             ".text\n.p2align 4\n.globl " #name "\n.type " #name ", @function\n" #name ":\n" \
-            ".cfi_startproc\nendbr64\nnotrack jmp *" #name "_slot(%rip)\n.cfi_endproc\n.size " #name ", .-" #name "\n"); \
+            ".cfi_startproc\nendbr64\nnotrack jmp *" #name "_slot(%rip)\n.cfi_endproc\n" \
+            ".size " #name ", .-" #name "\n"); \
     extern volatile uint64_t name##_slot
 
 static inline void sleep_ms(long ms)
@@ -63,7 +64,8 @@ static inline void host_agent(void)
     ((void (*)(void))psu_runtime.start_agent)();
     for (int i = 0; i < 5000 && *(volatile uint32_t *)&psu_runtime.agent_state < PSU_AGENT_PARKED; i++)
         sleep_ms(1);
-    CHECK(*(volatile uint32_t *)&psu_runtime.agent_state >= PSU_AGENT_PARKED, "agent error %ld", (long)psu_runtime.agent_error);
+    CHECK(*(volatile uint32_t *)&psu_runtime.agent_state >= PSU_AGENT_PARKED, "agent error %ld",
+        (long)psu_runtime.agent_error);
 }
 
 /* Runs the record `c` (with entries behind it); its result. */
@@ -170,7 +172,8 @@ static inline int64_t host_commit(uint32_t index, void *page, const struct host_
         r.head.objects = 1;
     }
     for (uint32_t i = 0; i < n; i++) {
-        struct psu_switch w = {(uint64_t)s[i].slot, s[i].original, s[i].body, s[i].kind, s[i].gate, index, s[i].preserve,
+        struct psu_switch w = {(uint64_t)s[i].slot, s[i].original, s[i].body, s[i].kind, s[i].gate, index,
+            s[i].preserve,
                                PSU_NO_GATE, PSU_NO_GATE};
         host_gate_of(s[i].slot, &w.old_kind, &w.old_gate);
         memcpy(at, &w, sizeof w);
@@ -186,12 +189,16 @@ static inline int64_t host_commit(uint32_t index, void *page, const struct host_
     return host_command(PSU_OP_COMMIT, &r, (size_t)(at - (char *)&r), n);
 }
 
-static inline struct psu_object *host_object(uint32_t index) { return (struct psu_object *)psu_runtime.objects + index; }
+static inline struct psu_object *host_object(uint32_t index)
+{
+    return (struct psu_object *)psu_runtime.objects + index;
+}
 
 /* Enters minus leaves over all threads; *enters is how often the object was entered at all. */
 static inline int32_t host_inside(uint32_t index, uint32_t *enters)
 {
-    const struct psu_counter *t = (struct psu_counter *)psu_runtime.totals, *s = (struct psu_counter *)psu_runtime.shared;
+    const struct psu_counter *t = (struct psu_counter *)psu_runtime.totals;
+    const struct psu_counter *s = (struct psu_counter *)psu_runtime.shared;
     uint32_t enter = t[index].enter + s[index].enter, leave = t[index].leave + s[index].leave;
     for (struct psu_block *b = (struct psu_block *)psu_runtime.blocks; b; b = b->all) {
         enter += b->count[index].enter;

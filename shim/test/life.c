@@ -41,7 +41,10 @@ static long in_thread(void)
     return (long)result;
 }
 
-static int agent_is(uint32_t pid) { return psu_runtime.agent_pid == pid && psu_runtime.agent_state >= PSU_AGENT_STARTING; }
+static int agent_is(uint32_t pid)
+{
+    return psu_runtime.agent_pid == pid && psu_runtime.agent_state >= PSU_AGENT_STARTING;
+}
 
 static int count_blocks(void)
 {
@@ -184,8 +187,8 @@ static void fork_child(void)
     CHECK(work(1) == 101 && host_object(0)->state == PSU_CURRENT && psu_runtime.agent_tid == parent);
 }
 
-/* A child of vfork that makes the first counted call of its parent's thread leaves it a block: it must not be taken for a dead
- * thread's. */
+/* A child of vfork that makes the first counted call of its parent's thread leaves it a block: it must not be taken for
+ * a dead thread's. */
 static void vfork_child(void)
 {
     CHECK(in_thread() == 1);
@@ -248,7 +251,8 @@ static void fork_in_commit(void)
             /* whatever was half done, the next commit finds consistent gates and objects */
             uint32_t now_kind, now_gate;
             CHECK(host_gate_of(&work_slot, &now_kind, &now_gate));
-            CHECK(host_object(now_gate)->state == PSU_CURRENT, "gate %u, object %u", now_gate, host_object(now_gate)->state);
+            CHECK(host_object(now_gate)->state == PSU_CURRENT, "gate %u, object %u", now_gate,
+                host_object(now_gate)->state);
             host_command(PSU_OP_RESET, 0, 0, 0);
             patch(version, 5, now_gate);
             CHECK(work(1) == 101 && host_freed(now_gate, 5000));

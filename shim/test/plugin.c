@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * plugin.c: the shim comes with a plugin.  Compiled twice: with -DPLUGIN the plugin, which needs the shim; without, a
- * program that does not know either, has threads, and loads the plugin.  The agent must start by itself when threads exist
- * already (argument "threads"), and on request otherwise ("alone"); the plugin's function can be patched; unloading the
- * plugin leaves the shim and its agent alone.
+ * program that does not know either, has threads, and loads the plugin.  The agent must start by itself when threads
+ * exist already (argument "threads"), and on request otherwise ("alone"); the plugin's function can be patched;
+ * unloading the plugin leaves the shim and its agent alone.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * steps.c: calls through gates of all kinds for a debugger to single-step: see steps.py.  Between start_steps and end_steps
- * every instruction is executed below caller(), which main() calls.
+ * steps.c: calls through gates of all kinds for a debugger to single-step: see steps.py.  Between start_steps and
+ * end_steps every instruction is executed below caller(), which main() calls.
  */
 #define _GNU_SOURCE
 #include <pthread.h>

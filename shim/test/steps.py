@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 #
-# steps.py: run by gdb (gdb -batch -x steps.py --args steps).  Single-steps from start_steps() to end_steps() and asks for
-# a backtrace after each instruction: it must end with caller(), main().  Prints "steps N" and "wrong W", and the wrong ones.
+# steps.py: run by gdb (gdb -batch -x steps.py --args steps).  Single-steps from start_steps() to end_steps() and asks
+# for a backtrace after each instruction: it must end with caller(), main().  Prints "steps N" and "wrong W", and the
+# wrong ones.
 import gdb
 
 gdb.execute("set pagination off")
@@ -45,7 +46,8 @@ while True:
                     names.append("registers " + str(now))
             walk = walk.older()
         seen[names[0]] = seen.get(names[0], 0) + 1
-        # psu_route takes a gate's frame away with two stores, to the return address and to rbp: in between it is neither.
+        # psu_route takes a gate's frame away with two stores, to the return address and to rbp: in between it is
+        # neither.
         if names[-2:] != ["caller", "main"] and names[0] != "psu_route":
             wrong += 1
             where = gdb.execute("x/i $pc", to_string=True).strip()

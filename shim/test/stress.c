@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * stress.c: commits as fast as they go while threads and a 1 kHz signal handler call.  Every commit replaces two functions by
- * code on a fresh page at an address that was never used before, so that a version freed too early is a crash; now and then
- * everything goes back to the original.  Checked: each call runs a version that was current at some moment of the call (so both
- * functions switch at one instant, for all threads); in the end everything but the current version is unmapped, and enters equal
- * leaves.
+ * stress.c: commits as fast as they go while threads and a 1 kHz signal handler call.  Every commit replaces two
+ * functions by code on a fresh page at an address that was never used before, so that a version freed too early is a
+ * crash; now and then everything goes back to the original.  Checked: each call runs a version that was current at some
+ * moment of the call (so both functions switch at one instant, for all threads); in the end everything but the current
+ * version is unmapped, and enters equal leaves.
  *
  * Arguments: seconds, threads.  Prints "ok", commits per second, calls.
  */
@@ -28,7 +28,8 @@ static uint64_t calls, signals;
 #define INDICES 300
 #define BACK 13 /* every so many commits go back to the original */
 #define OTHERS 20
-static uint64_t other_slots[OTHERS]; /* more functions of every commit, between the two in the record: nobody calls them */
+/* more functions of every commit, between the two in the record: nobody calls them */
+static uint64_t other_slots[OTHERS];
 
 /* Versions are numbered as commits are.  A call that begins when commit a is in and ends before commit b + 1 is must
  * have run a version from a to b; the original stands for commit 0 and those that went back to it. */
@@ -41,7 +42,8 @@ static void check_call(long (*function)(long), const char *name)
         CHECK((uint64_t)v >= a && (uint64_t)v <= b, "%s: version %ld, commits %lu to %lu", name, v, (unsigned long)a,
               (unsigned long)b);
     else
-        CHECK(a == 0 || b / BACK * BACK >= a, "%s: original, commits %lu to %lu", name, (unsigned long)a, (unsigned long)b);
+        CHECK(a == 0 || b / BACK * BACK >= a, "%s: original, commits %lu to %lu", name, (unsigned long)a,
+            (unsigned long)b);
 }
 
 static void once(int order)
@@ -169,7 +171,8 @@ int main(int argc, char **argv)
         int mapped = mincore((void *)(BASE + p * 4096), 4096, &in_core) == 0;
         CHECK(mapped == (current >= 0 && p == placed - 1), "page %lu: %d", (unsigned long)p, mapped);
     }
-    printf("ok %.0f commits/s, %lu commits, %lu calls, %lu signals, %lu waits for a free index\n", (double)commits / took,
+    printf("ok %.0f commits/s, %lu commits, %lu calls, %lu signals, %lu waits for a free index\n",
+        (double)commits / took,
            (unsigned long)commits, (unsigned long)calls, (unsigned long)signals, (unsigned long)waited);
     return 0;
 }

@@ -2,8 +2,8 @@
  *
  * unwind.cc: leaving a gate in another way than by returning.  C++ exceptions, pthread_exit, deferred and asynchronous
  * pthread_cancel go through gates of every kind: cleanups run, callers get their registers back, enters and leaves are
- * equal afterwards, no side-frame entry is lost.  backtrace() inside a version names the callers.  longjmp leaves a count
- * too high, never too low, and corrupts nothing.
+ * equal afterwards, no side-frame entry is lost.  backtrace() inside a version names the callers.  longjmp leaves a
+ * count too high, never too low, and corrupts nothing.
  */
 #include <execinfo.h>
 #include <pthread.h>
@@ -21,8 +21,8 @@ long work_original(long mode, ...) { return mode; }
 STUB(work);
 }
 
-/* Where the commits see the slot.  The program's own: gates are copies near it; one near the shim, as a library's would be:
- * gates are those in the shim. */
+/* Where the commits see the slot.  The program's own: gates are copies near it; one near the shim, as a library's would
+ * be: gates are those in the shim. */
 static volatile uint64_t *slot = &work_slot;
 
 enum { RETURN, THROW, WAIT, SPIN, EXIT, JUMP, TRACE };
@@ -82,7 +82,8 @@ extern "C" __attribute__((noinline)) long plain_version(long mode)
 
 #define SUM (1 + 4 + 9 + 16 + 25 + 36 + 49 + 64 + 81 + 100)
 
-/* -fno-omit-frame-pointer or not, locals of the caller must survive: the compiler keeps these in rbx, rbp, r12 to r15. */
+/* -fno-omit-frame-pointer or not, locals of the caller must survive: the compiler keeps these in rbx, rbp, r12 to r15.
+ * */
 extern "C" __attribute__((noinline)) long outer(long mode)
 {
     Cleanup c;
@@ -159,8 +160,8 @@ static void all(uint32_t kind, const char *name, uint32_t index)
     balanced("pthread_cancel");
 }
 
-/* Asynchronous cancellation at any instruction of a gate.  The gate leads straight to a function with unwind rules: those of
- * the injected jump to it would be missing. */
+/* Asynchronous cancellation at any instruction of a gate.  The gate leads straight to a function with unwind rules:
+ * those of the injected jump to it would be missing. */
 extern "C" __attribute__((noinline)) long simple_version(long mode, ...) { return mode; }
 
 static void *spinning(void *)

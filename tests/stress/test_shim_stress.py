@@ -21,7 +21,8 @@ def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("threads", "least"), [(1, 1000), (3, 100), (16, 5)])
-def test_every_call_runs_a_current_version_and_retired_ones_are_unmapped(stress: Path, threads: int, least: int) -> None:
+def test_every_call_runs_a_current_version_and_retired_ones_are_unmapped(stress: Path, threads: int,
+                                                                         least: int) -> None:
     done = subprocess.run([str(stress), "2", str(threads)], check=False, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("ok ")

@@ -166,7 +166,7 @@ def test_a_stripped_program(shell: Shell, good: bytes, command: str) -> None:
     assert "architecture" in shell.refused(command, path, "--debug-file", shell.file(with_bytes(good, 18, b"\xb7\0")))
     # One that is stripped, too, has nothing to give.
     shell.file(path.read_bytes(), "copy")
-    assert "--debug-file" in shell.refused(command, path, "--debug-file", shell.folder / "copy")
+    assert "no symbol table" in shell.refused(command, path, "--debug-file", shell.folder / "copy")
     assert shell.psu_bin(command, path, "--debug-file", debug).status == 0
 
 
@@ -284,6 +284,15 @@ def test_a_message_is_one_line_whatever_the_name(shell: Shell) -> None:
     for name in ("two\nlines", "tab\there", "\x1b[31mred", "caf\xe9", os.fsdecode(b"not utf-8 \xff\xfe")):
         message = shell.refused("instrument", shell.file(b"text", name))
         assert "\x1b" not in message and "not an ELF file" in message
+
+
+@pytest.mark.parametrize("name, offset", [("INTERP", 8), ("INTERP", 0), ("LOAD", 0), ("LOAD", 8)])
+def test_segments_that_are_not_where_they_say(shell: Shell, good: bytes, name: str, offset: int) -> None:
+    """A byte of p_vaddr (offset 8) or p_offset (0) changed, so that the file and memory disagree."""
+    kind = {"INTERP": elf.PT_INTERP, "LOAD": elf.PT_LOAD}[name]
+    header = next(64 + 56 * p.index + 8 for p in Binary(good, "good").segments if p.type == kind)
+    bad = shell.file(with_bytes(good, header + offset, b"\x80"))
+    assert "malformed: segment" in shell.refused("instrument", bad)
 
 
 def test_a_name_that_is_not_utf_8_is_taken(shell: Shell, good: bytes) -> None:

@@ -1,7 +1,7 @@
 """The shim, driven from inside one process: each program in shim/test plays psu-bin against the real agent and gates.
 
-The programs are C because they must call through stubs; each says in its head comment what it proves, exits 0 and prints
-"ok", or names the check that failed.
+The programs are C because they must call through stubs; each says in its head comment what it proves, exits 0 and
+prints "ok", or names the check that failed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ UNWINDERS = [["-O2"], ["-fno-omit-frame-pointer"], ["-static-libgcc", "-static-l
 
 @pytest.mark.parametrize("where", ["program", "library"])
 @pytest.mark.parametrize("flags", UNWINDERS)
-def test_exceptions_cancellation_and_longjmp_through_gates(shim: Path, flags: list[str], where: str) -> None:  # noqa: F811
+def test_exceptions_cancellation_and_longjmp_through_gates(shim: Path,  # noqa: F811
+                                                           flags: list[str], where: str) -> None:
     assert run(build(shim, "unwind.cc", "g++", *flags), "100", where) == "ok\n"
 
 
@@ -68,7 +69,8 @@ def test_backtrace_is_right_at_every_instruction_of_every_gate(shim: Path) -> No
     program = build(shim, "steps.c")
     done = subprocess.run(["gdb", "-q", "-nx", "-batch", "-x", str(SHIM / "test" / "steps.py"), "--args", str(program)],
                           capture_output=True, text=True, timeout=120, check=True)
-    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith(("steps ", "wrong ", "seen "))}
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()
+             if line.startswith(("steps ", "wrong ", "seen "))}
     assert lines["wrong"] == "wrong 0", done.stdout
     assert int(lines["steps"].split()[1]) > 1500
     for routine in ("psu_plain_gates", "psu_side_gates", "psu_full_gates", "psu_plain_slow", "psu_plain_redirect",

@@ -1,4 +1,4 @@
-"""The shim while threads, processes and libraries come and go: see the head comments of shim/test/life.c, borrow.c, plugin.c."""
+"""The shim while threads, processes and libraries come and go: see shim/test/life.c, borrow.c and plugin.c."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@
 /* System call numbers (arch/x86/entry/syscalls/syscall_64.tbl in Linux). */
 enum {
     NR_read = 0, NR_close = 3, NR_mmap = 9, NR_mprotect = 10, NR_munmap = 11, NR_rt_sigprocmask = 14, NR_madvise = 28,
-    NR_getpid = 39, NR_prctl = 157, NR_gettid = 186, NR_futex = 202, NR_tgkill = 234, NR_openat = 257, NR_newfstatat = 262,
-    NR_membarrier = 324
+    NR_getpid = 39, NR_prctl = 157, NR_gettid = 186, NR_futex = 202, NR_tgkill = 234, NR_openat = 257,
+    NR_newfstatat = 262, NR_membarrier = 324
 };
 
 static inline long psu_syscall6(long nr, long a, long b, long c, long d, long e, long f)
@@ -28,7 +28,8 @@ static inline long psu_syscall6(long nr, long a, long b, long c, long d, long e,
     return result;
 }
 
-/* One instruction, so that a signal handler that counts in between loses nothing; not locked: the word has one writer. */
+/* One instruction, so that a signal handler that counts in between loses nothing; not locked: the word has one writer.
+ * */
 static inline void psu_count(uint32_t *word) { __asm__ volatile("incl %0" : "+m"(*word)); }
 
 /* *word: 0 -> value as one instruction.  Against signal handlers of this thread only, so without a lock prefix.
@@ -56,9 +57,10 @@ enum psu_action { PSU_RETURN = 0, PSU_UNDONE = 1 };
 /* The gates, what they read, and the routines that they call. */
 extern uint8_t psu_gate_area[];
 /* Offsets in a gate of each kind, see gates.S: the first instruction after the event; `left` is the counting itself. */
-extern const struct psu_gate_offsets { uint32_t claimed, counted, released, left, slow_leave, own[2]; } psu_gate_offsets[];
+struct psu_gate_offsets { uint32_t claimed, counted, released, left, slow_leave, own[2]; };
+extern const struct psu_gate_offsets psu_gate_offsets[];
 extern const char psu_plain_gates[], psu_side_gates[], psu_full_gates[];
-extern const char psu_plain_pending[], psu_plain_redirect[], psu_side_pending[], psu_side_redirect[], psu_full_pending[],
-    psu_full_redirect[];
+extern const char psu_plain_pending[], psu_plain_redirect[], psu_side_pending[], psu_side_redirect[];
+extern const char psu_full_pending[], psu_full_redirect[];
 
 #endif

@@ -2,9 +2,10 @@
  *
  * borrow.S: where psu-bin sends one application thread, once, to start the agent in a process that has none.
  *
- * psu-bin stops the thread at any instruction, stores its program counter at rsp - 128 - 8 (below the red zone, which stays as it
- * is), sets rsp to that place and rip to psu_borrow, and lets it go: everything else happens here.  Every register, the flags and
- * the whole extended state (XSAVE: x87, vectors, masks, tiles, protection keys) come back as they were.
+ * psu-bin stops the thread at any instruction, stores its program counter at rsp - 128 - 8 (below the red zone, which
+ * stays as it is), sets rsp to that place and rip to psu_borrow, and lets it go: everything else happens here.  Every
+ * register, the flags and the whole extended state (XSAVE: x87, vectors, masks, tiles, protection keys) come back as
+ * they were.
  */
 #include <cet.h>
 
@@ -81,8 +82,8 @@ psu_borrow:
         GENERAL
         ret     $128
         .cfi_restore_state
-        /* With a shadow stack a return without a call is a fault, so it must be a jump.  Its target lies 8 bytes below the
-         * red zone by then, where a signal in exactly this instruction would overwrite it. */
+        /* With a shadow stack a return without a call is a fault, so it must be a jump.  Its target lies 8 bytes below
+         * the red zone by then, where a signal in exactly this instruction would overwrite it. */
 6:      GENERAL
         lea     136(%rsp), %rsp
         .cfi_def_cfa_offset 0

@@ -2,31 +2,32 @@
  *
  * gates.S: the gates, three pools of them, ready made.
  *
- * A gate counts a call in, calls what its data word `code` says, counts the call out and returns.  Gate i of a pool uses
- * word i of the pool's data (psu_gate in runtime.h), which is all that makes it different from its neighbours.  Being part
- * of the shim's text, gates have unwind rules like any function, and are never unmapped (I3).
+ * A gate counts a call in, calls what its data word `code` says, counts the call out and returns.  Gate i of a pool
+ * uses word i of the pool's data (psu_gate in runtime.h), which is all that makes it different from its neighbours.
+ * Being part of the shim's text, gates have unwind rules like any function, and are never unmapped (I3).
  *
- * I4, count before load.  The count is a plain `incl` on memory, the load of `code` follows it in program order.  x86-64 may
- * let that load pass the store (TSO: loads may go ahead of older stores to other addresses), so a count can still be
- * invisible when the old code word was read already.  The agent's membarrier(PRIVATE_EXPEDITED), after it redirected the gate
- * (commit.c, step 8), is the pair: on every processor running a thread of ours it is a full barrier at some instruction
- * boundary.  If that boundary is before the `call`, the load comes after it and sees the redirection; if it is after, the count,
- * older than the call, is visible to the sums that the agent makes next.  There is no third case, and no fence here.
+ * I4, count before load.  The count is a plain `incl` on memory, the load of `code` follows it in program order.
+ * x86-64 may let that load pass the store (TSO: loads may go ahead of older stores to other addresses), so a count can
+ * still be invisible when the old code word was read already.  The agent's membarrier(PRIVATE_EXPEDITED), after it
+ * redirected the gate (commit.c, step 8), is the pair: on every processor running a thread of ours it is a full barrier
+ * at some instruction boundary.  If that boundary is before the `call`, the load comes after it and sees the
+ * redirection; if it is after, the count, older than the call, is visible to the sums that the agent makes next.  There
+ * is no third case, and no fence here.
  *
  * One `incl` an event: a signal handler that makes counted calls in between loses nothing, as a load/add/store would.
  *
- * The counters of a thread are in a block (counters.c) behind the one thread-local pointer psu_self; 0 means that the thread
- * has none yet, or that a call which began on another thread ends here.
+ * The counters of a thread are in a block (counters.c) behind the one thread-local pointer psu_self; 0 means that the
+ * thread has none yet, or that a call which began on another thread ends here.
  *
- * Registers: PLAIN and SIDE serve functions that follow the psABI and whose callers rely on nothing more, so r11 and the flags
- * are dead at entry, and rcx and rsi too at return.  Everything else is preserved: arguments, al, r10, results.  FULL
- * preserves all (routes.S).
+ * Registers: PLAIN and SIDE serve functions that follow the psABI and whose callers rely on nothing more, so r11 and
+ * the flags are dead at entry, and rcx and rsi too at return.  Everything else is preserved: arguments, al, r10,
+ * results.  FULL preserves all (routes.S).
  *
  * CET: endbr64 where a jump arrives; `notrack`, as a version may be compiled without; what pops a return
  * address pushes the same again before `ret`, so the shadow stack agrees.
  *
- * Unwinding: one FDE a pool, as the linker does for .plt: expressions take the offset in the gate from rip.  They are right at
- * every instruction.  Names: [off] is rip & (stride - 1).
+ * Unwinding: one FDE a pool, as the linker does for .plt: expressions take the offset in the gate from rip.  They are
+ * right at every instruction.  Names: [off] is rip & (stride - 1).
  */
 #include "gates.h"
 #include <cet.h>
@@ -84,12 +85,12 @@
 #define OFFSET(stride)      OP_breg_rip, 0, OP_const1u, stride - 1, OP_and      /* 5 bytes: push off */
 #define AT_LEAST(pool, at)  OP_const1u, .L##pool##_##at - .L##pool##_start, OP_ge   /* 3 bytes: off -> off >= at */
 #define BELOW(pool, at)     OP_const1u, .L##pool##_##at - .L##pool##_start, OP_lt   /* 3 bytes: off -> off < at */
-#define UP(pool, at)        OP_over, AT_LEAST(pool, at), OP_plus                /* 5 bytes: off n -> off n + (off >= at) */
+#define UP(pool, at)        OP_over, AT_LEAST(pool, at), OP_plus        /* 5 bytes: off n -> off n + (off >= at) */
 #define DOWN(pool, at)      OP_over, AT_LEAST(pool, at), OP_minus               /* 5 bytes */
 
 /* ---- exits --------------------------------------------------------------------------------------------
- * Where gates leave for the slow paths.  On a page of their own, because near.c makes copies of gates elsewhere, whose exits
- * must be where a copied `call` finds them. */
+ * Where gates leave for the slow paths.  On a page of their own, because near.c makes copies of gates elsewhere, whose
+ * exits must be where a copied `call` finds them. */
         .p2align 12
         .globl  psu_gate_text
         .hidden psu_gate_text
@@ -115,7 +116,8 @@ MARK plain_start
         endbr64
 MARK plain_own_enter
         LOAD_BLOCK 8f
-1:      add     psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11       # 64 bits: takes `preserve` along, which is 0 in this pool
+        # 64 bits: takes `preserve` along, which is 0 in this pool
+1:      add     psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
         incl    BLOCK_ENTER(%r11)
 MARK plain_counted
         sub     $8, %rsp
@@ -158,10 +160,11 @@ psu_plain_gates:
         .size   psu_plain_gates, . - psu_plain_gates
 
 /* ---- SIDE ---------------------------------------------------------------------------------------------
- * The return address leaves the stack before the call and is back before the return, so that the callee finds its arguments
- * where it expects them.  In between it is in an entry of the thread's free list (struct psu_side), which rbp points at.  rbp is
- * callee-saved: on return it names the entry again.  The list's head moves before the entry is written, and
- * the entry is given back when nothing in it is needed any more: a signal handler may use the list anywhere between. */
+ * The return address leaves the stack before the call and is back before the return, so that the callee finds its
+ * arguments where it expects them.  In between it is in an entry of the thread's free list (struct psu_side), which rbp
+ * points at.  rbp is callee-saved: on return it names the entry again.  The list's head moves before the entry is
+ * written, and the entry is given back when nothing in it is needed any more: a signal handler may use the list
+ * anywhere between. */
 .macro SIDE_GATE
 MARK side_start
         endbr64
@@ -207,10 +210,10 @@ MARK side_slow_leave
         jmp     2b
 .endm
 
-/* The caller's rsp after the return is rsp + 8 * (1 + words pushed - words popped so far); one is pushed at the call of the
- * slow path on entering, none on leaving.  That would be the CFA, but during the call it equals the version's CFA, and unwinders tell frames apart by
- * it: libgcc would take the gate for the handler that it found in the gate's caller, and abort.  So we say that the CFA is
- * 8 higher, and give rsp a rule of its own. */
+/* The caller's rsp after the return is rsp + 8 * (1 + words pushed - words popped so far); one is pushed at the call of
+ * the slow path on entering, none on leaving.  That would be the CFA, but during the call it equals the version's CFA,
+ * and unwinders tell frames apart by it: libgcc would take the gate for the handler that it found in the gate's caller,
+ * and abort.  So we say that the CFA is 8 higher, and give rsp a rule of its own. */
 #define SIDE_CFA \
         CFA_EXPRESSION, 56, OFFSET(PSU_SIDE_STRIDE), OP_lit1, UP(side, rbp_pushed), UP(side, next_pushed), \
         DOWN(side, claimed), DOWN(side, rbp_moved), DOWN(side, return_moved), UP(side, return_back), UP(side, slow), \
@@ -222,14 +225,15 @@ MARK side_slow_leave
         REG_EXPRESSION, DW_REG_RA, 30, OFFSET(PSU_SIDE_STRIDE), OP_dup, AT_LEAST(side, return_moved), \
         OP_over, BELOW(side, return_back), OP_and, OP_over, AT_LEAST(side, slow_leave), OP_or, \
         OP_bra, 6, 0, OP_over, OP_lit16, OP_minus, OP_skip, 2, 0, OP_breg_rbp, SIDE_RETURN
-/* In the entry; or in rcx, for one instruction; or rbp itself, at both ends; or on the stack below the return address. */
+/* In the entry; or in rcx, for one instruction; or rbp itself, at both ends; or on the stack below the return address.
+ * */
 #define SIDE_RBP \
         REG_VAL_EXPRESSION, DW_REG_RBP, 72, OFFSET(PSU_SIDE_STRIDE), \
-        OP_dup, AT_LEAST(side, rbp_moved), OP_over, BELOW(side, released), OP_and, OP_over, AT_LEAST(side, slow_leave), \
-        OP_or, OP_bra, 37, 0, \
+        OP_dup, AT_LEAST(side, rbp_moved), OP_over, BELOW(side, released), OP_and, OP_over, \
+        AT_LEAST(side, slow_leave), OP_or, OP_bra, 37, 0, \
         OP_dup, AT_LEAST(side, released), OP_over, BELOW(side, rbp_back), OP_and, OP_bra, 31, 0, \
-        OP_dup, BELOW(side, rbp_pushed), OP_over, AT_LEAST(side, rbp_back), OP_pick, 2, BELOW(side, slow), OP_and, OP_or, \
-        OP_bra, 18, 0, \
+        OP_dup, BELOW(side, rbp_pushed), OP_over, AT_LEAST(side, rbp_back), OP_pick, 2, BELOW(side, slow), \
+        OP_and, OP_or, OP_bra, 18, 0, \
         OP_over, OP_lit24, OP_minus, OP_deref, OP_skip, 13, 0, \
         OP_breg_rbp, SIDE_FP, OP_deref, OP_skip, 7, 0, \
         OP_breg_rcx, 0, OP_skip, 2, 0, \
@@ -275,8 +279,8 @@ psu_full_gates:
         .cfi_startproc
         .cfi_personality 0x1b, psu_full_personality
         /* entered: caller's rsp = rsp, return address and rbp in the entry; else as at any function's entry */
-        .cfi_escape CFA_EXPRESSION, 13, OFFSET(PSU_FULL_STRIDE), BELOW(full, entered), OP_lit3, OP_shl, OP_breg_rsp, 8, \
-                OP_plus
+        .cfi_escape CFA_EXPRESSION, 13, OFFSET(PSU_FULL_STRIDE), BELOW(full, entered), OP_lit3, OP_shl, \
+                OP_breg_rsp, 8, OP_plus
         .cfi_escape REG_VAL_OFFSET, DW_REG_RSP, 1       /* CFA - 8, as in SIDE */
         .cfi_escape REG_EXPRESSION, DW_REG_RA, 18, OFFSET(PSU_FULL_STRIDE), AT_LEAST(full, entered), \
                 OP_bra, 5, 0, OP_lit16, OP_minus, OP_skip, 2, 0, OP_breg_rbp, SIDE_RETURN
@@ -307,8 +311,8 @@ psu_gate_offsets:
         .long   AT(full, entered), AT(full, entered), NEVER, NEVER, NEVER, 0, 0
         .size   psu_gate_offsets, . - psu_gate_offsets
 
-/* The same unwind rules for copies of exits, PLAIN and SIDE gates (near.c, which fills in the addresses): an .eh_frame with
- * absolute pointers, version 1 of the format, LSB Core 10.6. */
+/* The same unwind rules for copies of exits, PLAIN and SIDE gates (near.c, which fills in the addresses): an .eh_frame
+ * with absolute pointers, version 1 of the format, LSB Core 10.6. */
         .section .data, "aw", @progbits
 .macro CIE label, personality:vararg
 \label:

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Numbers that the gates (gates.S, routes.S) share with C: sizes of the pools, and offsets of fields, asserted in routes.c.
+ * Numbers that the gates (gates.S, routes.S) share with C: sizes of the pools, and offsets of fields, asserted in
+ * routes.c.
  */
 #ifndef PSU_GATES_H
 #define PSU_GATES_H

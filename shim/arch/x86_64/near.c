@@ -2,23 +2,26 @@
  *
  * near.c: copies of the gates close to the program.
  *
- * The dynamic linker maps the shim near the other libraries, terabytes away from a position-independent executable.  Processors
- * predict jumps over more than 4 GiB less well: on a Zen 3, 3 cycles for each of the two in a patched call, which made it
+ * The dynamic linker maps the shim near the other libraries, terabytes away from a position-independent executable.
+ * Processors predict jumps over more than 4 GiB less well: on a Zen 3, 3 cycles for each of the two in a patched call,
+ * which made it
  * 1.7 times the cost of the plainest wrapper, against 1.1 in reach.  So for functions far from the shim the
  * agent maps, once, a second set of gates near them.
  *
- * A copy is the same machine code at the same distances from what it refers to.  Reserved is as much address space as from
- * psu_gate_text to the end of psu_gate_area; the data part is zero pages, a page of gates is filled in when its first gate is
- * used, and exits become jumps through 64-bit addresses.  Everything at `+ psu_runtime.near_delta` belongs together.
- * One thing is better than in the shim's own text, which cannot be relocated: the offset of psu_self is in the instruction.
+ * A copy is the same machine code at the same distances from what it refers to.  Reserved is as much address space as
+ * from psu_gate_text to the end of psu_gate_area; the data part is zero pages, a page of gates is filled in when its
+ * first gate is used, and exits become jumps through 64-bit addresses.  Everything at `+ psu_runtime.near_delta`
+ * belongs together. One thing is better than in the shim's own text, which cannot be relocated: the offset of psu_self
+ * is in the instruction.
  *  Gate n of a kind is used either here or there, for ever (I3).  PSU_FULL gates, slow anyway, have no copies.
  *
- * Unwind rules: the same, in psu_near_eh_frame; frames.c makes unwinders find them.  Where it cannot, there are no copies.
+ * Unwind rules: the same, in psu_near_eh_frame; frames.c makes unwinders find them.  Where it cannot, there are no
+ * copies.
  */
 #include "internal.h"
 
-enum { MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20, MAP_NORESERVE = 0x4000, MAP_FIXED_NOREPLACE = 0x100000, MADV_NOHUGEPAGE = 15,
-       PROT_NONE = 0 };
+enum { MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20, MAP_NORESERVE = 0x4000, MAP_FIXED_NOREPLACE = 0x100000,
+       MADV_NOHUGEPAGE = 15, PROT_NONE = 0 };
 #define FAR (1ull << 32)
 #define STEP (64ull << 20)
 #define TRIES 24
@@ -136,9 +139,11 @@ void psu_gate_prepare(uint32_t kind, uint32_t number, uint64_t slot)
 struct psu_gate *psu_gate_data(uint32_t kind, uint32_t number, uint64_t slot)
 {
     struct psu_gate *here = &psu_kinds[kind].data[number];
-    if (here->slot || kind > PSU_SIDE || !psu_runtime.near_delta || !ready[kind][number * psu_kinds[kind].stride / 4096])
+    if (here->slot || kind > PSU_SIDE || !psu_runtime.near_delta
+        || !ready[kind][number * psu_kinds[kind].stride / 4096])
         return here;
     struct psu_gate *there = (struct psu_gate *)((uint64_t)here + psu_runtime.near_delta);
-    int there_is_nearer = far(slot, (uint64_t)psu_gate_text) && !far(slot, (uint64_t)psu_gate_text + psu_runtime.near_delta);
+    uint64_t text = (uint64_t)psu_gate_text;
+    int there_is_nearer = far(slot, text) && !far(slot, text + psu_runtime.near_delta);
     return there->slot || there_is_nearer ? there : here;
 }

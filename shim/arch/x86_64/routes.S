@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * routes.S: the ways out of a gate that are not the fast one: no block of counters yet, a commit under way, a retired gate, and
- * the whole of PSU_FULL's entering and leaving.  All are rare, so all are made alike: save every general register and the
- * flags (struct psu_frame in arch.h), let C decide (routes.c, compiled without vector registers), restore, and do one of
- * enum psu_action.  Nothing of the interrupted call is lost: arguments, al, r10, r11, flags, vectors.
+ * routes.S: the ways out of a gate that are not the fast one: no block of counters yet, a commit under way, a retired
+ * gate, and the whole of PSU_FULL's entering and leaving.  All are rare, so all are made alike: save every general
+ * register and the flags (struct psu_frame in arch.h), let C decide (routes.c, compiled without vector registers),
+ * restore, and do one of enum psu_action.  Nothing of the interrupted call is lost: arguments, al, r10, r11, flags,
+ * vectors.
  *
  * A jump with all registers full takes its target from the stack, just below where the stack pointer ends up: 128 bytes
  * there are nobody else's (red zone), not even a signal handler's.
@@ -145,8 +146,8 @@ FUNCTION psu_slow_leave
         FINISH_RETURN
 END_FUNCTION psu_slow_leave
 
-/* Called by a SIDE gate without a block or a free entry: r11 := block, rbp := first free entry.  Without memory the gate is
- * undone; above `back` are then the saved rbp and the caller's return address. */
+/* Called by a SIDE gate without a block or a free entry: r11 := block, rbp := first free entry.  Without memory the
+ * gate is undone; above `back` are then the saved rbp and the caller's return address. */
 FUNCTION psu_side_slow
         SAVE
         CALL_C  psu_slow_side, $0
@@ -181,7 +182,8 @@ END_FUNCTION \name
         ROUTE   psu_full_pending, 2, 0, 0
         ROUTE   psu_full_redirect, 2, 1, 0
 
-/* Called first by a FULL gate.  For unwinders it stands in the gate's place: its frame is the gate's caller's callee. */
+/* Called first by a FULL gate.  For unwinders it stands in the gate's place: its frame is the gate's caller's callee.
+ * */
 FUNCTION psu_full_enter
         .cfi_def_cfa_offset 16
         SAVE

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * routes.c: the decisions behind routes.S.  Runs on application threads in the middle of their calls: async-signal-safe, no
- * lock, no vector register.
+ * routes.c: the decisions behind routes.S.  Runs on application threads in the middle of their calls:
+ * async-signal-safe, no lock, no vector register.
  */
 #include "gates.h"
 #include "internal.h"
@@ -69,8 +69,8 @@ uint32_t psu_slow_leaving(struct psu_frame *f)
 /* Where a call that was counted in `g` goes.  *undo: not to g's own version, so the gate must be undone first.
  *
  * commit_seq is read first: with the transaction numbers read later, a number newer than it means "not yet".  The agent
- * stores before/after ahead of the number that makes them valid (commit.c, arm), hence acquire.  `body` cannot change: the
- * call is counted, so the object is not free, so the gate is not given a new version. */
+ * stores before/after ahead of the number that makes them valid (commit.c, arm), hence acquire.  `body` cannot change:
+ * the call is counted, so the object is not free, so the gate is not given a new version. */
 static uint64_t pending(struct psu_gate *g, int *undo)
 {
     uint64_t now = __atomic_load_n(&psu_runtime.commit_seq, __ATOMIC_ACQUIRE);
@@ -86,8 +86,8 @@ static uint64_t pending(struct psu_gate *g, int *undo)
 
 static uint64_t redirected(const struct psu_gate *g) { return __atomic_load_n((uint64_t *)g->slot, __ATOMIC_ACQUIRE); }
 
-/* No memory for what the gate must keep: count the call in for good and jump to where it goes, without the gate.  The object
- * will never be freed, which is safe. */
+/* No memory for what the gate must keep: count the call in for good and jump to where it goes, without the gate.  The
+ * object will never be freed, which is safe. */
 static uint64_t without_gate(struct psu_gate *g)
 {
     int undo = 0;
@@ -148,7 +148,8 @@ uint32_t psu_route(struct psu_frame *f, uint32_t how)
 
 /* ---- PSU_FULL --------------------------------------------------------------------------------------- */
 
-/* 0: xmm, 1: ymm, 2: zmm.  cpuid 1, ecx bit 27: the kernel has switched on XCR0; its bits 2:1 are SSE and AVX, 7:5 AVX-512. */
+/* 0: xmm, 1: ymm, 2: zmm.  cpuid 1, ecx bit 27: the kernel has switched on XCR0; its bits 2:1 are SSE and AVX, 7:5
+ * AVX-512. */
 static uint32_t vector_level(void)
 {
     static uint32_t known; /* level + 1 */
@@ -168,7 +169,8 @@ static uint32_t vector_level(void)
 
 /* Where psu_frame has the registers, by hardware number; callee-saved ones and rsp are not ours to restore: 0. */
 #define AT(r) (offsetof(struct psu_frame, r) / 8)
-static const uint8_t place[16] = {AT(rax), AT(rcx), AT(rdx), 0, 0, 0, AT(rsi), AT(rdi), AT(r8), AT(r9), AT(r10), AT(r11)};
+static const uint8_t place[16] = {AT(rax), AT(rcx), AT(rdx), 0, 0, 0, AT(rsi), AT(rdi),
+                                  AT(r8), AT(r9), AT(r10), AT(r11)};
 #define VOLATILE_GENERAL 0x0fc7u
 
 /* Copies the general registers in `which` from or to the area; bit n: hardware number n. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * vectors.S: save and restore those of the sixteen vector registers that callers keep values in over a call (-fipa-ra), at
- * the width that processor and kernel have switched on.  Used by PSU_FULL gates.  Nothing but the restored registers changes;
- * the rest of the shim never touches vector registers.
+ * vectors.S: save and restore those of the sixteen vector registers that callers keep values in over a call (-fipa-ra),
+ * at the width that processor and kernel have switched on.  Used by PSU_FULL gates.  Nothing but the restored registers
+ * changes; the rest of the shim never touches vector registers.
  */
 #include <cet.h>
 

@@ -1,0 +1,97 @@
+"""What the tests of instrument share: building programs, instrumenting them, running them with slots changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from conftest import compile as run_compiler
+
+from psu_bin import descriptor
+from psu_bin.elf import Binary
+from psu_bin.instrument import driver
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@pytest.fixture(scope="session")
+def change(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that changes slots, see programs/change.c; and a built shim for the driver."""
+    out = tmp_path_factory.mktemp("change") / "change.so"
+    run_compiler("-shared", "-fPIC", "-O1", "-nostdlib", "-fno-stack-protector", PROGRAMS / "change.c", "-o", out)
+    shim = ROOT / "psu_bin" / "shim" / descriptor.SHIM_SONAME
+    if not shim.exists():
+        shim.parent.mkdir(exist_ok=True)
+        subprocess.run(["make", "-s", "-C", str(ROOT / "shim"), f"OUT={shim}"], check=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, change: Path) -> Path:
+    """A folder for what test modules build once."""
+    return tmp_path_factory.mktemp("built")
+
+
+@dataclass(frozen=True)
+class Instrumented:
+    """A program or library, before and after."""
+    original: Path
+    path: Path
+    result: driver.InstrumentResult
+
+    @property
+    def binary(self) -> Binary:
+        return Binary.read(self.path)
+
+    @property
+    def descriptor(self) -> descriptor.Descriptor:
+        b = self.binary
+        return descriptor.decode(b.data[b.offset_of(b.dyn(descriptor.DT_PSU) or 0):], str(self.path))
+
+    def changes(self, pairs: dict[str, str]) -> dict[str, str]:
+        """The environment that lets change.so put the original of the second function into the slot of the first."""
+        d = self.descriptor
+        index = {s.name: s.function for s in d.symbols if s.function != descriptor.NO_FUNCTION}
+        missing = [n for n in (*pairs, *pairs.values()) if n not in index]
+        assert not missing, f"not updatable: {missing} {[n for n in self.result.not_updatable if n.name in missing]}"
+        lines = [f"{a} {d.slot(index[a]):x} {d.functions[index[b]].original:x}" for a, b in pairs.items()]
+        module = "" if self.binary.segment(3) else self.path.name        # 3: PT_INTERP
+        return {"PSU_TEST_CHANGES": "\n".join(lines), "PSU_TEST_MODULE": module}
+
+
+def compiled(out: Path, *arguments: object, cc: str = "gcc") -> Path:
+    """Compile programs/SOURCE... with flags; names of sources are relative to programs/."""
+    words = [PROGRAMS / a if isinstance(a, str) and a.endswith((".c", ".cc")) else a for a in arguments]
+    run_compiler(*words, f"-I{PROGRAMS}", "-o", out, cc=cc)
+    return out
+
+
+def instrument(path: Path, output: Path | None = None, **how: object) -> Instrumented:
+    """Instrument `path` into a folder beside it (or `output`)."""
+    if output is None:
+        output = path.parent / "psu" / path.name
+    output.parent.mkdir(exist_ok=True)
+    arguments = {"include": (), "exclude": (), "debug_file": None, **how}
+    return Instrumented(path, output, driver.instrument(path, output, **arguments))   # type: ignore[arg-type]
+
+
+def run(path: Path, *arguments: str, env: dict[str, str] | None = None, preload: Path | None = None,
+        status: int = 0) -> str:
+    """Standard output of a program; fails when it ends otherwise than with `status`."""
+    wanted = {**os.environ, **(env or {})}
+    if preload:
+        wanted["LD_PRELOAD"] = str(preload)
+    done = subprocess.run([str(path), *arguments], capture_output=True, text=True, timeout=60, env=wanted)
+    assert done.returncode == status, f"{path}: status {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def tool(*words: object) -> str:
+    """Output of a binary tool, errors included; fails when it fails."""
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
