@@ -15,7 +15,7 @@ from psu_bin import descriptor, elf
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
-from psu_bin.instrument import dynamic
+from psu_bin.instrument import dynamic, soundness
 from psu_bin.instrument.plan_types import NotUpdatable, Plan
 
 
@@ -43,7 +43,9 @@ def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclud
     except OSError as e:
         raise PsuError(str(output), f"cannot be written: {e.strerror}") from e
     if output.is_dir():
-        raise PsuError(str(output), "is a folder")
+        raise PsuError(str(output), "is a folder", "give the name of the file to write with -o")
+    if output.name == descriptor.SHIM_SONAME:
+        raise PsuError(str(output), "is the name of the shim", "give another name with -o")
     shim = shim_file()
     beside = output.parent / descriptor.SHIM_SONAME
     planned = plan.make(binary, arch, include, exclude, debug)
@@ -89,8 +91,7 @@ def _read(path: Path, debug_file: Path | None) -> tuple[Binary, Arch, Binary | N
         raise PsuError(where, "is instrumented already", "instrument the file that it was made from")
     if binary.segment(elf.PT_DYNAMIC) is None or _static_pie(binary):
         raise PsuError(where, "is statically linked: it cannot load the shim", "link it dynamically")
-    if not binary.segments:
-        raise PsuError(where, "has no program headers")
+    soundness.check(binary)
     debug = None
     if debug_file:
         from psu_bin.instrument import debuglink

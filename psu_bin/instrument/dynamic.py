@@ -4,7 +4,8 @@ The shim must be the first DT_NEEDED: it takes the place of pthread_create.  It 
 the run path that the file has.  Only one tag is extended: DT_RUNPATH makes loaders ignore DT_RPATH, so the one is
 never added beside the other.
 
-Linkers leave a few entries free at the end of the section, lld none; then it moves into the new data segment.
+Linkers leave a few entries free at the end of the section, lld none; then it moves into the new data segment, and what
+refers to the symbol _DYNAMIC (debuggers inside the program, garbage collectors) follows it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,15 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+import numpy as np
+
 from psu_bin import elf
+from psu_bin.arch import Arch
 from psu_bin.descriptor import DT_PSU, SHIM_SONAME
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
+from psu_bin.instrument import operands
+from psu_bin.instrument.layout import holding
 
 DT_RELAENT, DT_RELRENT, DT_DEBUG, DT_PLTGOT, DT_FLAGS_1 = 9, 37, 21, 3, 0x6FFFFFFB
 DF_1_PIE = 0x08000000
@@ -77,3 +83,41 @@ def encode(binary: Binary, what: Request, addresses: dict[int, int], size: int) 
     out.insert(first, (elf.DT_NEEDED, what.shim))
     out += values.items()
     return b"".join(ENTRY.pack(t, v) for t, v in out).ljust(size, b"\0")
+
+
+def pointers(binary: Binary) -> np.ndarray:
+    """The file offsets of words that hold the address of the dynamic section and are no DT_RELA relocations.
+
+    The first word of DT_PLTGOT does (psABI 5.2), and words of .got."""
+    p = binary.segment(elf.PT_DYNAMIC)
+    where = [binary.relr]
+    got = binary.dyn(DT_PLTGOT)
+    if got:
+        where.append(np.array([got]))
+    for s in binary.sections:
+        if s.name == ".got" and s.address != got and binary.type == elf.ET_EXEC and s.type != elf.SHT_NOBITS:
+            where.append(np.arange(s.address, s.end - 7, 8))
+    offsets = holding(binary.segments, np.concatenate(where).astype(np.int64))
+    offsets = offsets[(offsets >= 0) & (offsets <= len(binary.data) - 8)]
+    words: np.ndarray = np.ndarray((len(binary.data) - 7,), dtype="<u8", buffer=binary.data, strides=(1,))
+    found: np.ndarray = offsets[words[offsets] == (p.address if p else 0)]
+    return found
+
+
+def follow(binary: Binary, arch: Arch, out: bytearray, address: int, rela: int) -> None:
+    """Make what refers to the dynamic section refer to `address`.
+
+    rela: offset in `out` of what were the first entries of DT_RELA."""
+    p = binary.segment(elf.PT_DYNAMIC)
+    if p is None:
+        return
+    for offset in pointers(binary).tolist():
+        out[offset:offset + 8] = address.to_bytes(8, "little")
+    for i in np.flatnonzero((binary.rela["r_addend"] == p.address) & (binary.rela["r_sym"] == 0)).tolist():
+        out[rela + 24 * i + 16:rela + 24 * i + 24] = address.to_bytes(8, "little")
+    for x in operands.referring(binary, arch, p.address, p.address + 1):
+        at = binary.offset_of(x.at)
+        value = int.from_bytes(out[at:at + x.size], "little", signed=True) + address - p.address
+        if value >> 8 * x.size - 1 not in (0, -1):
+            raise PsuError(binary.path, f"too large: {x.at:#x} does not reach {address:#x}")
+        out[at:at + x.size] = value.to_bytes(x.size, "little", signed=True)

@@ -128,6 +128,7 @@ def header(where: str, table: SearchTable, address: int, eh_frame: int, new: lis
     Raises PsuError, naming `where`, when something is out of its reach."""
     entries = np.concatenate([table.entries, np.array(new, dtype=np.int64).reshape(-1, 2)])
     entries = entries[np.argsort(entries[:, 0], kind="stable")] - address
-    if entries.min() < -(1 << 31) or entries.max() >= 1 << 31:
+    distance = eh_frame - (address + 4)
+    if min(entries.min(), distance) < -(1 << 31) or max(entries.max(), distance) >= 1 << 31:
         raise PsuError(where, "too large: .eh_frame_hdr does not reach its code")
-    return _USUAL + struct.pack("<iI", eh_frame - (address + 4), len(entries)) + entries.astype("<i4").tobytes()
+    return _USUAL + struct.pack("<iI", distance, len(entries)) + entries.astype("<i4").tobytes()

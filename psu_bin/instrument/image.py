@@ -16,12 +16,11 @@ from psu_bin import descriptor, elf
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary, Section
 from psu_bin.errors import PsuError
-from psu_bin.instrument import dynamic, edits, ehframe, layout, relocations, tail
+from psu_bin.instrument import dynamic, edits, ehframe, layout, marks, relocations, tail
 from psu_bin.instrument.layout import Group, Piece
 from psu_bin.instrument.plan_types import Detour, Plan
 
 PHDR = struct.Struct("<IIQQQQQQ")
-NT_GNU_PROPERTY_TYPE_0 = 5
 
 
 class Image:
@@ -33,7 +32,7 @@ class Image:
         self.plan = plan
         self.relocated = binary.type == elf.ET_DYN
         self.flags = ((descriptor.MODULE_PIC if self.relocated else 0)
-                      | (descriptor.MODULE_IBT if wants_marks(binary, arch) else 0))
+                      | (descriptor.MODULE_IBT if marks.wanted(binary, arch) else 0))
         self.stub_size = arch.stub_size(self.flags)
         self.request = dynamic.request(binary, self.relocated and not relocations.packed(binary))
         self.room = layout.room_for_headers(binary, arch)
@@ -96,6 +95,7 @@ def build(binary: Binary, arch: Arch, plan: Plan, symbols: tuple[descriptor.Symb
     """The instrumented file's bytes.  Raises PsuError when the input cannot be extended."""
     m = Image(binary, arch, plan)
     _place_data_and_code(m)
+    _check_reach(m)
     _place_tables(m, symbols, files)
     # Every address is known.
     _fill_code(m)
@@ -108,22 +108,6 @@ def build(binary: Binary, arch: Arch, plan: Plan, symbols: tuple[descriptor.Symb
     _program_headers(m)
     tail.write(m)
     return bytes(m.out)
-
-
-def wants_marks(binary: Binary, arch: Arch) -> bool:
-    """Whether the file says that indirect branches must meet marks (endbr64, bti): GNU property notes."""
-    wanted, bit = arch.branch_marks
-    for p in binary.segments:
-        body = binary.data[p.offset:p.offset + p.filesz] if p.type in (elf.PT_NOTE, elf.PT_GNU_PROPERTY) else b""
-        if body[8:16] != struct.pack("<I", NT_GNU_PROPERTY_TYPE_0) + b"GNU\0":
-            continue
-        at, end = 16, 16 + int.from_bytes(body[4:8], "little")
-        while at + 12 <= min(end, len(body)):
-            kind, size, value = struct.unpack_from("<III", body, at)
-            if kind == wanted and size == 4:
-                return bool(value & bit)
-            at += 8 + _up(size, 8)
-    return False
 
 
 def _up(value: int, align: int) -> int:
@@ -162,6 +146,14 @@ def _place_data_and_code(m: Image) -> None:
         at = _up(at + len(d.copy) + m.arch.jump_size, m.arch.stub_align)
 
 
+def _check_reach(m: Image) -> None:
+    """Stubs come behind everything: refuse a file whose code cannot reach that far."""
+    span = m.code.address + m.code.size - min(p.address for p in m.binary.segments if p.type == elf.PT_LOAD)
+    if span >= m.arch.reach - (1 << 20):          # the read-only segment follows
+        raise PsuError(m.binary.path, f"too large: code and data span {span >> 20} MiB, branches reach "
+                                      f"{m.arch.reach >> 20} MiB")
+
+
 def _ends(m: Image) -> tuple[int, int]:
     """(address, file offset) behind everything placed so far."""
     last = m.groups[-1] if m.groups else None
@@ -190,7 +182,7 @@ def _place_tables(m: Image, symbols: tuple[descriptor.Symbol, ...], files: tuple
     # Moving the loader's other tables, too, can make better use of the holes.
     kept = m.tables
     m.tables = list(kept)
-    _add_moved(m, [(s,) for s in layout.loader_tables(b, m.arch)])
+    _add_moved(m, [(s,) for s in layout.loader_tables(b)])
     second = _fit(m, m.tables, table)
     if _overflow(second) + layout.SMALL_PAGE <= _overflow(choice):
         choice = second
@@ -222,7 +214,7 @@ Fit = tuple[list[tuple[Piece, int]], list[Piece], "ehframe.Place | None", "Piece
 
 
 def _fit(m: Image, tables: list[Piece], table: ehframe.SearchTable | None) -> Fit:
-    """([(piece, address in a hole)], pieces for the new segment, where .eh_frame grows, or else a piece for its rows)."""
+    """([(piece, address in a hole)], pieces for the new segment, where .eh_frame grows, else a piece for its rows)."""
     free = layout.holes(m.binary, tables, m.room.end)
     place = rows = None
     if table:
@@ -326,7 +318,7 @@ def _fill_tables(m: Image) -> None:
 
 
 def _copy_input(m: Image) -> None:
-    """What is loaded stays where it is; what moved is cleared (but for .dynamic: see _reroute)."""
+    """What is loaded stays where it is; what moved is cleared, but for .dynamic: its segment is writable."""
     end = max([layout.loaded_end(m.binary)] + [g.offset + g.size for g in m.groups])
     m.out = bytearray(m.binary.data[:layout.loaded_end(m.binary)]).ljust(end, b"\0")
     for p in m.tables:
@@ -360,10 +352,7 @@ def _reroute(m: Image) -> None:
     if segment and not m.dynamic:
         m.out[segment.offset:segment.offset + len(m.dynamic_data)] = m.dynamic_data
     elif segment and m.dynamic:
-        # The first word of DT_PLTGOT is the address of the dynamic section (psABI 5.2).
-        got = b.dyn(dynamic.DT_PLTGOT)
-        if got and m.out[m.offset(got):][:8] == struct.pack("<Q", segment.address):
-            m.put(got, struct.pack("<Q", m.dynamic.address))
+        dynamic.follow(b, m.arch, m.out, m.dynamic.address, places.rela)
 
 
 def _detour(m: Image) -> None:

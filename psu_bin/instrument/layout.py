@@ -22,6 +22,7 @@ from psu_bin import elf
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary, Section, Segment
 from psu_bin.errors import PsuError
+from psu_bin.instrument import operands
 
 EHDR_SIZE, PHDR_SIZE = 64, 56
 SMALL_PAGE = 4096                # what kernels map at least, on every architecture
@@ -37,7 +38,6 @@ TAG_OF_TYPE = {SHT_HASH: DT_HASH, SHT_GNU_HASH: elf.DT_GNU_HASH, elf.SHT_DYNSYM:
 # Dynamic tags whose value is an address in such a section.
 ADDRESS_TAGS = frozenset(TAG_OF_TYPE.values()) | {elf.DT_RELA, elf.DT_RELR}
 # Segments that only say where something is: they move with what they name.
-_AT_ADDRESS = (elf.PT_DYNAMIC, elf.PT_INTERP, elf.PT_NOTE, elf.PT_GNU_PROPERTY, elf.PT_GNU_EH_FRAME)
 MOVABLE_SEGMENTS = (elf.PT_INTERP, elf.PT_NOTE, elf.PT_GNU_PROPERTY)
 
 
@@ -118,23 +118,10 @@ class HeaderRoom:
     end: int
 
 
-def _check_segments(binary: Binary) -> None:
-    """Raise PsuError unless segments are where they say, in the file as in memory: the kernel reads PT_INTERP by its
-    offset and maps PT_LOAD by page, the dynamic linker goes by addresses, and we move both together (gABI, chapter 5)."""
-    for p in binary.segments:
-        if p.type == elf.PT_LOAD and (p.address - p.offset) % SMALL_PAGE:
-            raise PsuError(binary.path, f"malformed: segment {p.index} has address {p.address:#x} and file offset "
-                                        f"{p.offset:#x}", "they must be at the same place of a page")
-        if p.type in _AT_ADDRESS and p.filesz and binary.offset_of(p.address) != p.offset:
-            raise PsuError(binary.path, f"malformed: segment {p.index} with address {p.address:#x} is not at file offset "
-                                        f"{p.offset:#x}")
-
-
 def room_for_headers(binary: Binary, arch: Arch) -> HeaderRoom:
     """Room for three more program headers, or for two.  Raises PsuError when there is none."""
     if binary.phentsize != PHDR_SIZE:
         raise PsuError(binary.path, f"malformed ELF header: program headers of {binary.phentsize} bytes")
-    _check_segments(binary)
     first = next((p for p in binary.segments if p.type == elf.PT_LOAD), None)
     if first is None or first.offset != 0:
         raise PsuError(binary.path, "its first segment does not begin with the ELF header",
@@ -167,10 +154,15 @@ def _units(binary: Binary, arch: Arch, end: int, reasons: list[str]) -> tuple[tu
         if not unit:
             reasons.append(f"{s.name or 'a section'} cannot be moved")
             return None
-        if pinned := _pinned(binary, arch, unit):
+        if pinned := _pinned(binary, unit):
             reasons.append(f"{s.name} cannot be moved: {pinned}")
             return None
         out.append(unit)
+    # The loader's own tables have no other name; the others a program might know.
+    others = [unit for unit in out if unit[0].type not in TAG_OF_TYPE]
+    if others and (where := _used(binary, arch, min(u[0].address for u in others), max(u[-1].end for u in others))):
+        reasons.append(f"{others[0][0].name} cannot be moved: {where} refers to it")
+        return None
     return tuple(out)
 
 
@@ -193,8 +185,8 @@ def _unit(binary: Binary, loaded: list[Section], s: Section) -> tuple[Section, .
     return inside if covered and (inside[0].address, inside[-1].end) == (low, high) else ()
 
 
-def _pinned(binary: Binary, arch: Arch, unit: tuple[Section, ...]) -> str:
-    """Why a program may refer to `unit` by address; "" when nothing says so."""
+def _pinned(binary: Binary, unit: tuple[Section, ...]) -> str:
+    """Which table of the loader refers to `unit` by address; "" when none does."""
     low, high = unit[0].address, unit[-1].end
 
     def hit(values: np.ndarray) -> bool:
@@ -211,15 +203,18 @@ def _pinned(binary: Binary, arch: Arch, unit: tuple[Section, ...]) -> str:
         placed = (e["st_shndx"] != elf.SHN_UNDEF) & (e["st_shndx"] < elf.SHN_LORESERVE)
         if hit(e["st_value"][placed & ((e["st_info"] & 15) != elf.STT_TLS)]):
             return "a dynamic symbol is defined in it"
-    if unit[0].type in TAG_OF_TYPE:
-        return ""                # the loader's own tables: nothing else has a name for them
+    return ""
+
+
+def _used(binary: Binary, arch: Arch, low: int, high: int) -> str:
+    """What of the program refers to [low, high); "" when nothing does."""
+    if operands.referring(binary, arch, low, high):
+        return "code"
     for s in binary.sections:
-        if s.flags & elf.SHF_EXECINSTR and s.type != elf.SHT_NOBITS:
-            if arch.may_refer(binary.contents(s), s.address, low, high, binary.type == elf.ET_EXEC):
-                return f"code in {s.name} may refer to it"
-        elif binary.type == elf.ET_EXEC and s.flags & elf.SHF_WRITE and s.type == elf.SHT_PROGBITS:
-            if hit(np.frombuffer(binary.contents(s)[:s.size // 8 * 8], dtype="<i8")):
-                return f"{s.name} may refer to it"
+        if binary.type == elf.ET_EXEC and s.flags & elf.SHF_WRITE and s.type == elf.SHT_PROGBITS:
+            words = np.frombuffer(binary.contents(s)[:s.size // 8 * 8], dtype="<i8")
+            if ((words >= low) & (words < high)).any():
+                return s.name
     return ""
 
 
@@ -261,12 +256,12 @@ def fit(free: list[tuple[int, int]], pieces: list[Piece]) -> tuple[list[tuple[Pi
     return placed, left
 
 
-def loader_tables(binary: Binary, arch: Arch) -> list[Section]:
+def loader_tables(binary: Binary) -> list[Section]:
     """The read-only sections that only loaders use, and find through a dynamic tag: they may move."""
     writable = [p for p in binary.segments if p.type == elf.PT_LOAD and p.flags & elf.PF_W]
     return [s for s in binary.sections if s.type in TAG_OF_TYPE and s.flags & elf.SHF_ALLOC and s.size
             and not any(p.address <= s.address < p.address + p.memsz for p in writable)
-            and _unit(binary, [s], s) and not _pinned(binary, arch, (s,))]
+            and _unit(binary, [s], s) and not _pinned(binary, (s,))]
 
 
 def memory_end(binary: Binary) -> int:

@@ -16,15 +16,20 @@ import numpy as np
 from psu_bin import descriptor, elf
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary
-from psu_bin.instrument import edits, ehframe
-from psu_bin.instrument.dynamic import DT_PLTGOT, ORIGIN
-from psu_bin.instrument.layout import ADDRESS_TAGS, EHDR_SIZE, PHDR_SIZE, holding
+from psu_bin.instrument import dynamic, edits, ehframe, marks, operands
+from psu_bin.instrument.dynamic import DT_RELAENT, ORIGIN
+from psu_bin.instrument.layout import ADDRESS_TAGS, EHDR_SIZE, MOVABLE_SEGMENTS, PHDR_SIZE, TAG_OF_TYPE, holding
 from psu_bin.instrument.plan_types import Plan, Reroute
 
 STRING_TAGS = frozenset({elf.DT_NEEDED, elf.DT_SONAME, elf.DT_RPATH, elf.DT_RUNPATH})
 _RUN_PATHS = (elf.DT_RUNPATH, elf.DT_RPATH)
 # What may have another value than before; each is checked by itself.
 _CHANGING = ADDRESS_TAGS | STRING_TAGS | {elf.DT_STRSZ, elf.DT_RELASZ, elf.DT_RELACOUNT, elf.DT_RELRSZ}
+
+
+PADDING = 64                      # bytes that alignment leaves between sections, at most
+_CHECKED = (elf.SHT_DYNSYM, elf.SHT_STRTAB, elf.SHT_RELA)     # in _tables
+_MAY_MOVE = (*MOVABLE_SEGMENTS, elf.PT_PHDR, elf.PT_DYNAMIC, elf.PT_GNU_EH_FRAME)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ def verify(before: Binary, arch: Arch, plan: Plan, symbols: tuple[descriptor.Sym
         touched = np.zeros(len(before.data), dtype=bool)
         _references(p, touched)
         _detours(p, touched)
+        _dynamic_moved(p, touched)
         _dynamic(p)
         _tables(p)
         _unwinding(p)
@@ -91,14 +97,20 @@ def _segments(p: Pair) -> None:
         end = s.address + s.memsz
     p.must(after.phoff == EHDR_SIZE and loads[0].offset == 0
            and loads[0].filesz >= EHDR_SIZE + PHDR_SIZE * after.phnum, "the program headers are not loaded")
-    named = (elf.PT_DYNAMIC, elf.PT_INTERP, elf.PT_NOTE, elf.PT_GNU_PROPERTY, elf.PT_GNU_EH_FRAME)
-    for s in after.segments:
-        if s.type in named and s.filesz:
-            p.must(after.offset_of(s.address) == s.offset, f"segment {s.index} is not where it says")
-    for kind in (elf.PT_INTERP, elf.PT_NOTE, elf.PT_GNU_PROPERTY):
-        was, now = ([b.data[s.offset:s.offset + s.filesz] for s in b.segments if s.type == kind]
-                    for b in (before, after))
-        p.must(was == now, f"segments of type {kind:#x} hold something else")
+    rest = [[s for s in b.segments if s.type != elf.PT_LOAD] for b in (before, after)]
+    p.must(len(rest[0]) == len(rest[1]), "a program header is missing")
+    for was, now in zip(*rest):
+        places = was.offset, was.address, was.filesz, was.memsz
+        p.must((was.type, was.flags, was.align) == (now.type, now.flags, now.align)
+               and (places == (now.offset, now.address, now.filesz, now.memsz) or was.type in _MAY_MOVE),
+               f"program header {now.index}")
+        if was.type in _MAY_MOVE and now.filesz:
+            p.must(now.filesz == now.memsz and after.offset_of(now.address) == now.offset
+                   if places != (now.offset, now.address, now.filesz, now.memsz) else True,
+                   f"segment {now.index} is not where it says")
+        if was.type in MOVABLE_SEGMENTS:
+            p.must(before.data[was.offset:was.offset + was.filesz] == after.data[now.offset:now.offset + now.filesz],
+                   f"segment {now.index} holds something else")
 
 
 def _descriptor(p: Pair, symbols: tuple[descriptor.Symbol, ...], files: tuple[str, ...]) -> None:
@@ -108,9 +120,12 @@ def _descriptor(p: Pair, symbols: tuple[descriptor.Symbol, ...], files: tuple[st
                for i, f in enumerate(p.plan.functions)]
     p.must([(f.name, f.address, f.size, f.flags, f.preserve, f.callers) for f in d.functions] == planned
            and d.symbols == symbols and d.files == files, "the descriptor says something else than the plan")
-    p.must(d.machine == p.before.machine and d.build_id == p.before.build_id
-           and bool(d.flags & descriptor.MODULE_PIC) == (p.before.type == elf.ET_DYN)
-           and d.slots % 8 == 0, "the descriptor's header is wrong")
+    flags = descriptor.MODULE_PIC if p.before.type == elf.ET_DYN else 0
+    flags |= descriptor.MODULE_IBT if marks.wanted(p.before, p.arch) else 0
+    p.must(d.machine == p.before.machine and d.build_id == p.before.build_id and d.flags == flags
+           and d.stub_size == p.arch.stub_size(flags) and d.slots % 8 == 0, "the descriptor's header")
+    raw = descriptor.encode(d)
+    p.must(p.bytes_at(p.after.dyn(descriptor.DT_PSU) or 0, len(raw)) == raw, "the descriptor's bytes")
 
 
 def _stubs(p: Pair) -> None:
@@ -133,6 +148,7 @@ def _stubs(p: Pair) -> None:
             p.must(bool((p.after.relr[-count:] == slots).all()), "the relocations of the slots")
         else:
             p.must(len(rela) == count and bool((rela["r_type"] == p.arch.relative).all()
+                                               and (rela["r_sym"] == 0).all()
                                                and (rela["r_offset"] == slots).all()), "the relocations of the slots")
             words = rela["r_addend"]
     p.must(bool((words == original).all()), "a slot does not hold its original")
@@ -194,6 +210,23 @@ def _detours(p: Pair, touched: np.ndarray) -> None:
         p.must(copy == expected, f"the moved entry of {name}")
 
 
+def _dynamic_moved(p: Pair, touched: np.ndarray) -> None:
+    """Where .dynamic moved, what referred to it refers to the new one."""
+    was, now = p.before.segment(elf.PT_DYNAMIC), p.after.segment(elf.PT_DYNAMIC)
+    assert was and now
+    if was.address == now.address:
+        touched[was.offset:was.offset + was.filesz] = True
+        return
+    for offset in dynamic.pointers(p.before).tolist():
+        p.must(p.after.data[offset:offset + 8] == now.address.to_bytes(8, "little"), "a pointer to the dynamic section")
+        touched[offset:offset + 8] = True
+    for x in operands.referring(p.before, p.arch, was.address, was.address + 1):
+        old, new = (int.from_bytes(b.data[b.offset_of(x.at):][:x.size], "little", signed=True)
+                    for b in (p.before, p.after))
+        p.must(new - old == now.address - was.address, f"the reference to the dynamic section at {x.at:#x}")
+        touched[p.before.offset_of(x.at):][:x.size] = True
+
+
 def _dynamic(p: Pair) -> None:
     """The loader's view: what it found before, with the shim first."""
     before, after = p.before, p.after
@@ -205,10 +238,16 @@ def _dynamic(p: Pair) -> None:
     rest = [(t, v) for t, v in new if t != descriptor.DT_PSU]
     rest.remove(next(e for e in rest if e[0] == elf.DT_NEEDED))
     p.must([t for t, _ in rest][:len(old)] == [t for t, _ in old], "the order of dynamic entries")
+    p.must({t for t, _ in rest[len(old):]} <= {elf.DT_RUNPATH, elf.DT_RELA, elf.DT_RELASZ, DT_RELAENT},
+           "a dynamic entry that nobody asked for")
     for (tag, was), (_, now) in zip(old, rest):
         if tag in STRING_TAGS and tag not in _RUN_PATHS:
             p.must(_text(before, was) == _text(after, now), f"dynamic entry {tag:#x}")
         p.must(was == now or tag in _CHANGING, f"dynamic entry {tag:#x}")
+        if tag in ADDRESS_TAGS:        # each table is where the section of that name is
+            names = {s.name for s in before.sections if s.flags & elf.SHF_ALLOC and s.size and s.address == was}
+            there = {s.name for s in after.sections if s.flags & elf.SHF_ALLOC and s.size and s.address == now}
+            p.must(was == now or bool(names & there), f"dynamic entry {tag:#x}")
     path, path_now = (next(((t, _text(b, v)) for k in _RUN_PATHS for t, v in b.dynamic if t == k), None)
                       for b in (before, after))
     if path and {ORIGIN, "${ORIGIN}"} & set(path[1].split(":")):
@@ -216,6 +255,13 @@ def _dynamic(p: Pair) -> None:
     else:
         p.must(path_now == ((path[0], f"{path[1]}:{ORIGIN}".lstrip(":")) if path else (elf.DT_RUNPATH, ORIGIN)),
                "the run path")
+    text = descriptor.SHIM_SONAME + "\0" + (path_now[1] + "\0" if path_now and path_now != path else "")
+    size, count = (before.dyn(elf.DT_STRSZ) or 0) + len(text.encode("utf-8", "surrogateescape")), len(p.plan.functions)
+    p.must(after.dyn(elf.DT_STRSZ) == size, "the size of the dynamic strings")
+    for tag, entry in ((elf.DT_RELASZ, 24), (elf.DT_RELRSZ, 8)):
+        was, now = before.dyn(tag) or 0, after.dyn(tag) or 0
+        p.must(now in (was, was + entry * count) or tag == elf.DT_RELRSZ and now % entry == 0,
+               f"dynamic entry {tag:#x}")
 
 
 def _closed(b: Binary) -> bool:
@@ -243,6 +289,8 @@ def _tables(p: Pair) -> None:
     for fields in edits.by_kind(p.plan):
         if fields.kind is Reroute.RELA_ADDEND:
             old["r_addend"][fields.at] = new["r_addend"][fields.at]
+    was, now = before.segment(elf.PT_DYNAMIC), after.segment(elf.PT_DYNAMIC)
+    old["r_addend"][(old["r_addend"] == (was.address if was else 0)) & (old["r_sym"] == 0)] = now.address if now else 0
     p.must(bool((old == new).all()) and bool((before.jmprel == after.jmprel).all())
            and len(before.jmprel) == len(after.jmprel), "a relocation changed")
     packed = len(after.relr) - len(before.relr)
@@ -250,15 +298,15 @@ def _tables(p: Pair) -> None:
            and packed + shift == (len(p.plan.functions) if before.type == elf.ET_DYN else 0), "the relocations")
     count = (before.dyn(elf.DT_RELACOUNT), after.dyn(elf.DT_RELACOUNT))
     p.must(count[0] == count[1] if count[0] is None or not shift else count[1] == count[0] + shift, "DT_RELACOUNT")
-    symbols, now = _symbols(before).copy(), _symbols(after).copy()
-    p.must(len(symbols) == len(now), "the number of dynamic symbols")
+    symbols, present = _symbols(before).copy(), _symbols(after).copy()
+    p.must(len(symbols) == len(present), "the number of dynamic symbols")
     for fields in edits.by_kind(p.plan):
         if fields.kind is Reroute.DYNSYM:
             for column in ("st_value", "st_size"):
-                symbols[column][fields.at] = now[column][fields.at]
-    p.must(bool(((symbols["st_shndx"] == 0) == (now["st_shndx"] == 0)).all()), "a dynamic symbol is defined or not")
-    symbols["st_shndx"] = now["st_shndx"]
-    p.must(bool((symbols == now).all()), "a dynamic symbol changed")
+                symbols[column][fields.at] = present[column][fields.at]
+    p.must(bool(((symbols["st_shndx"] == 0) == (present["st_shndx"] == 0)).all()), "a dynamic symbol is defined or not")
+    symbols["st_shndx"] = present["st_shndx"]
+    p.must(bool((symbols == present).all()), "a dynamic symbol changed")
     size = before.dyn(elf.DT_STRSZ) or 0
     strings = [b.data[b.offset_of(b.dyn(elf.DT_STRTAB) or 0):][:size] for b in (before, after)]
     p.must(strings[0] == strings[1], "the dynamic strings")
@@ -274,16 +322,23 @@ def _unwinding(p: Pair) -> None:
     p.must(bool((np.diff(new.entries[:, 0]) >= 0).all()) or not bool((np.diff(old.entries[:, 0]) >= 0).all()),
            "the unwind search table is not sorted")
     p.must(set(map(tuple, old.entries.tolist())) <= set(map(tuple, new.entries.tolist())), "an unwind row is missing")
+    end = p.before.section(".eh_frame")
+    now = p.after.section(".eh_frame")
+    if end and now and p.before.contents(end)[-4:] == bytes(4):
+        p.must(p.after.contents(now)[-4:] == bytes(4), "the end of the unwind rows")
     added = sorted(set(map(tuple, new.entries.tolist())) - set(map(tuple, old.entries.tolist())))
     p.must(bool(added) and added[0][0] == p.found.stubs, "the stubs have no unwind row")
-    covered = []
-    for start, fde in added:
-        length, cie, begin, size = struct.unpack("<IIii", p.bytes_at(fde, 16))
-        p.must(fde + 8 + begin == start and p.bytes_at(fde + 4 - cie + 4, 4) == bytes(4), f"the unwind row at {fde:#x}")
-        covered.append((start, start + size))
+    programs = {p.found.functions[x.function].original: x.cfi for x in p.plan.detours}
+    size = [struct.unpack("<i", p.bytes_at(fde + 12, 4))[0] for _, fde in added]
+    ranges = [ehframe.Code(start, n, programs.get(start, b"")) for (start, _), n in zip(added, size)]
+    first = added[0][1] - len(ehframe.rows(p.arch, 0, [])[0])
+    body, where = ehframe.rows(p.arch, first, ranges)
+    p.must(where == [fde for _, fde in added] and p.bytes_at(first, len(body)) == body, "the new unwind rows")
     ends = [p.found.stub(len(p.plan.functions) - 1) + p.found.stub_size]
     ends += [p.found.functions[x.function].original + len(x.copy) + p.arch.jump_size for x in p.plan.detours]
-    p.must(all(any(a < e <= b for a, b in covered) for e in ends), "new code has no unwind row")
+    p.must(all(any(r.start < e <= r.start + r.size for r in ranges) for e in ends), "new code has no unwind row")
+    p.must(all((x.cfi or b"") in (r.program for r in ranges if r.start <= p.found.functions[x.function].original
+                                  < r.start + r.size) for x in p.plan.detours), "a moved entry's unwind row")
 
 
 def _sections(p: Pair) -> None:
@@ -304,28 +359,23 @@ def _rest(p: Pair, touched: np.ndarray) -> None:
     before, after = p.before, p.after
     touched[:EHDR_SIZE + PHDR_SIZE * (before.phnum + 3)] = True
     at = {(s.name, s.address, s.size) for s in after.sections}
-    # Padding between sections, where there is nothing but zeros, may be part of a hole.
-    outside = np.frombuffer(before.data, dtype=np.uint8) == 0
-    for s in before.sections:
-        if s.flags & elf.SHF_ALLOC and s.type != elf.SHT_NOBITS:
-            outside[s.offset:s.offset + s.size] = False
-    touched |= outside
+    moved_away = []
     for s in before.sections:
         if not s.flags & elf.SHF_ALLOC or s.type == elf.SHT_NOBITS or not s.size:
             continue
         if s.type == elf.SHT_DYNSYM or (s.name, s.address, s.size) not in at and s.name != ".eh_frame":
             touched[s.offset:s.offset + s.size] = True
-    moved = [s for s in before.sections if s.type in (5, 0x6FFFFFF6, 0x6FFFFFFD, 0x6FFFFFFE, 0x6FFFFFFF)]
-    for s in moved:              # hash tables and versions: never change
-        now = after.section(s.name)
-        p.must(now is not None and before.contents(s) == after.contents(now), f"section {s.name}")
-    new_dynamic = after.segment(elf.PT_DYNAMIC)
-    old_dynamic = before.segment(elf.PT_DYNAMIC)
-    if old_dynamic and new_dynamic and old_dynamic.address == new_dynamic.address:
-        touched[old_dynamic.offset:old_dynamic.offset + old_dynamic.filesz] = True
-    elif old_dynamic and before.dyn(DT_PLTGOT):
-        got = before.offset_of(before.dyn(DT_PLTGOT) or 0)
-        touched[got:got + 8] = True
+            moved_away.append(s)
+    # Padding next to what moved is part of its hole.
+    starts = sorted(s.offset for s in before.sections if s.flags & elf.SHF_ALLOC and s.size)
+    for s in moved_away:
+        end = s.offset + s.size
+        following = next((x for x in starts if x >= end), end)
+        touched[end:min(following, end + PADDING)] = True
+    for s in before.sections:
+        if s.type in TAG_OF_TYPE and s.type not in _CHECKED:        # hash tables and versions: never change
+            there = [before.contents(s) == after.contents(x) for x in after.sections if x.type == s.type]
+            p.must(there == [True], f"section {s.name}")
     rela = before.dyn(elf.DT_RELA)
     if rela and not len(after.rela) - len(before.rela):
         start = before.offset_of(rela)

@@ -151,8 +151,8 @@ class Host:
         b = Binary.read(program)
         bias = base if b.type == 3 else 0
         end = bias + max(p.address + p.memsz for p in b.segments)
-        # Above the program and its heap, well within reach.
-        self.free = (end + (1 << 30)) // 4096 * 4096 if b.type == 3 else 0x20000000
+        # Above the program and its heap, which begins up to 1 GiB after it (arch_randomize_brk), and within reach.
+        self.free = (end + (1 << 30) + (1 << 28)) // 4096 * 4096 if b.type == 3 else 0x20000000
         stubs = self.map(1 << 16)
         slots = self.map(1 << 15)
         d = describe(program, stubs - bias, slots - bias, **options)

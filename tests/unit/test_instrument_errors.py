@@ -159,6 +159,7 @@ def test_a_stripped_program(shell: Shell, good: bytes, command: str) -> None:
     subprocess.run(["objcopy", "--only-keep-debug", path, debug], check=True)
     subprocess.run(["strip", path], check=True)
     assert "--debug-file" in shell.refused(command, path)
+    assert "is a separate debug file" in shell.refused(command, debug)
     assert "cannot be read" in shell.refused(command, path, "--debug-file", shell.folder / "absent")
     assert "not an ELF file" in shell.refused(command, path, "--debug-file", shell.file(b"text"))
     other = built(shell, "-Wl,--build-id=0x0123")
@@ -292,7 +293,7 @@ def test_segments_that_are_not_where_they_say(shell: Shell, good: bytes, name: s
     kind = {"INTERP": elf.PT_INTERP, "LOAD": elf.PT_LOAD}[name]
     header = next(64 + 56 * p.index + 8 for p in Binary(good, "good").segments if p.type == kind)
     bad = shell.file(with_bytes(good, header + offset, b"\x80"))
-    assert "malformed: segment" in shell.refused("instrument", bad)
+    assert "malformed: " in shell.refused("instrument", bad)
 
 
 def test_a_name_that_is_not_utf_8_is_taken(shell: Shell, good: bytes) -> None:
