@@ -165,6 +165,8 @@ static int64_t run(struct psu_command *c, uint64_t room)
 
 void psu_run_command(void)
 {
+    uint64_t began = psu_nanoseconds();
     psu_runtime.failed_entry = 0;
     psu_runtime.result = run((struct psu_command *)psu_runtime.command, room_at(psu_runtime.command));
+    psu_runtime.command_ns = psu_nanoseconds() - began;
 }

@@ -33,6 +33,7 @@ long psu_thread_count(void);                  /* 0: unknown (no /proc) */
 void psu_futex_wake(uint32_t *word, int waiters);
 /* Waits while *word == value, at most `milliseconds` (0: no limit). */
 void psu_futex_wait(uint32_t *word, uint32_t value, uint32_t milliseconds);
+uint64_t psu_nanoseconds(void);       /* of the monotonic clock; 0 where a sandbox forbids it */
 uint32_t psu_getpid(void);
 uint32_t psu_gettid(void);
 

@@ -200,7 +200,8 @@ struct psu_runtime {
     /* Distance from a PLAIN or SIDE gate, and its data, to their copies near the program; 0: none.  Gate n is used
      * in one of the two places, for ever: where the word `slot` of its data is not 0. */
     uint64_t near_delta;
-    uint64_t reserved[4];
+    uint64_t command_ns;       /* how long the last command took in the agent; 0: no clock there (a sandbox) */
+    uint64_t reserved[3];
     uint8_t command_buffer[PSU_COMMAND_BUFFER] __attribute__((aligned(16)));
 };
 

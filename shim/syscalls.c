@@ -4,7 +4,7 @@
  */
 #include "internal.h"
 
-enum { MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20, MAP_NORESERVE = 0x4000, MADV_NOHUGEPAGE = 15, AT_FDCWD = -100,
+enum { MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20, MAP_NORESERVE = 0x4000, MADV_NOHUGEPAGE = 15, AT_FDCWD = -100, CLOCK_MONOTONIC = 1,
        FUTEX_WAIT_PRIVATE = 128, FUTEX_WAKE_PRIVATE = 129 };
 
 void *psu_map_anonymous(size_t size)
@@ -16,6 +16,14 @@ void *psu_map_anonymous(size_t size)
     /* Neighbouring blocks become one mapping; a huge page there would cost 2 MiB for a thread's 4 KiB. */
     psu_syscall(NR_madvise, at, size, MADV_NOHUGEPAGE);
     return (void *)at;
+}
+
+uint64_t psu_nanoseconds(void)
+{
+    struct { int64_t s, ns; } now;
+    if (psu_syscall(NR_clock_gettime, CLOCK_MONOTONIC, &now))
+        return 0;
+    return (uint64_t)now.s * 1000000000 + (uint64_t)now.ns;
 }
 
 uint32_t psu_getpid(void) { return (uint32_t)psu_syscall(NR_getpid); }

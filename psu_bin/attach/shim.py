@@ -33,7 +33,7 @@ SWITCH = struct.Struct("<QQQ6I")
 COMMIT = struct.Struct("<4IQQ")
 NEW_OBJECT = struct.Struct("<IIQ6Q")
 _HEAD = struct.Struct("<QIIIIIIII QQII QQII QQII QQQQQQQ IIIIIIQqQII".replace(" ", ""))
-_TAIL = struct.Struct("<QQ")
+_TAIL = struct.Struct("<QQqQQ")
 STAGED = 64
 _TAIL_OFFSET = 224 + 24 * STAGED
 COMMAND_SEQ_OFFSET = 184
@@ -92,6 +92,7 @@ class Runtime:
     staged_count: int
     start_agent: int
     borrow: int
+    command_ns: int
 
     @staticmethod
     def read(process: Process, address: int) -> Runtime:
@@ -105,10 +106,10 @@ class Runtime:
         pools = tuple(Pool(*f[9 + 4 * i:13 + 4 * i]) for i in range(3))
         (objects, totals, shared, blocks, commit_seq, meta, meta_size, tid, pid, state, membarrier_error,
          command_seq, done_seq, _, result, failed, staged, _) = f[21:]
-        start_agent, borrow = _TAIL.unpack_from(raw, _TAIL_OFFSET)
+        start_agent, borrow, _, _, command_ns = _TAIL.unpack_from(raw, _TAIL_OFFSET)
         return Runtime(address, pools, block, offsetof_count, indices, objects, totals, shared, blocks, commit_seq,
                        meta, meta_size, tid, pid, state, membarrier_error, command_seq, done_seq, result, failed,
-                       staged, start_agent, borrow)
+                       staged, start_agent, borrow, command_ns)
 
     def read_objects(self, process: Process) -> tuple[Object, ...]:
         """All objects that are not free."""

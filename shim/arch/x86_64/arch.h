@@ -13,7 +13,7 @@
 /* System call numbers (arch/x86/entry/syscalls/syscall_64.tbl in Linux). */
 enum {
     NR_read = 0, NR_close = 3, NR_mmap = 9, NR_mprotect = 10, NR_munmap = 11, NR_rt_sigprocmask = 14, NR_madvise = 28,
-    NR_getpid = 39, NR_prctl = 157, NR_gettid = 186, NR_futex = 202, NR_tgkill = 234, NR_openat = 257,
+    NR_getpid = 39, NR_prctl = 157, NR_gettid = 186, NR_futex = 202, NR_clock_gettime = 228, NR_tgkill = 234, NR_openat = 257,
     NR_newfstatat = 262, NR_membarrier = 324
 };
 
