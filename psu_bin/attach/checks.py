@@ -29,15 +29,17 @@ def architecture(patches: Patches, views: Views, groups: Groups) -> Iterator[Psu
 
 
 def constructors(patches: Patches, views: Views, groups: Groups) -> Iterator[PsuError]:
-    """Nothing asks to be run when the patch is loaded or unloaded: there is nobody who would."""
+    """Nothing asks to be run when the patch is loaded or unloaded: there is nobody who would.
+
+    Arrays of pointers are read later (constructors.py): they may name functions that the program ran already."""
     for p in patches:
         for s in p.sections:
             if not s.flags & elf.SHF_ALLOC or not s.size:
                 continue
-            if s.type in (SHT_INIT_ARRAY, SHT_FINI_ARRAY, SHT_PREINIT_ARRAY) or s.name.split(".")[1:2] in (
-                    ["ctors"], ["dtors"], ["init"], ["fini"], ["init_array"], ["fini_array"], ["preinit_array"]):
+            if s.type == SHT_PREINIT_ARRAY or s.type not in (SHT_INIT_ARRAY, SHT_FINI_ARRAY) and s.name.split(".")[
+                    1:2] in (["ctors"], ["dtors"], ["init"], ["fini"], ["init_array"], ["fini_array"], ["preinit_array"]):
                 yield PsuError(p.path, f"has constructors or destructors, in section {s.name}",
-                               "a patch's constructors are not run yet: remove them")
+                               "a patch's constructors are not run: initialise at the first use")
 
 
 def indirect_functions(patches: Patches, views: Views, groups: Groups) -> Iterator[PsuError]:

@@ -28,7 +28,7 @@ from types import ModuleType
 
 from psu_bin import arch
 from psu_bin.arch.link_types import OutOfRange, Places, Use
-from psu_bin.attach import checks, constants, gates
+from psu_bin.attach import checks, constants, constructors, gates
 from psu_bin.attach.binding import Binder
 from psu_bin.attach.layout import Layout
 from psu_bin.attach.linked import (
@@ -80,7 +80,7 @@ def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Se
     reader = Reader(layouts, link)
     reader.read()
     reader.settle()
-    checks.refuse(reader.problems + binder.problems)
+    checks.refuse(reader.problems + binder.problems + list(constructors.problems(layouts, reader)))
     kinds, relied = gates.decide(layouts, reader, machine)
     rooms = [_lay_out(n, layouts[n], reader, link) for n in range(len(all_patches))]
     used = tuple(sorted(set(binder.module)))

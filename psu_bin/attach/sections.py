@@ -5,11 +5,12 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from psu_bin import elf
+from psu_bin.attach.patch import SHT_FINI_ARRAY, SHT_INIT_ARRAY
 from psu_bin.elf import Section
 
 
 class Role(Enum):
-    IGNORED = auto()       # not loaded: debug information, notes, empty ones
+    IGNORED = auto()       # not loaded: debug information, notes, empty ones, lists of constructors (constructors.py)
     CODE = auto()          # placed whole, lives and dies with the version
     UNWIND = auto()        # .eh_frame, with the code
     PRIVATE = auto()       # what only unwinding through the code uses (.gcc_except_table), with the code
@@ -23,7 +24,7 @@ class Role(Enum):
 def role(s: Section) -> Role:
     """What becomes of section `s`."""
     flags = s.flags
-    if not flags & elf.SHF_ALLOC or not s.size or s.type == elf.SHT_NOTE:
+    if not flags & elf.SHF_ALLOC or not s.size or s.type in (elf.SHT_NOTE, SHT_INIT_ARRAY, SHT_FINI_ARRAY):
         return Role.IGNORED
     if s.name == ".eh_frame":
         return Role.UNWIND

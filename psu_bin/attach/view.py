@@ -77,11 +77,17 @@ class ModuleView:
 
     @cached_property
     def clones(self) -> dict[str, list[str]]:
-        """Specialised or partial copies of functions that the compiler made, by the function's name."""
+        """Specialised or partial copies of functions that the compiler made, by the function's name.
+
+        GCC's `f.localalias` is another name of f itself, not a copy."""
         out: dict[str, list[str]] = {}
-        for s in self.descriptor.symbols:
-            if "." in s.name and s.kind == descriptor.KIND_FUNCTION and is_clone(s.name) and ".cold" not in s.name:
-                out.setdefault(without_clone(s.name), []).append(s.name)
+        functions = [s for s in self.descriptor.symbols if s.kind == descriptor.KIND_FUNCTION]
+        entries = {(s.name, s.address) for s in functions}
+        for s in functions:
+            if "." in s.name and is_clone(s.name) and ".cold" not in s.name:
+                name = without_clone(s.name)
+                if (name, s.address) not in entries:
+                    out.setdefault(name, []).append(s.name)
         return out
 
     @cached_property

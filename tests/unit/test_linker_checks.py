@@ -11,6 +11,8 @@ __thread int existing = 5; int plain = 6;
 void touch(int x) { existing += x; plain += x; }
 int run(int x) { return x; }
 int get(void) { return existing; }
+__attribute__((constructor)) static void early(void) { touch(2); __asm__ volatile(""); }
+__attribute__((destructor)) static void late(void) { touch(3); __asm__ volatile(""); }
 """
 RUN = "int run(int x) { return x + 1; }"
 
@@ -23,9 +25,12 @@ def host():
 
 REFUSED = [
     ("__attribute__((constructor)) static void f(void) { asm volatile(\"\"); }" + RUN,
-     "has constructors or destructors, in section .init_array"),
+     "has constructors or destructors, in section .init_array, that the program does not have"),
     ("__attribute__((destructor)) static void f(void) { asm volatile(\"\"); }" + RUN,
-     "has constructors or destructors, in section .fini_array"),
+     "has constructors or destructors, in section .fini_array, that the program does not have"),
+    ("int added; extern int plain; void touch(int); static void fill(void) { added = plain; asm volatile(\"\"); }"
+     "__attribute__((constructor)) static void early(void) { touch(1); fill(); asm volatile(\"\"); }" + RUN,
+     "early: a constructor uses added, which is new"),
     ("static int one(void) { return 1; } static void *pick(void) { return one; }"
      "int chosen(void) __attribute__((ifunc(\"pick\")));" + RUN, "defines an indirect function: chosen"),
     ("__thread int fresh; int run(int x) { return ++fresh; }", "new thread-local variable fresh"),
@@ -50,12 +55,23 @@ def test_refused(host, source, words, flags):
     assert words in e.value.what
 
 
+def test_what_the_program_ran_already_is_not_run_again(host):
+    source = ("extern int plain; int run(int x) { return x + plain; } void touch(int); static int one;"
+              "__attribute__((constructor)) static void early(void) { touch(100); __asm__ volatile(\"\"); }"
+              "__attribute__((destructor)) static void late(void) { touch(++one); __asm__ volatile(\"\"); }")
+    before = host.call("run", 0)
+    linked = host.attach(compile_c(source, "-O1", "-fPIE", name="p.c"))
+    assert before == 0 and host.call("run", 0) == 8
+    assert {"run", "early", "late"} <= {r.name for r in linked.modules[0][0][0].replaced}
+
+
 def test_all_problems_are_told_at_once(host):
-    source = "__attribute__((constructor)) static void init(void) { asm volatile(\"\"); } int run(int x) { return 1; }"
+    source = ("static int one(void) { return 1; } static void *pick(void) { return one; }"
+              "static int chosen(void) __attribute__((ifunc(\"pick\"))); int run(int x) { return chosen(); }")
     one, two = compile_c(source, "-O1", name="one.c"), compile_c(source, "-O1", name="two.c")
     with pytest.raises(PsuError) as e:
         host.link(one, two)
-    assert e.value.what.count("has constructors") == 2 and "duplicate definition: run" in e.value.what
+    assert e.value.what.count("defines an indirect function") == 2 and "duplicate definition: run" in e.value.what
     assert str(two) in e.value.what
 
 
