@@ -1,7 +1,9 @@
 """Which kind of gate each function of a patch needs, and what registers it must keep.
 
 PLAIN where neither the new version nor the original touches its caller's stack arguments, SIDE where one does or may,
-FULL where callers rely on registers that the ABI gives away, or on a convention of their own (DESIGN.md, "Gate")."""
+FULL where callers rely on registers that the ABI gives away, or on a convention of their own (DESIGN.md, "Gate").  FULL is
+slow.  What callers rely on is mostly that a small function leaves registers alone, and most new versions still do: where
+that can be seen, and the other gate does not change them either, it is not needed."""
 
 from __future__ import annotations
 
@@ -28,6 +30,7 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
     """(the gate of each function with a stub; by patch, the registers that its code relies on from each such one)."""
     stack = _StackArguments(layouts, reader, arch.link)
     relied = {layout.n: reliance.find(layout, reader, arch) for layout in layouts}
+    leaves = reliance.Leaves(layouts, arch)
     out: dict[BoundFunction, Gate] = {}
     for layout in layouts:
         for bound in layout.binder.functions[layout.n].values():
@@ -36,6 +39,10 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
             view = layout.binder.views[bound.module]
             stub = view.stub(bound.number) if not bound.new else bound.known_stub
             preserve = view.relied.get(stub, 0)
+            # Callers in this transaction were compiled with this version: only the gate itself can disappoint them.
+            together = 0
+            for masks in relied.values():
+                together |= masks.get(bound, 0)
             touches = stack.touches(bound)
             own = False
             if not bound.new:
@@ -43,8 +50,12 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
                 preserve |= original.preserve
                 touches = touches or bool(original.flags & descriptor.STACK_ARGS)
                 own = bool(original.flags & descriptor.OWN_CONVENTION)
-            kind = FULL if preserve or own else SIDE if touches else PLAIN
-            out[bound] = Gate(kind, preserve)
+            kind = SIDE if touches else PLAIN
+            if own or (preserve | together) & arch.link.GATE_CHANGES[kind] or (
+                    preserve and leaves.changed(bound) & preserve):
+                out[bound] = Gate(FULL, preserve | together)
+            else:
+                out[bound] = Gate(kind, 0)
     return out, relied
 
 

@@ -96,6 +96,23 @@ def _closure(f: BoundFunction, callees: dict[BoundFunction, list[BoundFunction]]
     return out
 
 
+class Leaves:
+    """What functions that call nothing change: the same small functions on whose registers callers rely."""
+
+    def __init__(self, layouts: list[Layout], arch: Arch) -> None:
+        self._layouts = layouts
+        self._arch = arch
+        self._effects = {layout.n: _SectionEffects(layout, arch) for layout in layouts}
+
+    def changed(self, f: BoundFunction) -> int:
+        """The registers (as descriptor.Function.preserve) that the new version may change; all where that is not known."""
+        patch = self._layouts[f.patch].patch
+        fields, unknown = self._arch.link.leaves(patch.contents[f.function.section], f.function.start, f.function.end)
+        if fields or unknown:
+            return -1
+        return self._effects[f.patch].changed(f)
+
+
 class _SectionEffects:
     """Register effects of an object's code."""
 
@@ -128,13 +145,14 @@ class _SectionEffects:
         return self._fields[section]
 
     def changed(self, f: BoundFunction) -> int:
-        """Registers that the function itself writes."""
+        """Registers that the function itself writes; all when it has an instruction that the disassembler does not know."""
         if f not in self._changed:
             code, effects, index = self._section(f.function.section)
             out = 0
             i = index[f.function.start]
             while i < len(code.address) and code.address[i] < f.function.end:
-                out |= int(effects.writes[effects.shape[i]])
+                row = effects.shape[i]
+                out |= -1 if effects.refused[row] else int(effects.writes[row])
                 i += 1
             self._changed[f] = out
         return self._changed[f]

@@ -104,3 +104,40 @@ def test_registers_that_a_patch_relies_on_are_reported_and_kept_by_later_gates()
         later = host.link(compile_c(NEW_LEAF, "-O2", "-fPIE", name="ipa.c"))
         gates = {x.name: (x.kind, x.preserve) for x in later.modules[0][0][0].replaced}
         assert gates == {"leaf": (FULL, relied[leaf]), "user": (PLAIN, 0)}
+
+
+SAME_PATCH = r"""
+__attribute__((noinline, noclone)) static int sum(int a, int b, int c, int d, int e, int f, int g) {
+    return a + b + c + d + e + f + g; }
+int seven(int a, int b, int c, int d, int e, int f, int g) { return sum(a, b, c, d, e, f, g) + b * d; }
+__attribute__((noinline, noclone)) static int pair(int a, int b) { return a + b; }
+int two(int a, int b) { return pair(a, b) * b; }
+"""
+
+
+def test_a_caller_in_the_same_patch_finds_registers_that_the_gate_would_change():
+    with Host(program(SAME_PATCH, "-O1", "-fno-ipa-ra", "-fPIE", name="sum.c")) as host:
+        linked = host.link(compile_c(SAME_PATCH, "-O2", "-fPIE", name="sum.c"))
+        gates = {x.name: (x.kind, x.preserve) for x in linked.modules[0][0][0].replaced}
+        relied = dict(linked.modules[0][0][0].relied)
+        rsi = 1 << 6
+        assert relied[host.symbol("sum")] & rsi and relied[host.symbol("pair")] & rsi
+        assert gates["sum"][0] == FULL and gates["sum"][1] & rsi, "SIDE would change rsi on the way back"
+        assert gates["pair"] == (PLAIN, 0), "PLAIN leaves rsi alone"
+
+
+NEW_DEEP = r"""
+__attribute__((noinline)) static int leaf(int x) { return x + 3; }
+int user(int a, int b, int c) { return leaf(a) + c; }
+"""
+
+
+def test_a_version_that_leaves_the_registers_alone_needs_no_full_gate():
+    with Host(program(IPA_RA, "-O2", "-fPIE", name="ipa.c")) as host:
+        import dataclasses
+        leaf = host.symbol("leaf")
+        for register, kind in ((6, PLAIN), (0, FULL), (11, FULL)):
+            host.view = dataclasses.replace(host.view, relied={leaf: 1 << register})
+            linked = host.link(compile_c(NEW_DEEP, "-O2", "-fPIE", name="ipa.c"))
+            gates = {x.name: x.kind for x in linked.modules[0][0][0].replaced}
+            assert gates["leaf"] == kind, f"register {register}: rax is the result, r11 is the gate's"
