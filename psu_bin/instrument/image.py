@@ -16,7 +16,7 @@ from psu_bin import descriptor, elf
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary, Section
 from psu_bin.errors import PsuError
-from psu_bin.instrument import dynamic, edits, ehframe, layout, marks, relocations, tail
+from psu_bin.instrument import dynamic, edits, ehframe, exports, layout, marks, relocations, tail
 from psu_bin.instrument.layout import Group, Piece
 from psu_bin.instrument.plan_types import Detour, Plan
 
@@ -177,6 +177,7 @@ def _place_tables(m: Image, symbols: tuple[descriptor.Symbol, ...], files: tuple
         m.search_table = Piece(".eh_frame_hdr", elf.SHT_PROGBITS, elf.SHF_ALLOC, 4,
                                ehframe.header_size(table, len(_unwind_ranges(m))), 0, (table.section,))
         m.tables.append(m.search_table)
+    m.tables += exports.pieces(b, m.plan)
     _add_moved(m, m.room.units)
     choice = _fit(m, m.tables, table)
     # Moving the loader's other tables, too, can make better use of the holes.

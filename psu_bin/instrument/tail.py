@@ -141,7 +141,8 @@ def _loaded_symbols(t: Tail) -> None:
     if s is None:
         return
     at = m.offset(m.moved(s.address))
-    table = np.frombuffer(m.out, dtype=elf.SYMBOL_DTYPE, count=s.size // edits.SYMBOL_SIZE, offset=at)
+    size = next((p.header(s)[1] for p in m.tables if s in p.covers), s.size)
+    table = np.frombuffer(m.out, dtype=elf.SYMBOL_DTYPE, count=size // edits.SYMBOL_SIZE, offset=at)
     table["st_shndx"] = t.number[table["st_shndx"]]
     stubs = m.stubs.address, m.stubs.address + m.stubs.size
     inside = (table["st_value"] >= stubs[0]) & (table["st_value"] < stubs[1]) & (table["st_shndx"] != elf.SHN_UNDEF)

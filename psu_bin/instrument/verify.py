@@ -16,7 +16,7 @@ import numpy as np
 from psu_bin import descriptor, elf
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary
-from psu_bin.instrument import dynamic, edits, ehframe, marks, operands
+from psu_bin.instrument import dynamic, edits, ehframe, exports, marks, operands
 from psu_bin.instrument.dynamic import DT_RELAENT, ORIGIN
 from psu_bin.instrument.layout import ADDRESS_TAGS, EHDR_SIZE, MOVABLE_SEGMENTS, PHDR_SIZE, TAG_OF_TYPE, holding
 from psu_bin.instrument.plan_types import Plan, Reroute
@@ -298,8 +298,11 @@ def _tables(p: Pair) -> None:
            and packed + shift == (len(p.plan.functions) if before.type == elf.ET_DYN else 0), "the relocations")
     count = (before.dyn(elf.DT_RELACOUNT), after.dyn(elf.DT_RELACOUNT))
     p.must(count[0] == count[1] if count[0] is None or not shift else count[1] == count[0] + shift, "DT_RELACOUNT")
-    symbols, present = _symbols(before).copy(), _symbols(after).copy()
-    p.must(len(symbols) == len(present), "the number of dynamic symbols")
+    wrong = exports.difference(before, after, p.plan)
+    p.must(not wrong, wrong)
+    symbols = _symbols(before).copy()
+    p.must(len(symbols) <= len(_symbols(after)), "the number of dynamic symbols")
+    present = _symbols(after)[:len(symbols)].copy()
     for fields in edits.by_kind(p.plan):
         if fields.kind is Reroute.DYNSYM:
             for column in ("st_value", "st_size"):
@@ -372,8 +375,9 @@ def _rest(p: Pair, touched: np.ndarray) -> None:
         end = s.offset + s.size
         following = next((x for x in starts if x >= end), end)
         touched[end:min(following, end + PADDING)] = True
+    grown = exports.tables(before) if len(exports.rerouted(p.plan)) else None
     for s in before.sections:
-        if s.type in TAG_OF_TYPE and s.type not in _CHECKED:        # hash tables and versions: never change
+        if s.type in TAG_OF_TYPE and s.type not in _CHECKED and not (grown and s in grown.all):    # never change
             there = [before.contents(s) == after.contents(x) for x in after.sections if x.type == s.type]
             p.must(there == [True], f"section {s.name}")
     rela = before.dyn(elf.DT_RELA)
