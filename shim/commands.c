@@ -31,6 +31,7 @@ void psu_unstage(uint64_t address, uint64_t size)
 
 static int64_t reset(void)
 {
+    psu_pins_drop();
     while (psu_runtime.staged_count) {
         uint32_t last = psu_runtime.staged_count - 1;
         psu_syscall(NR_munmap, psu_runtime.staged[last].address, psu_runtime.staged[last].size);
@@ -144,7 +145,7 @@ static int64_t run(struct psu_command *c, uint64_t room)
 {
     static const uint32_t entry_size[] = {
         [PSU_OP_MAP] = sizeof(struct psu_map), [PSU_OP_PROTECT] = sizeof(struct psu_map),
-        [PSU_OP_RESOLVE] = sizeof(struct psu_symbol)};
+        [PSU_OP_RESOLVE] = sizeof(struct psu_symbol), [PSU_OP_PIN] = sizeof(struct psu_pin)};
     if (room < sizeof *c || (uint64_t)c % 8)
         return -PSU_EFAULT;
     room -= sizeof *c;
@@ -152,7 +153,7 @@ static int64_t run(struct psu_command *c, uint64_t room)
         return reset();
     if (c->op == PSU_OP_COMMIT)
         return psu_commit((const struct psu_commit *)(c + 1), room, &psu_runtime.failed_entry);
-    if (c->op < PSU_OP_MAP || c->op > PSU_OP_RESOLVE)
+    if (c->op < PSU_OP_MAP || c->op > PSU_OP_PIN)
         return -PSU_ENOSYS;
     if (c->count > room / entry_size[c->op])
         return -PSU_EINVAL;
@@ -160,6 +161,8 @@ static int64_t run(struct psu_command *c, uint64_t room)
         return map((struct psu_map *)(c + 1), c->count);
     if (c->op == PSU_OP_PROTECT)
         return protect((const struct psu_map *)(c + 1), c->count);
+    if (c->op == PSU_OP_PIN)
+        return psu_pin((struct psu_pin *)(c + 1), c->count);
     return resolve((struct psu_symbol *)(c + 1), c->count);
 }
 

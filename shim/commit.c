@@ -303,6 +303,7 @@ int64_t psu_commit(const struct psu_commit *head, size_t room, uint64_t *failed)
     psu_membarrier(); /* 4 */
     __atomic_store_n(&psu_runtime.commit_seq, under_way.txn, __ATOMIC_SEQ_CST);
     finish(&r);
+    psu_pins_keep();
     __atomic_store_n(&under_way.txn, 0, __ATOMIC_RELEASE);
     return 0;
 }

@@ -13,6 +13,10 @@
 #include <stdint.h>
 
 #include "arch.h"
+
+struct psu_runtime; /* of this very library, whoever else has one */
+extern struct psu_runtime psu_runtime __attribute__((visibility("protected")));
+
 #include "runtime.h"
 
 #define PSU_PAGE 4096ul
@@ -120,6 +124,11 @@ void *psu_open_library(const char *path, int load);  /* load 0: only when it is 
 void psu_close_library(void *library);
 int psu_errno_get(void);
 void psu_errno_set(int value);
+
+/* ---- pins.c: agent only ---- */
+int64_t psu_pin(struct psu_pin *p, uint32_t count);  /* 0 or -errno */
+void psu_pins_keep(void);                     /* the transaction that pinned is committed */
+void psu_pins_drop(void);                     /* it is not */
 
 /* ---- environment.c ---- */
 int psu_environment(const char *name, char *value, size_t size);  /* 1: found; value is cut to size */

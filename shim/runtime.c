@@ -18,7 +18,7 @@ struct psu_gate psu_full_data[PSU_FULL_GATES];
 
 const struct psu_kind psu_kinds[PSU_GATE_KINDS] = {KIND(PLAIN, plain), KIND(SIDE, side), KIND(FULL, full)};
 
-__attribute__((visibility("default"))) struct psu_runtime psu_runtime = {
+struct psu_runtime psu_runtime = {
     .magic = PSU_RUNTIME_MAGIC,
     .version = PSU_RUNTIME_VERSION,
     .size = sizeof(struct psu_runtime),

@@ -106,7 +106,8 @@ enum psu_op {
     PSU_OP_MAP = 2,     /* psu_map entries: mmap each, all or none; fills in `address`; regions are staged */
     PSU_OP_PROTECT = 3, /* psu_map entries: mprotect each; makes code visible to instruction fetch where needed */
     PSU_OP_RESOLVE = 4, /* psu_symbol entries: dlsym each; fills in `value` (0: not found) */
-    PSU_OP_COMMIT = 5   /* psu_commit, then its entries */
+    PSU_OP_COMMIT = 5,  /* psu_commit, then its entries */
+    PSU_OP_PIN = 6      /* psu_pin entries: keep each library loaded; undone by RESET unless a COMMIT came between */
 };
 
 struct psu_command {
@@ -131,6 +132,8 @@ struct psu_symbol {
     uint32_t by_path;  /* 1: `handle` is the address of a path */
     uint32_t reserved;
 };
+
+struct psu_pin { uint64_t base; }; /* the library's load bias, as dl_iterate_phdr has it */
 
 /* COMMIT, in this order (the argument for the order is in commit.c):
  *   arm every switch; point slots at gates; barrier; commit_seq += 1 (the commit); settle; redirect old gates;

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from psu_bin.attach.process import Process
 from psu_bin.attach.shim import Runtime
@@ -83,6 +83,7 @@ class Notes:
     stores: list[Store] = field(default_factory=list)
     variables: list[list] = field(default_factory=list)   # [module, file, name, address, size]
     constants: list[list] = field(default_factory=list)   # [module, crc32, address, size, align]
+    pinned: list[str] = field(default_factory=list)       # keys of libraries that a dlclose leaves where they are
 
     def patch(self, patch_id: int) -> PatchNotes | None:
         return next((p for p in self.patches if p.id == patch_id), None)
@@ -96,7 +97,8 @@ _ROWS = {"patches": PatchNotes, "functions": FunctionNotes, "stubs": StubNotes, 
 
 def encode(notes: Notes) -> bytes:
     """The blob, its own length first."""
-    packed = zlib.compress(json.dumps({"format": FORMAT, **asdict(notes)}, separators=(",", ":")).encode(), 6)
+    rows = {key: [vars(row) for row in value] if key in _ROWS else value for key, value in vars(notes).items()}
+    packed = zlib.compress(json.dumps({"format": FORMAT, **rows}, separators=(",", ":")).encode(), 6)
     return _LENGTH.pack(len(packed)) + packed
 
 

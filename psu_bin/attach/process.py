@@ -113,16 +113,27 @@ class Process:
 
     def threads(self) -> tuple[Thread, ...]:
         """The live threads; threads that end meanwhile are left out."""
-        out = []
-        for name in os.listdir(f"/proc/{self.pid}/task"):
-            try:
-                text = Path(f"/proc/{self.pid}/task/{name}/status").read_text()
-            except OSError:
-                continue  # ended since listdir
-            fields = {k: v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
-            own = fields.get("NSpid", name).split()[-1]
-            out.append(Thread(int(name), int(own), fields["State"][:1]))
-        return tuple(out)
+        try:
+            names = os.listdir(f"/proc/{self.pid}/task")
+        except OSError as e:
+            raise PsuError(self.where, "ended meanwhile") from e
+        return tuple(t for n in names if (t := self._thread(n)) is not None)
+
+    def thread(self, own_tid: int) -> Thread | None:
+        """The live thread that the target itself calls `own_tid`."""
+        # A process may have thousands: where its numbers are ours, too, there is no need to look at all of them.
+        t = self._thread(str(own_tid))
+        if t is not None and t.own_tid == own_tid:
+            return t
+        return next((t for t in self.threads() if t.own_tid == own_tid), None)
+
+    def _thread(self, name: str) -> Thread | None:
+        try:
+            text = Path(f"/proc/{self.pid}/task/{name}/status").read_text()
+        except OSError:
+            return None  # ended since it was listed
+        fields = {k: v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
+        return Thread(int(name), int(fields.get("NSpid", name).split()[-1]), fields["State"][:1])
 
     def own_pid(self) -> int:
         """The process' number in its own PID namespace: what getpid() returns there."""

@@ -21,7 +21,7 @@ NO_GATE = 0xFFFFFFFF
 FREE, CURRENT, RETIRED = range(3)
 AGENT_NONE, AGENT_STARTING, AGENT_PARKED, AGENT_BUSY = range(4)
 
-OP_RESET, OP_MAP, OP_PROTECT, OP_RESOLVE, OP_COMMIT = range(1, 6)
+OP_RESET, OP_MAP, OP_PROTECT, OP_RESOLVE, OP_COMMIT, OP_PIN = range(1, 7)
 
 GATE = struct.Struct("<QIIQQQQQQ")
 OBJECT = struct.Struct("<IIQ6Q")
@@ -29,6 +29,7 @@ COUNTER = struct.Struct("<II")
 COMMAND = struct.Struct("<IIQ")
 MAP = struct.Struct("<QQII")
 SYMBOL = struct.Struct("<QQQQII")
+PIN = struct.Struct("<Q")
 SWITCH = struct.Struct("<QQQ6I")
 COMMIT = struct.Struct("<4IQQ")
 NEW_OBJECT = struct.Struct("<IIQ6Q")

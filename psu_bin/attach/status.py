@@ -107,7 +107,7 @@ def _who(process: Process, p: meta.PatchNotes, o: shim.Object, own_tid: int, n: 
     calls = f"{n} call{'s' if n != 1 else ''} in progress"
     if own_tid == 0:
         return f"{calls} of threads that ended"
-    thread = next((t for t in process.threads() if t.own_tid == own_tid), None)
+    thread = process.thread(own_tid)
     if thread is None:
         return f"{calls} of thread {own_tid}, which ended"
     where = _function_on_stack(process, p, o, thread.tid)

@@ -192,7 +192,7 @@ class AgentSession:
             code = -runtime.result
             name = errno.errorcode.get(code, str(code))
             step = {shim.OP_MAP: "mmap", shim.OP_PROTECT: "mprotect", shim.OP_RESOLVE: "dlsym",
-                    shim.OP_COMMIT: "commit", shim.OP_RESET: "reset"}[op]
+                    shim.OP_COMMIT: "commit", shim.OP_RESET: "reset", shim.OP_PIN: "dlopen"}[op]
             raise PsuError(self.process.where, f"{step} failed in the target: {name} (entry {runtime.failed_entry})",
                            "the target is unchanged")
         return self.process.read(at + shim.COMMAND.size, len(entries))
@@ -219,4 +219,4 @@ def agent_thread(process: Process, runtime: shim.Runtime) -> Thread | None:
     """The live agent thread of this very process, or None (never started, or a fork child's copy of the parent's)."""
     if runtime.agent_state in (shim.AGENT_NONE, shim.AGENT_STARTING) or runtime.agent_pid != process.own_pid():
         return None
-    return next((t for t in process.threads() if t.own_tid == runtime.agent_tid), None)
+    return process.thread(runtime.agent_tid)

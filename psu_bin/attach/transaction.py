@@ -14,7 +14,7 @@ Up to the commit every error leaves the target as it was.
 
 from __future__ import annotations
 
-import copy
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -228,19 +228,39 @@ class Transaction:
             return Placed([], [], None, [], 0, ())
         demand = linker.plan([s.object for s in sources], views(self.target, self.notes),
                              [s.patch for s in sources])
+        self._pin([self.module(d.view) for d in demand.modules])
         resolved = self.resolve(demand)
-        before = copy.deepcopy(self.notes)
+        before = pickle.dumps(self.notes)      # for another attempt, which there hardly ever is
         for _ in range(MAP_ATTEMPTS):
             room = _Room(self, demand)
             if room.mapped:
                 break
-            self.notes = copy.deepcopy(before)
+            self.notes = pickle.loads(before)
         else:
             raise PsuError(self.target.process.where, "takes memory faster than it can be found near its modules",
                            "try again")
         linked = linker.relocate(demand, room.placements, resolved)
         room.write(linked)
         return self._placed(sources, linked, room)
+
+    def _pin(self, modules: list[Module]) -> None:
+        """Have libraries stay loaded, whatever the program's dlclose: shim/pins.c says why."""
+        new = [m for m in modules if not m.executable and m.key not in self.notes.pinned]
+        if not new:
+            return
+        try:
+            self.session.command(shim.OP_PIN, b"".join(shim.PIN.pack(m.load_bias) for m in new), len(new))
+        except PsuError as e:
+            if "ENOENT" not in e.what:
+                raise
+            raise PsuError(self.target.process.where, "unloads a library that the patch is for: "
+                           + ", ".join(m.path for m in new), "attach while it is loaded") from e
+        # From here it stays; what lies there now may be another library than the one that we read.
+        now = {(m.start, m.path, m.build_id) for m in target.read(self.target.process).modules}
+        for m in new:
+            if (m.start, m.path, m.build_id) not in now:
+                raise PsuError(self.target.process.where, f"loaded another library in place of {m.path}", "try again")
+            self.notes.pinned.append(m.key)
 
     def _placed(self, sources: list[Source], linked: linker.LinkedPatch, room: _Room) -> Placed:
         # The linker groups objects by module; within a module they are in the order of the sources.

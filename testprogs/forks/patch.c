@@ -1,0 +1,3 @@
+/* Both functions, version V. */
+int first(void) { return V; }
+int second(void) { return V; }

@@ -1,0 +1,102 @@
+"""Processes that come from one another: each is patched on its own, and nothing is disturbed by it."""
+
+import os
+import re
+import signal
+
+import pytest
+from conftest import psu_bin
+from updating import Versions
+
+UPDATES = 100
+
+
+def roles(running, names):
+    """The process number of each role, from the lines that tell it."""
+    pids = {}
+    while set(pids) != set(names):
+        found = running.expect(r"^pid (\w+) (\d+)$")
+        pids[found[1]] = int(found[2])
+    return pids
+
+
+def settled(running, expected):
+    """Each role prints its expected version, and after it has done so, nothing else."""
+    missing = set(expected)
+    while missing:
+        role, version = running.expect(r"^([a-z]+\d?) (\d+)$").groups()
+        if int(version) == expected[role]:
+            missing.discard(role)
+        elif role not in missing:
+            pytest.fail(f"{role} is at {version}, not {expected[role]}")
+        elif int(version) > expected[role]:
+            pytest.fail(f"{role} got version {version}, which was not for it")
+
+
+@pytest.fixture
+def children():
+    """Processes that are not ended with the one that the test started."""
+    pids = []
+    yield pids
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def test_parent_and_children_are_patched_on_their_own(lab, children):
+    running = lab.start(lab.program("forks"), "family")
+    pids = roles(running, ["parent", "child0", "child1"])
+    children += pids.values()
+    versions = Versions(lab, "forks")
+    now = dict.fromkeys(pids, 0)
+    settled(running, now)
+    for role, last in (("child0", UPDATES), ("parent", UPDATES // 2), ("child1", 3)):
+        versions.run(pids[role], 1, last)
+        now[role] = last
+        settled(running, now)
+    for role, pid in pids.items():
+        psu_bin("wait", pid, "--timeout", 60)
+        alive = [p for p in psu_bin("status", pid, "--json").json["patches"] if p["state"] != "freed"]
+        assert [p["id"] for p in alive] == [now[role]]
+    psu_bin("revert", pids["child0"], "--original")
+    now["child0"] = 0
+    running.fresh()
+    running.next()
+    settled(running, now)
+
+
+def test_a_daemon_and_its_workers(lab, children):
+    running = lab.start(lab.program("forks"), "daemon")
+    pids = roles(running, ["daemon", "worker0", "worker1"])
+    children += pids.values()
+    versions = Versions(lab, "forks")
+    settled(running, dict.fromkeys(pids, 0))
+    for v in range(1, UPDATES // 3 + 2):
+        for pid in pids.values():
+            versions.attach(pid, v)
+    settled(running, dict.fromkeys(pids, UPDATES // 3 + 1))
+
+
+def test_children_that_were_forked_from_a_patched_process_are_patched_and_reverted(lab, children):
+    """What a child inherits it can leave again: its own history goes on where its parent's was when it was made."""
+    running = lab.start(lab.program("forks"), "stream")
+    versions = Versions(lab, "forks")
+    running.expect("^children 0$")
+    for v in range(1, UPDATES + 1):
+        versions.attach(running.pid, v)
+        if v % 10 == 0:
+            running.expect(f"^children {v}$")
+    psu_bin("wait", running.pid, "--timeout", 60)
+
+
+def test_programs_started_with_vfork(lab):
+    running = lab.start(lab.program("forks"), "vfork")
+    versions = Versions(lab, "forks")
+    running.expect("^programs 0$")
+    versions.run(running.pid, 1, UPDATES)
+    running.expect(f"^programs {UPDATES}$")
+    # The borrowed memory of vfork left no count behind.
+    psu_bin("wait", running.pid, "--timeout", 60)
+    assert not any(re.search("ERROR", line) for line in running.seen)

@@ -1,0 +1,38 @@
+"""Updates at a high rate: versions of one patch made from one compilation, attached by this very process.
+
+A patch is compiled once, with V the number MARK; every version is a copy of the object file with another number in its place.
+So an update costs the milliseconds of an attach, and a test can make hundreds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from psu_bin.attach.transaction import AttachResult, attach
+
+MARK = 0x12345678
+
+
+class Versions:
+    """Versions of testprogs/NAME/SOURCE, where the number V appears as a 32-bit constant and nowhere else."""
+
+    def __init__(self, lab, name: str, source: str = "patch.c", *flags: str) -> None:
+        self.template = lab.patch(name, source, f"-DV={MARK}", *flags, out="template.o").read_bytes()
+        self.path: Path = lab.folder / "version.o"
+        assert MARK.to_bytes(4, "little") in self.template
+
+    def object(self, v: int, path: Path | None = None) -> Path:
+        """The object file of version v; it is overwritten by the next call."""
+        path = path or self.path
+        path.write_bytes(self.template.replace(MARK.to_bytes(4, "little"), v.to_bytes(4, "little")))
+        return path
+
+    def attach(self, pid: int, v: int) -> AttachResult:
+        """Make version v current in process `pid`."""
+        return attach(pid, (self.object(v),))
+
+    def run(self, pid: int, first: int, last: int) -> None:
+        """Attach the versions first to last, one after the other; no thread is stopped after the first."""
+        for v in range(first, last + 1):
+            stopped = self.attach(pid, v).threads_stopped
+            assert v == first or not stopped
