@@ -11,6 +11,7 @@ which counts."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import NamedTuple
 
 from psu_bin.arch import x86_64_decode as decode
@@ -27,13 +28,14 @@ class StackUse(NamedTuple):
     jumps: tuple[int, ...]
 
 
-def stack_use(code: bytes, start: int, end: int, rows: tuple[tuple[int, int, int], ...]) -> StackUse:
+def stack_use(code: bytes, start: int, end: int, rows: tuple[tuple[int, int, int], ...],
+              relocated: Container[int]) -> StackUse:
     """Examine code[start:end]; rows: (offset from which it holds, DWARF register, offset) of the CFA, ascending.
 
+    relocated: offsets of fields that a relocation fills in: the displacement in the code says nothing then.
     Raises ValueError where the bytes are no instructions."""
     insns = decode.walk(code, start, end)
-    jumps = tuple(i.imm_at for i in insns
-                  if decode.is_jump(i) and not start <= decode.branch_target(code, i) < end)
+    jumps = tuple(i.imm_at for i in insns if decode.is_jump(i) and _leaves(code, i, start, end, relocated))
     if not rows or rows[0][0] > start:
         return StackUse(True, jumps)
     touched = False
@@ -61,16 +63,21 @@ def stack_use(code: bytes, start: int, end: int, rows: tuple[tuple[int, int, int
     return StackUse(touched, jumps)
 
 
-def leaves(code: bytes, start: int, end: int) -> tuple[list[int], bool]:
+def leaves(code: bytes, start: int, end: int, relocated: Container[int]) -> tuple[list[int], bool]:
     """(fields of direct calls and jumps that leave code[start:end], whether it leaves in a way not known).
 
     Raises ValueError where the bytes are no instructions."""
     insns = decode.walk(code, start, end)
     fields = [i.imm_at for i in insns if decode.is_call(i)
-              or decode.is_jump(i) and not start <= decode.branch_target(code, i) < end]
+              or decode.is_jump(i) and _leaves(code, i, start, end, relocated)]
     unknown = any(decode.is_indirect_call(i) or decode.is_indirect_jump(i) and not _switch(insns, k)
                   for k, i in enumerate(insns))
     return fields, unknown
+
+
+def _leaves(code: bytes, jump: Insn, start: int, end: int, relocated: Container[int]) -> bool:
+    """The direct jump leads out of code[start:end], or may."""
+    return jump.imm_at in relocated or not start <= decode.branch_target(code, jump) < end
 
 
 def _padding(i: Insn) -> bool:

@@ -29,8 +29,8 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
         dict[BoundFunction, Gate], dict[int, dict[BoundFunction, int]]]:
     """(the gate of each function with a stub; by patch, the registers that its code relies on from each such one)."""
     stack = _StackArguments(layouts, reader, arch.link)
-    relied = {layout.n: reliance.find(layout, reader, arch) for layout in layouts}
-    leaves = reliance.Leaves(layouts, arch)
+    closed = {layout.n: reliance.Closed(layout, reader, arch) for layout in layouts}
+    relied = {n: reliance.find(c, reader, arch) for n, c in closed.items()}
     out: dict[BoundFunction, Gate] = {}
     for layout in layouts:
         for bound in layout.binder.functions[layout.n].values():
@@ -52,11 +52,25 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
                 own = bool(original.flags & descriptor.OWN_CONVENTION)
             kind = SIDE if touches else PLAIN
             if own or (preserve | together) & arch.link.GATE_CHANGES[kind] or (
-                    preserve and leaves.changed(bound) & preserve):
+                    preserve and not _leaves_alone(bound, preserve, closed[layout.n], layout, reader)):
                 out[bound] = Gate(FULL, preserve | together)
             else:
                 out[bound] = Gate(kind, 0)
     return out, relied
+
+
+def _leaves_alone(bound: BoundFunction, registers: int, closed: reliance.Closed, layout: Layout, reader: Reader) -> bool:
+    """The new version, with all that it calls, changes none of the registers, and neither will other versions of what it
+    calls: the program's own do not, as callers in the program rely on that, for which later gates must keep them, too."""
+    closure = closed.closure(bound)
+    if closure is None or closed.changed(closure) & registers:
+        return False
+    for f in closure - {bound}:
+        if f.new and reader.has_stub(f):
+            return False
+        if not f.new and registers & ~layout.binder.views[f.module].descriptor.functions[f.number].preserve:
+            return False
+    return True
 
 
 class _StackArguments:
@@ -82,7 +96,8 @@ class _StackArguments:
         name = without_clone(bound.function.name)
         for f in [bound.function, *(f for f in patch.cold_parts.get(name, ()) if f is not bound.function)]:
             rows = self._rows(bound.patch, f)
-            use = self._link.stack_use(patch.contents[f.section], f.start, f.end, rows)
+            use = self._link.stack_use(patch.contents[f.section], f.start, f.end, rows,
+                                       layout.relocated(f.section))
             if use.touched or any(self._jump_touches(layout, f, at, name) for at in use.jumps):
                 return True
         return False

@@ -26,7 +26,7 @@ from psu_bin.arch.link_types import Access, CodeSurvey, Howto, Use
 from psu_bin.attach import boundary, runs, statics
 from psu_bin.attach.binding import Ambiguous, Binder
 from psu_bin.attach.meaning import Fixed, NewVariable, Piece, Room, Target, Twin, Unclear
-from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol
+from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol, Reloc
 from psu_bin.attach.sections import Role, role
 from psu_bin.elf import Section
 from psu_bin.errors import PsuError
@@ -57,6 +57,7 @@ class Layout:
         self.surveys = surveys
         self.roles = tuple(role(s) for s in self.patch.sections)
         self.new_variables: list[NewVariable] = []
+        self._relocated: dict[int, dict[int, Reloc]] = {}
         self.demoted: set[Twin] = set()        # twins that a doubtful reference keeps from being used
         self.coupled: list[tuple[Twin, ...]] = []   # to be used all or not at all
         self.mentions: dict[int, list[tuple[int, int, boundary.Mention]]] = {}   # boundary.mentions remembers here
@@ -226,6 +227,12 @@ class Layout:
         if found is None or found.kind != descriptor.KIND_OBJECT or found.size != s.size or not s.size:
             return None
         return Twin(image, start, end, view.load_bias + found.address)
+
+    def relocated(self, section: int) -> dict[int, Reloc]:
+        """The section's relocations by the offset of their field."""
+        if section not in self._relocated:
+            self._relocated[section] = {r.offset: r for r in self.patch.relocs.get(section, ())}
+        return self._relocated[section]
 
     # ---- meanings -------------------------------------------------------------------------------------------------
 

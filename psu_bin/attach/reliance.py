@@ -14,11 +14,14 @@ Errs to the safe side: a register counts as relied on when it may be read after 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from psu_bin import elf
 from psu_bin.arch import Arch
 from psu_bin.attach.layout import Layout
 from psu_bin.attach.meaning import BoundFunction
+from psu_bin.attach.patch import PatchFunction, without_clone
 from psu_bin.attach.references import Reader
 
 if TYPE_CHECKING:
@@ -32,24 +35,19 @@ class _Site(NamedTuple):
     callee: BoundFunction
 
 
-def find(layout: Layout, reader: Reader, arch: Arch) -> dict[BoundFunction, int]:
+def find(closed: Closed, reader: Reader, arch: Arch) -> dict[BoundFunction, int]:
     """By function with a stub: the registers (as descriptor.Function.preserve) that this object's code relies on."""
-    functions = list(layout.binder.functions[layout.n].values())
-    callees, sites = _closed_callees(layout, reader, arch, functions)
+    callees, sites, effects = closed.callees, closed.sites, closed.effects
     wanted = [s for s in sites if s.callee in callees and any(reader.has_stub(f) for f in _closure(s.callee, callees))]
     if not wanted:
         return {}
-    effects = _SectionEffects(layout, arch)
     inside: dict[int, dict[int, BoundFunction]] = {}       # by section: field -> callee
     for s in sites:
         inside.setdefault(s.caller.function.section, {})[s.at] = s.callee
     out: dict[BoundFunction, int] = {}
     for site in wanted:
         closure = _closure(site.callee, callees)
-        changed = 0
-        for f in closure:
-            changed |= effects.changed(f)
-        mask = effects.live_after(site, arch.scan.REGISTERS.representable & ~changed,
+        mask = effects.live_after(site, arch.scan.REGISTERS.representable & ~closed.changed(closure),
                                   inside[site.caller.function.section], callees)
         for f in closure:
             if mask and reader.has_stub(f):
@@ -63,17 +61,21 @@ def _closed_callees(layout: Layout, reader: Reader, arch: Arch, functions: list[
     calls: dict[BoundFunction, list[BoundFunction]] = {}
     sites = []
     for f in functions:
-        section = f.function.section
-        code = layout.patch.contents[section]
-        fields, unknown = arch.link.leaves(code, f.function.start, f.function.end)
         found = []
-        for at in fields:
-            callee = reader.calls.get((layout.n, section, at))
-            if callee is None or callee.patch != layout.n:
-                unknown = True
-            else:
-                found.append(callee)
-                sites.append(_Site(f, at, callee))
+        unknown = False
+        parts = _parts(layout, f.function)
+        for part in parts:
+            code = layout.patch.contents[part.section]
+            fields, lost = arch.link.leaves(code, part.start, part.end, layout.relocated(part.section))
+            unknown = unknown or lost
+            for at in fields:
+                callee = reader.calls.get((layout.n, part.section, at))
+                if callee is not None and callee.patch == layout.n:
+                    found.append(callee)
+                    if part is f.function:        # those of the cold part are found when it has its turn
+                        sites.append(_Site(f, at, callee))
+                elif callee is not None or _destination(layout, part.section, at) not in parts:
+                    unknown = True
         if not unknown:
             calls[f] = found
     shrunk = True
@@ -96,21 +98,40 @@ def _closure(f: BoundFunction, callees: dict[BoundFunction, list[BoundFunction]]
     return out
 
 
-class Leaves:
-    """What functions that call nothing change: the same small functions on whose registers callers rely."""
+class Closed:
+    """Functions of one object that, with all they call, stay in it; and what they change."""
 
-    def __init__(self, layouts: list[Layout], arch: Arch) -> None:
-        self._layouts = layouts
-        self._arch = arch
-        self._effects = {layout.n: _SectionEffects(layout, arch) for layout in layouts}
+    def __init__(self, layout: Layout, reader: Reader, arch: Arch) -> None:
+        functions = list(layout.binder.functions[layout.n].values())
+        self.callees, self.sites = _closed_callees(layout, reader, arch, functions)
+        self.effects = _SectionEffects(layout, arch)
 
-    def changed(self, f: BoundFunction) -> int:
-        """The registers (as descriptor.Function.preserve) that the new version may change; all where that is not known."""
-        patch = self._layouts[f.patch].patch
-        fields, unknown = self._arch.link.leaves(patch.contents[f.function.section], f.function.start, f.function.end)
-        if fields or unknown:
-            return -1
-        return self._effects[f.patch].changed(f)
+    def closure(self, f: BoundFunction) -> set[BoundFunction] | None:
+        """The function and all that it calls; None where that is not known."""
+        return _closure(f, self.callees) if f in self.callees else None
+
+    def changed(self, closure: set[BoundFunction]) -> int:
+        """The registers (as descriptor.Function.preserve) that these functions may change."""
+        out = 0
+        for f in closure:
+            out |= self.effects.changed(f)
+        return out
+
+
+def _parts(layout: Layout, f: PatchFunction) -> list[PatchFunction]:
+    """The function and its cold part."""
+    return [f, *(c for c in layout.patch.cold_parts.get(without_clone(f.name), ()) if c is not f)]
+
+
+def _destination(layout: Layout, section: int, field: int) -> PatchFunction | None:
+    """The function that a relocated jump or call leads into; None where that is not known."""
+    r = layout.relocated(section).get(field)
+    if r is None:
+        return None
+    s = layout.patch.symbols[r.symbol]
+    if not 0 < s.section < len(layout.patch.sections):
+        return None
+    return layout.patch.function_covering(s.section, s.value + r.addend + layout.surveys[section].fields[field].tail)
 
 
 class _SectionEffects:
@@ -121,7 +142,7 @@ class _SectionEffects:
         self._arch = arch
         self._sections: dict[int, tuple[Code, Effects, dict[int, int]]] = {}
         self._changed: dict[BoundFunction, int] = {}
-        self._fields: dict[int, set[int]] = {}
+        self._read: dict[PatchFunction, int] = {}
 
     def _section(self, number: int) -> tuple[Code, Effects, dict[int, int]]:
         """(instructions, their effects, offset of an instruction -> its index)."""
@@ -138,24 +159,56 @@ class _SectionEffects:
             self._sections[number] = (code, scan.effects(code), {a: i for i, a in enumerate(code.address.tolist())})
         return self._sections[number]
 
-    def _relocated(self, section: int) -> set[int]:
-        """Offsets of the section's relocated fields."""
-        if section not in self._fields:
-            self._fields[section] = {r.offset for r in self._layout.patch.relocs.get(section, ())}
-        return self._fields[section]
-
     def changed(self, f: BoundFunction) -> int:
         """Registers that the function itself writes; all when it has an instruction that the disassembler does not know."""
         if f not in self._changed:
-            code, effects, index = self._section(f.function.section)
-            out = 0
-            i = index[f.function.start]
-            while i < len(code.address) and code.address[i] < f.function.end:
-                row = effects.shape[i]
-                out |= -1 if effects.refused[row] else int(effects.writes[row])
-                i += 1
-            self._changed[f] = out
+            self._changed[f] = self._all(_parts(self._layout, f.function), "writes")
         return self._changed[f]
+
+    def _all(self, parts: Iterable[PatchFunction], what: str) -> int:
+        """What any instruction of these functions "reads" or "writes"; all registers where one is not known."""
+        import numpy as np
+        out = 0
+        for part in parts:
+            code, effects, index = self._section(part.section)
+            first = index[part.start]
+            last = int(np.searchsorted(code.address, part.end))
+            rows = np.unique(effects.shape[first:last])
+            if effects.refused[rows].any():
+                return -1
+            out |= int(np.bitwise_or.reduce(getattr(effects, what)[rows])) if len(rows) else 0
+        return out
+
+    def _read_behind(self, f: PatchFunction, field: int | None, target: int) -> int:
+        """Registers that may be read where a jump of `f` leads that is not followed: to a place in `f` or its cold part,
+        or to another function, which reads what it is passed; all where it leads to neither.
+
+        field: of a direct jump; target: where it leads when nothing relocates it."""
+        facts = self._arch.scan.REGISTERS
+        patch = self._layout.patch
+        section = f.section
+        if field is not None:
+            r = self._layout.relocated(section).get(field)
+            if r is not None:
+                s = patch.symbols[r.symbol]
+                if s.section == elf.SHN_UNDEF:
+                    return facts.arguments | facts.variadic
+                section = s.section
+                target = s.value + r.addend + self._layout.surveys[f.section].fields[field].tail
+            other = patch.function_covering(section, target) if 0 < section < len(patch.sections) else None
+            if other is None or other.start != target and without_clone(other.name) != without_clone(f.name):
+                return -1
+            if without_clone(other.name) != without_clone(f.name):
+                return facts.arguments | facts.variadic
+        return self._reads(f) | facts.arguments | facts.variadic | facts.results
+
+    def _reads(self, f: PatchFunction) -> int:
+        """Registers that the function, with its cold part, reads anywhere."""
+        if f not in self._read:
+            name = without_clone(f.name)
+            self._read[f] = self._all({*_parts(self._layout, f), *(
+                g for g in self._layout.patch.functions if g.name == name)}, "reads")
+        return self._read[f]
 
     def live_after(self, site: _Site, candidates: int, calls: dict[int, BoundFunction],
                    closed: dict[BoundFunction, list[BoundFunction]]) -> int:
@@ -168,8 +221,10 @@ class _SectionEffects:
         facts = self._arch.scan.REGISTERS
         f = site.caller.function
         code, effects, index = self._section(f.section)
-        relocated = self._relocated(f.section)
+        relocated = self._layout.relocated(f.section)
         call = int(np.searchsorted(code.address, site.at)) - 1
+        if Kind(int(code.kind[call])) is not Kind.CALL:
+            return 0                              # a tail call: nothing comes after it
         passed = facts.arguments | facts.variadic
         found = 0
         seen: dict[int, int] = {}
@@ -200,7 +255,8 @@ class _SectionEffects:
                 elif kind is Kind.JUMP_INDIRECT or kind in (Kind.JUMP, Kind.BRANCH) and (
                         field in relocated or int(code.target[i]) not in index
                         or not f.start <= int(code.target[i]) < f.end):
-                    found |= left                 # a switch, a tail call, the cold part: anything may be read there
+                    # A switch, a tail call, the cold part: not followed.
+                    found |= left & self._read_behind(f, None if kind is Kind.JUMP_INDIRECT else field, int(code.target[i]))
                     if kind is not Kind.BRANCH:
                         break
                 elif kind is Kind.JUMP:

@@ -360,7 +360,8 @@ def _detour(m: Image) -> None:
     """Entries of detoured functions become jumps to their stubs."""
     for d in m.plan.detours:
         start = m.plan.functions[d.function].address + d.skip
-        if m.binary.data[m.binary.offset_of(start):][:d.length] != d.copy:
+        # A copy that grew has its 2-byte jumps in the long form.
+        if len(d.copy) == d.length and m.binary.data[m.binary.offset_of(start):][:d.length] != d.copy:
             raise edits.defect(m.binary.path, f"the entry at {start:#x} is not what was moved")
         jump = m.arch.jump(start, m.stub(d.function))
         m.put(start, jump + _trap(m, d.length - len(jump)))

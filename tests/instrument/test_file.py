@@ -239,6 +239,21 @@ def test_what_was_appended_to_the_file_stays_at_its_end(tmp_path: Path, change: 
     assert i.path.read_bytes().endswith(b"an archive") and run(i.path) == run(program)
 
 
+def test_a_moved_entry_with_a_short_jump_of_its_own(tmp_path: Path) -> None:
+    """The copy is longer than what moved: its 2-byte jump has the long form."""
+    source = tmp_path / "grown.c"
+    source.write_text("""#include <stdio.h>
+        __asm__(".text\\n.type near, @function\\nnear: test %rdi, %rdi\\n je grown\\n mov $1, %eax\\n ret\\n.size near, . - near\\n"
+                ".type grown, @function\\ngrown: cmp $3, %esi\\n je 1f\\n mov $5, %eax\\n ret\\n"
+                "1: mov $7, %eax\\n ret\\n.size grown, . - grown\\n");
+        int near(long, int), grown(long, int);
+        int main(void) { printf("%d %d %d %d %d\\n", near(1, 3), near(0, 3), near(0, 4), grown(0, 3), grown(0, 2)); }""")
+    i = instrument(compiled(tmp_path / "grown", source))
+    function = next(f for f in i.descriptor.functions if f.name == "grown")
+    assert function.flags & descriptor.DETOURED
+    assert run(i.path) == "1 7 5 7 5\n"
+
+
 def test_gdb_sees_functions_stubs_and_callers(built: Path) -> None:
     i = instrument(compiled(built / "gdb", "ways.c", "target.c", "-Os", "-g", "-pthread", "-rdynamic"))
     detoured = [f.name for f in i.descriptor.functions if f.flags & descriptor.DETOURED]

@@ -21,6 +21,8 @@ int switched(int i) { return i; }
 int through_pointer(int (*f)(int)) { return f(1); }
 int calls_seven(int a) { return seven(a, 2, 3, 4, 5, 6, 7) + 1; }
 int early_return(int a) { return a; }
+int tail_first(int a, int b, int c, int d, int e, int f, int g) { return a; }
+int tail_last(int a, int b, int c, int d, int e, int f, int g) { return a; }
 """
 
 PATCH = r"""
@@ -28,7 +30,8 @@ PATCH = r"""
 #include <stdlib.h>
 #include <string.h>
 __attribute__((noinline)) int six(int a, int b, int c, int d, int e, int f) { asm volatile(""); return a + f; }
-int seven(int a, int b, int c, int d, int e, int f, int g) { return g + 1; }
+__attribute__((noinline)) int seven(int a, int b, int c, int d, int e, int f, int g) { asm volatile(""); return g + 1; }
+__attribute__((noinline)) static int one(int a) { asm volatile(""); return a; }
 struct big { long x[5]; };
 long by_value(struct big b) { return b.x[4]; }
 int variadic(int n, ...) { va_list l; va_start(l, n); int r = 0; while (n--) r += va_arg(l, int); va_end(l); return r; }
@@ -47,8 +50,14 @@ int early_return(int a) {
     volatile int v[10]; v[2] = a;
     if (a > 3) return v[2];
     rand(); v[9] = rand(); return v[8] + v[9]; }
+int tail_first(int a, int b, int c, int d, int e, int f, int g) {
+    if (__builtin_expect(a, 1)) return seven(b, a, c, d, e, f, g);
+    return one(b); }
+int tail_last(int a, int b, int c, int d, int e, int f, int g) {
+    if (__builtin_expect(a, 1)) return one(b);
+    return seven(b, a, c, d, e, f, g); }
 """
-TOUCHES = {"seven", "by_value", "variadic", "forwards"}
+TOUCHES = {"seven", "by_value", "variadic", "forwards", "tail_first", "tail_last"}
 # Tail calls to unknown functions, a stack that is realigned: not decided.
 MAY = {"tail_libc", "through_pointer", "aligned", "switched"}
 
