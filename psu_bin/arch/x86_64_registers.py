@@ -1,8 +1,9 @@
 """What each x86-64 instruction reads and writes, from capstone, one question for each encoding that occurs.
 
 Which registers an instruction uses follows from its bytes before the displacement; a program of millions of
-instructions has some ten thousand different ones.  Each is decoded by capstone once, and its length compared with
-what x86_64_boundaries.py found: so capstone confirms every instruction of the module.
+instructions has some ten thousand different ones.  What the address of a memory operand is made of stands in ModRM, SIB
+and REX; with that taken out some three thousand are left.  Each is decoded by capstone once, and its length compared
+with what x86_64_boundaries.py found: so capstone confirms every encoding that the module has.
 
 capstone's regs_access describes what the decoder tables say, not liveness; where that matters it is corrected here.
 Each correction errs towards "read" and against "killed": a register that wrongly counts as needed costs a gate two
@@ -13,6 +14,8 @@ Bits: 0 to 15 general registers by number, 16 to 31 xmm0 to xmm15 (ymm and zmm w
 """
 
 from __future__ import annotations
+
+import bisect
 
 import capstone
 import numpy as np
@@ -107,10 +110,17 @@ def _is4(f: boundaries.Fields) -> np.ndarray:
         ((op >= 0x48) & (op <= 0x4C)) | ((op >= 0x5C) & (op <= 0x7F)))) | (f.map == 8))
 
 
+# Memory operands that must have a SIB byte or may not be relative to rip: (map, opcodes).  Gathers, scatters and
+# prefetches with a vector of indices; AMX; 3DNow (its opcode comes last); MPX.
+_SPECIAL = ((2, tuple(range(0x90, 0x94)) + tuple(range(0xA0, 0xA4)) + (0xC6, 0xC7, 0x4B)), (1, (0x0F, 0x1A, 0x1B)))
+_OPCODE_BYTES = np.array([1, 2, 3, 3], dtype=np.int64)   # by opcode map, without REX
+_REX_XB = 3
+
+
 def effects(code: Code) -> Effects:
     """The register effects of all instructions of `code`."""
     f, parts = code.parts.fields, code.parts
-    # One key an instruction: its bytes up to the displacement, in two words; then one number.
+    # The bytes up to the displacement, in two words.
     low, high = (np.zeros(len(code.address), dtype=np.uint64) for _ in range(2))
     for region, padded, first, last in zip(parts.regions, parts.padded, parts.first, parts.first[1:]):
         here = slice(first, last)
@@ -118,22 +128,68 @@ def effects(code: Code) -> Effects:
         at = code.address[here] - region.address
         low[here] = words[at]
         high[here] = words[at + 8]
-    size = np.where(_is4(f), code.length, f.disp_at)
+    size = np.where(_is4(f), code.length, f.disp_at).astype(np.int64)
+    plain = _plain_memory(f) & (code.kind != Kind.NOP) & (code.kind != Kind.TRAP)
     bits = np.array([(1 << 8 * n) - 1 for n in range(9)] + [0xFFFFFFFFFFFFFFFF] * 8, dtype=np.uint64)
+    size[plain] -= f.sib[plain] >= 0
     low &= bits[size]
     high &= bits[np.maximum(size, 8) - 8]
+    _without_registers(low, high, size, f, plain)
     key = low * np.uint64(0x9E3779B97F4A7C15) + (high ^ size.astype(np.uint64)) * np.uint64(0xD6E8FEB86659FD93)
     key ^= key >> np.uint64(29)
-    _, first_of, shape = np.unique(key, return_index=True, return_inverse=True)
+    _, first_of, core = np.unique(key, return_index=True, return_inverse=True)
     reader = _Reader()
     rows = []
     for i in first_of.tolist():
-        region_number = int(np.searchsorted(parts.first, i, side="right")) - 1
+        region_number = bisect.bisect_right(parts.first, i) - 1
         at = int(code.address[i]) - parts.regions[region_number].address
-        rows.append(reader.read(parts.padded[region_number][at:at + 15].tobytes(), int(code.length[i]),
-                                Kind(int(code.kind[i])), i, f))
-    table = np.array(rows, dtype=np.uint64).reshape(-1, 4)
-    return Effects(shape.astype(np.uint32), table[:, 0], table[:, 1], table[:, 2], table[:, 3] != 0)
+        length = int(code.length[i])
+        data = parts.padded[region_number][at:at + 15].tobytes()
+        if plain[i]:
+            raw = int(low[i]).to_bytes(8, "little") + int(high[i]).to_bytes(8, "little")
+            data = raw[:int(size[i])] + bytes(4) + data[length - int(f.imm_size[i]):length]
+            length = len(data)
+        rows.append(reader.read(data, length, Kind(int(code.kind[i])), i, f))
+    # What addresses are made of, beside what the rest does.
+    base, index = _address_registers(f, plain)
+    combined, shape = np.unique((core.astype(np.int64) * 17 + base) * 17 + index, return_inverse=True)
+    table = np.array(rows, dtype=np.uint64).reshape(-1, 4)[combined // (17 * 17)]
+    one = np.array([1 << n for n in range(16)] + [0], dtype=np.uint64) & np.uint64(~RSP & 0xFFFF)
+    reads = table[:, 0] | one[combined // 17 % 17] | one[combined % 17]
+    return Effects(shape.astype(np.uint32), reads, table[:, 1], table[:, 2], table[:, 3] != 0)
+
+
+def _plain_memory(f: boundaries.Fields) -> np.ndarray:
+    """Which instructions have a memory operand that could as well be relative to rip, and no VEX or EVEX prefix."""
+    out = (f.encoding == boundaries.LEGACY) & (f.modrm >= 0) & (f.modrm < 0xC0) & (f.mandatory & 16 == 0)
+    for number, opcodes in _SPECIAL:
+        out &= ~((f.map == number) & np.isin(f.opcode, opcodes))
+    return out
+
+
+def _without_registers(low: np.ndarray, high: np.ndarray, size: np.ndarray, f: boundaries.Fields,
+                       plain: np.ndarray) -> None:
+    """Turn the memory operands of `plain` into [rip + disp32]; `size` counts the bytes up to ModRM."""
+    def change(at: np.ndarray, clear: int, put: int, which: np.ndarray) -> None:
+        for word, first in ((low, 0), (high, 8)):
+            here = which & (at >= first) & (at < first + 8)
+            shift = (8 * (at[here] - first)).astype(np.uint64)
+            word[here] = word[here] & ~(np.uint64(clear) << shift) | np.uint64(put) << shift
+    change(size - 1, 0xC7, 0x05, plain)
+    rex = plain & (f.rex & _REX_XB != 0)
+    change(size - 2 - _OPCODE_BYTES[f.map.clip(0, 3)], _REX_XB, 0, rex)
+
+
+def _address_registers(f: boundaries.Fields, plain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(base, index) of the memory operands of `plain`; 16: none."""
+    none = np.int64(16)
+    mod, rm, b = f.modrm.astype(np.int64) >> 6, f.modrm.astype(np.int64) & 7, (f.rex.astype(np.int64) & 1) << 3
+    sib, x = f.sib.astype(np.int64), (f.rex.astype(np.int64) & 2) << 2
+    with_sib = f.sib >= 0
+    low = np.where(with_sib, sib & 7, rm)
+    base = np.where((low == 5) & (mod == 0), none, low | b)
+    index = np.where(with_sib & ((sib >> 3 & 7 | x) != 4), sib >> 3 & 7 | x, none)
+    return np.where(plain, base, none), np.where(plain, index, none)
 
 
 class _Reader:

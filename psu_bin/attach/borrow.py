@@ -90,7 +90,7 @@ class _Iovec(ctypes.Structure):
 
 
 def _regset(request: int, tid: int, data: bytes = b"") -> bytes:
-    from ptrace.binding.func import ptrace
+    from psu_bin.attach.system_call import ptrace
     buffer = ctypes.create_string_buffer(data, len(data)) if data else ctypes.create_string_buffer(1024)
     iov = _Iovec(ctypes.addressof(buffer), len(buffer))
     ptrace(request, tid, NT_PRSTATUS, ctypes.addressof(iov))

@@ -30,12 +30,8 @@ AGENT_PATIENCE = 10.0  # seconds for a command that may have to wait for the dyn
 
 
 def _ptrace(request: int, tid: int, data: int = 0) -> None:
-    from ptrace.binding.func import ptrace
-    from ptrace.error import PtraceError
-    try:
-        ptrace(request, tid, 0, data)
-    except PtraceError as e:
-        raise OSError(e.errno, os.strerror(e.errno or 0)) from e
+    from psu_bin.attach.system_call import ptrace
+    ptrace(request, tid, 0, data)
 
 
 class Seized:

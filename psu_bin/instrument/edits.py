@@ -31,11 +31,9 @@ class Fields:
 def by_kind(plan: Plan) -> list[Fields]:
     """The plan's edits as arrays, each kind ascending by place; the same edit twice counts once."""
     out = []
-    for kind in Reroute:
-        rows = np.array([(e.at, e.function) for e in plan.edits if e.kind is kind], dtype=np.int64).reshape(-1, 2)
-        if len(rows):
-            rows = np.unique(rows, axis=0)
-            out.append(Fields(kind, rows[:, 0], rows[:, 1]))
+    for kind, pairs in plan.edits_by_kind.items():
+        rows = np.array(pairs, dtype=np.int64)
+        out.append(Fields(kind, rows[:, 0], rows[:, 1]))
     return out
 
 

@@ -93,7 +93,7 @@ def _gnu(body: bytes) -> _Gnu | None:
 
 def rerouted(plan: Plan) -> np.ndarray:
     """The numbers of the dynamic symbols that lead to stubs, ascending."""
-    return np.unique(np.array([e.at for e in plan.edits if e.kind is Reroute.DYNSYM], dtype=np.int64))
+    return np.unique(np.array([at for at, _ in plan.edits_by_kind.get(Reroute.DYNSYM, [])], dtype=np.int64))
 
 
 def pieces(binary: Binary, plan: Plan) -> list[Piece]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from functools import cached_property
 
 
 class Reroute(enum.Enum):
@@ -74,3 +75,11 @@ class Plan:
     call_sites: int
     # (address of a static local variable `name.N`, entries of the functions that refer to it), ascending
     static_users: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+    @cached_property
+    def edits_by_kind(self) -> dict[Reroute, list[tuple[int, int]]]:
+        """(place, function) of the edits of each kind that occurs, ascending, each once."""
+        found: dict[Reroute, set[tuple[int, int]]] = {}
+        for e in self.edits:
+            found.setdefault(e.kind, set()).add((e.at, e.function))
+        return {kind: sorted(found[kind]) for kind in Reroute if kind in found}
