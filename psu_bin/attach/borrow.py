@@ -4,13 +4,19 @@ The agent is made with pthread_create, which uses malloc and the dynamic linker'
 must not be borrowed.  So we watch, without stopping anybody, until a thread waits in a system call that they never make,
 and only then stop it; a thread that never waits is taken when neither its program counter nor any return address
 on its stack lies in the C library or the dynamic linker.
+
+What is odd: a process of its own does it, in a session of its own.  If psu-bin were killed between the stop and the
+change of registers, the thread would go on with EINTR from a call that no signal interrupted (epoll_wait: signal(7)); so
+those few system calls are made by somebody who lives on then, and whom an interrupt from the terminal does not reach.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from psu_bin import arch as arch_package
@@ -46,16 +52,43 @@ def start_agent(target: Target) -> int:
         thread = _candidate(process, machine, waiting_only)
         if thread is not None:
             stops += 1
-            with Seized(process, thread) as seized:
-                if not seized.interrupt():
-                    continue
-                if not _borrow(target, machine, seized, runtime.borrow):
-                    continue
-            return _await_agent(target, began, stops)
+            if _guarded(lambda: _stop_and_borrow(target, machine, thread, runtime.borrow)):
+                return _await_agent(target, began, stops)
         time.sleep(0.002)
     raise PsuError(process.where, f"no thread could be borrowed to start the agent within {PATIENCE:.0f} s: "
                                   "none waits, and those that run are inside the C library",
                    "try again, or start the program with PSU_AGENT=start in its environment")
+
+
+def _stop_and_borrow(target: Target, machine, thread: Thread, entry: int) -> bool:  # noqa: ANN001
+    with Seized(target.process, thread) as seized:
+        return seized.interrupt() and _borrow(target, machine, seized, entry)
+
+
+def _guarded(work: Callable[[], bool]) -> bool:
+    """work() in a process that outlives this one; its result."""
+    answer, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        outcome: list[object] = []
+        try:
+            os.setsid()
+            outcome = [work()]
+        except PsuError:
+            pass  # the other process finds the error again
+        finally:
+            os.write(tell, json.dumps(outcome).encode())
+            os._exit(0)
+    os.close(tell)
+    with os.fdopen(answer, "rb") as f:
+        text = f.read()
+    os.waitpid(pid, 0)
+    outcome = json.loads(text or "[]")
+    if len(outcome) == 1:
+        return bool(outcome[0])
+    # It failed where this process may do better: a kernel that lets parents alone trace (Yama) does not take a parent's
+    # child for one.  If not, this gives the error.
+    return work()
 
 
 def _await_agent(target: Target, began: float, stops: int) -> int:

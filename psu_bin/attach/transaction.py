@@ -285,7 +285,7 @@ class Transaction:
             for c in o.canonical:
                 number = next(i for i, s in enumerate(self.notes.stubs) if s.stub == c.stub)
                 known = self.notes.function("", number)
-                if only is not None and known and known.current:
+                if only is not None and ("", number) not in only and known and known.current:
                     continue
                 f = self.function("", number, c.identity[1])
                 mine.append((f, self.notes.stubs[number].slot, 0, c.body, c.kind, c.preserve))
