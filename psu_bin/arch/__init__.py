@@ -18,7 +18,7 @@ from psu_bin.errors import PsuError
 if TYPE_CHECKING:
     import numpy as np
 
-EM_X86_64 = 62
+EM_X86_64, EM_AARCH64 = 62, 183
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ class FieldKind:
     target: Callable[[np.ndarray, np.ndarray], np.ndarray]        # (at, field) -> target
     # (at, field, target) -> (new field, bool[n]: it fits)
     encode: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    # field -> int64[n]: the bits of the target that it holds, where that is not all of them
+    holds: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def differs(self, field: np.ndarray, found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        """bool[n]: `found`, decoded from `field`, is not what a field for `expected` gives."""
+        wrong: np.ndarray = found != expected if self.holds is None else (found ^ expected) & self.holds(field) != 0
+        return wrong
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,9 @@ class Arch:
     jump_size: int
     padding: bytes                                # an instruction that traps, for room that nothing may run into
     fields: Mapping[str, FieldKind]               # by the name of a plan_types.Reroute
+    moved_field: str                              # in `fields`: how instructions that moved refer to what they did
+    # (module flags, first bytes of an original) -> what must be in front of it so that a stub may jump there
+    landing: Callable[[int, bytes], bytes]
     relative: int                                 # R_*_RELATIVE
     # (code, its address, low, high, absolute operands too) -> whether the code may refer to [low, high)
     may_refer: Callable[[bytes, int, int, int, bool], bool]
@@ -75,5 +85,8 @@ def for_machine(machine: int, where: str) -> Arch:
     if machine == EM_X86_64:
         from psu_bin.arch import x86_64
         return x86_64.ARCH
+    if machine == EM_AARCH64:
+        from psu_bin.arch import aarch64
+        return aarch64.ARCH
     raise PsuError(where, f"compiled for another architecture: ELF machine {machine}",
-                   "psu-bin handles x86-64")
+                   "psu-bin handles x86-64 and AArch64")

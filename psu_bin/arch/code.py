@@ -34,6 +34,8 @@ class Field(enum.IntEnum):
     NONE = 0
     REL8 = 1             # too short to lead to a stub
     REL32 = 2            # x86-64: 4 bytes at `address + field_at`, relative to the end of the instruction
+    INSTRUCTION = 3      # AArch64: the immediate of the instruction itself
+    SUM = 4              # AArch64: `target` is a register, which other instructions set, plus the immediate
 
 
 class Use(enum.IntEnum):
@@ -60,6 +62,7 @@ class Code:
     target: np.ndarray    # int64: the address that the instruction refers to relative to itself, or NONE
     wrong: np.ndarray     # int64: addresses where decoding went wrong
     chains: np.ndarray    # int64 (n, 2): stretches decoded without looking at what is around them: [start, end)
+    loose: np.ndarray     # int64 (n, 2): [start, end) of what code may refer to in a way that could not be followed
     parts: Any            # the architecture's own: only its NAME_scan.py reads this
 
     def at(self, addresses: np.ndarray) -> np.ndarray:
@@ -99,7 +102,8 @@ class RegisterFacts:
     variadic: int         # may carry an extra argument to variadic functions and nested functions (al, r10)
     results: int          # may carry results
     representable: int    # volatile ones that descriptor.Function.preserve can name
-    flags: int            # condition flags
+    odd: int              # kept only by the gates of functions with a convention of their own: condition flags
+    stub: int             # changed by stubs: nothing may be in them at an entry
     dwarf_volatile: int   # bit set of the DWARF numbers of volatile general registers
 
 
@@ -114,12 +118,13 @@ class Region:
 
 @dataclass(frozen=True)
 class Moved:
-    """Leading instructions of a function that can move: bytes [skip, skip + length)."""
+    """Leading instructions of a function that can move: bytes [skip, skip + length); fields as plan_types.Detour."""
     skip: int
     length: int
     copy: bytes                            # may be longer than what moves
-    fixups: tuple[tuple[int, int], ...]    # as plan_types.Detour
+    fixups: tuple[tuple[int, int], ...]
     places: tuple[tuple[int, int], ...]    # (offset from skip, offset in copy) where instructions begin, and the end
+    head: bytes = b""
 
     @property
     def grown(self) -> bool:

@@ -121,5 +121,6 @@ ARCH = Arch(
     fields={"REL32": FieldKind(4, _relative_target, _relative_encode),
             "ABS32": FieldKind(4, _absolute32_target, _absolute32_encode),
             "ABS64": _ABSOLUTE64, "RELR_WORD": _ABSOLUTE64},
+    moved_field="REL32", landing=lambda flags, code: b"",        # stubs jump with `notrack`
     relative=R_X86_64_RELATIVE, may_refer=may_refer,
     branch_marks=(GNU_PROPERTY_X86_FEATURE_1_AND, X86_FEATURE_1_IBT))

@@ -35,7 +35,7 @@ FACTS = RegisterFacts(
     variadic=RAX | R10,
     results=RAX | RDX | 3 << 16,
     representable=RAX | RCX | RDX | RSI | RDI | R8 | R9 | R10 | R11 | _XMM,
-    flags=FLAGS,
+    odd=FLAGS, stub=0,
     dwarf_volatile=0b111100110111)         # rax rdx rcx . rsi rdi . . r8 to r11
 
 

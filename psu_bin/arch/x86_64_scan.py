@@ -7,6 +7,7 @@ be moved to make room for a jump.  What instructions do to registers is in x86_6
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,19 +17,20 @@ from psu_bin.arch.code import NONE, Code, Field, Kind, Moved, Region, StackMove,
 from psu_bin.arch.x86_64_registers import FACTS as REGISTERS
 from psu_bin.arch.x86_64_registers import effects
 
-__all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_TYPES", "SP_BIT",
-           "absolutes", "decode", "effects", "is_mark", "movable", "scaled_loads", "stack_arguments", "stack_moves",
-           "thunk_names"]
+__all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_ADDENDS",
+           "RELATIVE_TYPES", "SP_BIT", "STACK_CAN_BE_MISALIGNED", "absolutes", "decode", "edits", "effects", "is_mark",
+           "is_thunk", "jump_tables", "movable", "possible_operands", "possible_targets", "scaled_loads",
+           "stack_arguments", "stack_moves"]
 
 RSP, RBP = 4, 5
 DWARF_RSP, DWARF_RBP = 7, 6
 DWARF_SP = DWARF_RSP
 SP_BIT = 1 << RSP                          # of the stack pointer in Effects
 ENTRY_CFA = 8                              # CFA - stack pointer at a function's entry
+STACK_CAN_BE_MISALIGNED = True             # calls may be made with a stack pointer that is no multiple of 16
 JUMP_SIZE = 5
 
-# Functions that only jump to an address in a register: compilers make them against speculation.
-thunk_names = ("__x86_indirect_thunk", "__llvm_retpoline", "__x86_return_thunk", "__llvm_lvi_thunk")
+_THUNKS = ("__x86_indirect_thunk", "__llvm_retpoline", "__x86_return_thunk", "__llvm_lvi_thunk")
 
 # Relocation types (psABI, table 4.9): those that make pointers at run time, absolute ones in the linker's input with
 # their width in bytes, and relative ones.
@@ -36,6 +38,8 @@ IRELATIVE = 37
 POINTERS = (1, 6, 7)                       # 64, GLOB_DAT, JUMP_SLOT
 ABSOLUTE_WIDTH = {1: 8, 10: 4, 11: 4}      # 64, 32, 32S
 RELATIVE_TYPES = (2, 4, 24)                # PC32, PLT32, PC64
+# What the addend of a relative field in code makes up for: the field itself, and an immediate behind it.
+RELATIVE_ADDENDS = (4, 5, 6, 8, 12)
 
 _P66, _PF2, _PF3 = 1, 2, 4
 _ENDBR = b"\xf3\x0f\x1e\xfa"
@@ -86,7 +90,7 @@ def decode(regions: tuple[Region, ...]) -> Code:
     chains = [np.zeros((0, 2), dtype=np.int64), *(np.stack([r.starts, r.ends], axis=1) for r in regions)]
     address, length, kind, use, field, field_at, target = (np.concatenate(c) for c in zip(*columns))
     return Code(address, length, kind, use, field, field_at, target, np.concatenate(wrong), np.concatenate(chains),
-                Parts(fields, regions, tuple(padded), (*first, total)))
+                np.zeros((0, 2), dtype=np.int64), Parts(fields, regions, tuple(padded), (*first, total)))
 
 
 def _filler(code: np.ndarray, region: Region) -> np.ndarray:
@@ -144,6 +148,44 @@ def _classify(code: np.ndarray, starts: np.ndarray, size: np.ndarray, f: boundar
     odd = at[((f.mandatory[at] & 0x18) != 0) & ~lea]
     target[odd], use[odd], field[odd] = NONE, Use.NONE, Field.NONE
     return kind, use, field, field_at, target
+
+
+def edits(code: Code, index: np.ndarray, stubs: tuple[int, int]) -> list[list[tuple[str, int]]]:
+    """For each instruction in `index`, which refers to an entry, the fields that make it refer to a stub in `stubs`,
+    [low, high): (name of a plan_types.Reroute, address).  [] where there are none."""
+    return [[("REL32", at)] if field == Field.REL32 else []
+            for at, field in zip((code.address + code.field_at)[index].tolist(), code.field[index].tolist())]
+
+
+def is_thunk(name: str) -> bool:
+    """Whether a function of this name only jumps to an address in a register: compilers make them against speculation."""
+    return name.startswith(_THUNKS)
+
+
+def jump_tables(code: Code, contents: Callable[[int], bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Entries of jump tables in forms of this architecture's own (the common ones are known to instrument's tables.py):
+    (index of an instruction that names the table, address that an entry leads to).  None here."""
+    return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+
+
+def possible_operands(data: bytes, start: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """[(addresses of fields, where they lead if they are operands)] in bytes at `start` that could not be decoded."""
+    if len(data) < 4:
+        return []
+    words: np.ndarray = np.ndarray((len(data) - 3,), dtype="<i4", buffer=data, strides=(1,))
+    where = np.arange(start, start + len(words), dtype=np.int64)
+    return [(where, where + 4 + words), (where, words.astype(np.int64))]
+
+
+def possible_targets(data: bytes, start: int, entries: np.ndarray) -> np.ndarray:
+    """Every address that bytes at `start` could lead to if a jump or operand ended after each of them.
+
+    entries: of functions, ascending: what leads to one is taken for that, and not for an operand with an immediate."""
+    out = [np.arange(start + 1, start + len(data) + 1) + np.frombuffer(data, dtype=np.int8)]
+    for where, value in possible_operands(data, start)[:1]:
+        other = ~np.isin(value, entries)
+        out += [value, (value + 1)[other], (value + 4)[other], value - where - 4]
+    return np.concatenate(out)
 
 
 def absolutes(code: Code) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

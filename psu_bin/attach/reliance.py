@@ -222,7 +222,7 @@ class _SectionEffects:
         f = site.caller.function
         code, effects, index = self._section(f.section)
         relocated = self._layout.relocated(f.section)
-        call = int(np.searchsorted(code.address, site.at)) - 1
+        call = int(np.searchsorted(code.address, site.at, side="right")) - 1
         if Kind(int(code.kind[call])) is not Kind.CALL:
             return 0                              # a tail call: nothing comes after it
         passed = facts.arguments | facts.variadic

@@ -33,6 +33,8 @@ def misaligned(arch: Arch, frames: Frames, code: Code, effects: Effects, b: Bloc
 
     callee: the unit that each block calls or jumps to, or NONE; open_units: may be called from where it is not seen.
     """
+    if not arch.scan.STACK_CAN_BE_MISALIGNED:
+        return np.zeros(len(b.entry), dtype=bool)
     writes_sp = (effects.writes & np.uint64(arch.scan.SP_BIT))[effects.shape] != 0
     move = arch.scan.stack_moves(code, writes_sp)
     register, offset = frames.rows(code.address)

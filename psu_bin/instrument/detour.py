@@ -14,11 +14,14 @@ import numpy as np
 from psu_bin.arch import Arch
 from psu_bin.arch.code import NONE, Code, Kind, Moved
 from psu_bin.elf import ET_EXEC, SHF_ALLOC, SHF_EXECINSTR, SHT_NOBITS, Binary
+from psu_bin.instrument import unwind
 from psu_bin.instrument.functions import Functions
 from psu_bin.instrument.plan_types import Detour, Reroute
 from psu_bin.instrument.references import References, unclear, words_at
 from psu_bin.instrument.tables import Tables
 from psu_bin.instrument.unwind import Cie, Frames
+
+FACTOR = -8              # of data, in the CIE that ehframe.py writes
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def survey(binary: Binary, arch: Arch, functions: Functions, frames: Frames, cod
     vague = unclear(code)
     for start, end in vague.tolist():
         offset = binary.offset_of(start)
-        named.append(_possible(functions, np.frombuffer(binary.data[offset:offset + end - start], dtype=np.uint8), start))
+        named.append(arch.scan.possible_targets(binary.data[offset:offset + end - start], start, functions.entry))
     if binary.type == ET_EXEC and len(functions.entry):
         named.append(arch.scan.absolutes(code)[3])
         low, high = functions.entry[0], functions.end.max()
@@ -59,21 +62,9 @@ def survey(binary: Binary, arch: Arch, functions: Functions, frames: Frames, cod
                                                        buffer=data, strides=(step,))
                         named.append(words[(words >= low) & (words < high)].astype(np.int64))
     return Ground(binary, arch, functions, frames, code, references, tables,
-                  np.array([e.at for e in references.edits if e.kind in (Reroute.REL32, Reroute.ABS32, Reroute.ABS64)],
+                  np.array([e.at for e in references.edits if e.kind.name in arch.fields and e.kind != Reroute.RELR_WORD],
                            dtype=np.int64),
                   np.unique(np.concatenate(named).astype(np.int64)), vague)
-
-
-def _possible(functions: Functions, data: np.ndarray, start: int) -> np.ndarray:
-    """Every address that bytes could lead to if a jump or operand ended after each of them."""
-    out = [np.arange(start + 1, start + len(data) + 1) + data.view(np.int8)]
-    if len(data) >= 4:
-        words: np.ndarray = np.ndarray((len(data) - 3,), dtype="<i4", buffer=data, strides=(1,))
-        after = np.arange(start + 4, start + len(data) + 1)
-        # What leads to an entry is taken for that, and not for an operand with an immediate behind it.
-        other = functions.index(after + words) < 0
-        out += [after + words, (after + 1 + words)[other], (after + 4 + words)[other], words.astype(np.int64)]
-    return np.concatenate(out)
 
 
 def make(g: Ground, function: int) -> Detour | str:
@@ -102,11 +93,11 @@ def make(g: Ground, function: int) -> Detour | str:
     if low != high:
         return f"something may refer to {int(g.named[low]):#x}, behind its entry"
     if moved.grown and ((g.edited >= start) & (g.edited < stop)).any():
-        return "has a 2-byte jump and a reference to another function in its first bytes"
-    cfi = _cfi(g.frames, fde, entry, moved)
+        return "has a short jump and a reference to another function in its first bytes"
+    cfi = _cfi(g, fde, entry, moved)
     if cfi is None:
         return "its unwind information cannot be moved"
-    return Detour(function, moved.length, moved.copy, moved.fixups, moved.skip, cfi)
+    return Detour(function, moved.length, moved.copy, moved.fixups, moved.skip, cfi, moved.head)
 
 
 def _room(g: Ground, first: int, entry: int, end: int) -> int:
@@ -121,41 +112,47 @@ def _room(g: Ground, first: int, entry: int, end: int) -> int:
     return min(end, stop)
 
 
-def _cfi(frames: Frames, fde: int, entry: int, moved: Moved) -> bytes | None:
+def _cfi(g: Ground, fde: int, entry: int, moved: Moved) -> bytes | None:
     """The call frame instructions for the moved bytes of the function at `entry`, which `fde` describes (-1: nothing
     does); None where they cannot be said."""
     if fde < 0:
         return b""
-    if int(frames.begin[fde]) != entry or not _standard(frames.cie[fde]):
+    cie = g.frames.cie[fde]
+    if int(g.frames.begin[fde]) != entry or not _standard(g.arch, cie):
         return None
-    out, program, at, where, told = b"", frames.program[fde], 0, 0, 0
+    out, program, at, where, told = b"", g.frames.program[fde], 0, 0, 0
     while at < len(program):
         op, end = program[at], at + 1
         if op >> 6 == 1:
-            where += op & 0x3F
+            where += (op & 0x3F) * cie.code_factor
         elif op in (0x02, 0x03, 0x04):
             end += 1 << op - 2
-            where += int.from_bytes(program[at + 1:end], "little")
+            where += int.from_bytes(program[at + 1:end], "little") * cie.code_factor
         elif op != 0:
-            if op not in (0x0C, 0x0D, 0x0E) and op >> 6 != 2 or where <= moved.skip and where:
+            if op not in (0x0C, 0x0D, 0x0E, 0x2D) and op >> 6 != 2 or where <= moved.skip and where:
                 return None          # nothing else belongs to the first instructions of a function
-            for _ in range(2 if op == 0x0C else 1):
+            for _ in range(2 if op == 0x0C else 0 if op == 0x2D else 1):      # 2D: the return address is signed (AArch64)
                 while program[end] >= 0x80:
                     end += 1
                 end += 1
+            rule = program[at:end]
+            if op >> 6 == 2 and cie.data_factor != FACTOR:
+                value = unwind.uleb(program, at + 1)[0] * cie.data_factor
+                if value % FACTOR or value // FACTOR >= 0x80:
+                    return None
+                rule = bytes((op, value // FACTOR))
             place = moved.place(where - moved.skip)
             if place > told:
                 out += b"\x02" + bytes([place - told])     # DW_CFA_advance_loc1
                 told = place
-            out += program[at:end]
+            out += rule
         if where > moved.skip + moved.length:
             break
         at = end
     return out
 
 
-def _standard(cie: Cie) -> bool:
-    """Whether a frame begins as a call leaves it: CFA = rsp + 8, return address at CFA - 8."""
-    program = cie.program.rstrip(b"\0")
-    return (not cie.signal and cie.code_factor == 1 and cie.data_factor == -8 and cie.return_register == 16
-            and program == b"\x0c\x07\x08\x90\x01")
+def _standard(arch: Arch, cie: Cie) -> bool:
+    """Whether a frame begins as a call leaves it."""
+    return (not cie.signal and cie.return_register == arch.return_column
+            and cie.program.rstrip(b"\0") == arch.stub_cfi.rstrip(b"\0"))

@@ -46,7 +46,7 @@ def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclud
         raise PsuError(str(output), "is a folder", "give the name of the file to write with -o")
     if output.name == descriptor.SHIM_SONAME:
         raise PsuError(str(output), "is the name of the shim", "give another name with -o")
-    shim = shim_file()
+    shim = shim_file(arch)
     beside = output.parent / descriptor.SHIM_SONAME
     planned = plan.make(binary, arch, include, exclude, debug)
     symbols, files = plan.symbols(binary, planned, debug)
@@ -69,11 +69,19 @@ def analyze(path: Path, include: tuple[str, ...], debug_file: Path | None) -> Pl
     return plan.make(binary, arch, include, (), debug)
 
 
-def shim_file() -> Path:
-    """The shim of this installation.  Raises PsuError when it was not built."""
-    path = Path(__file__).resolve().parent.parent / "shim" / descriptor.SHIM_SONAME
+def shim_file(arch: Arch) -> Path:
+    """The shim of this installation for `arch`: in a folder of that name, or the one for this machine.
+
+    Raises PsuError when it was not built."""
+    folder = Path(__file__).resolve().parent.parent / "shim"
+    own = folder / arch.name / descriptor.SHIM_SONAME
+    path = own if own.exists() else folder / descriptor.SHIM_SONAME
     if not path.exists():
         raise PsuError(str(path), "is missing: psu-bin was not installed completely", "pip install . builds it")
+    with open(path, "rb") as f:
+        if int.from_bytes(f.read(20)[18:], "little") != arch.machine:
+            raise PsuError(str(own), f"is missing: the shim for programs of {arch.name}",
+                           f"make -C shim CC={arch.name}-linux-gnu-gcc OUT={own}")
     return path
 
 

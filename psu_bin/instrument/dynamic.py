@@ -116,6 +116,9 @@ def follow(binary: Binary, arch: Arch, out: bytearray, address: int, rela: int) 
     for i in np.flatnonzero((binary.rela["r_addend"] == p.address) & (binary.rela["r_sym"] == 0)).tolist():
         out[rela + 24 * i + 16:rela + 24 * i + 24] = address.to_bytes(8, "little")
     for x in operands.referring(binary, arch, p.address, p.address + 1):
+        if not x.size:
+            raise PsuError(binary.path, f"its dynamic section has no free entry, and code at {x.at:#x} refers to it",
+                           "link it with another linker than lld")
         at = binary.offset_of(x.at)
         value = int.from_bytes(out[at:at + x.size], "little", signed=True) + address - p.address
         if value >> 8 * x.size - 1 not in (0, -1):

@@ -73,12 +73,14 @@ def apply(out: bytearray, arch: Arch, plan: Plan, fields: Fields, offsets: np.nd
         if (offsets < 0).any() or (offsets > len(data) - kind.size).any():
             raise defect(where, f"a {fields.kind.name} reference outside the file")
         old = read(data, offsets, kind.size)
-        _expect(kind.target(fields.at, old), entries, fields, where)
+        found = kind.target(fields.at, old)
+        _expect(np.where(kind.differs(old, found, entries), found, entries), entries, fields, where)
         new, fit = kind.encode(fields.at, old, stubs)
         if not fit.all():
             first = int(np.flatnonzero(~fit)[0])
             raise PsuError(where, f"too large: the reference at {int(fields.at[first]):#x} does not reach a stub at "
-                                  f"{int(stubs[first]):#x}", "its code and data must lie within 2 GB")
+                                  f"{int(stubs[first]):#x}",
+                           f"its code and data must lie within {arch.reach >> 20} MiB")
         data[offsets[:, None] + np.arange(kind.size)] = new
 
 

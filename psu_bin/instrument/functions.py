@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -88,6 +89,11 @@ def base_name(name: str) -> str:
     return name[:at] if at > 0 else name
 
 
+def code_mark(name: str) -> str:
+    """"x" or "d" for a mapping symbol ($x, $d.7), which says that code or data begins, else "" (AArch64 ELF, 5.5.5)."""
+    return name[1] if name[:2] in ("$x", "$d") and (len(name) == 2 or name[2] == ".") else ""
+
+
 def tables(binary: Binary, debug: Binary | None) -> tuple[SymbolTable, ...]:
     """The symbol tables that name things in `binary`, the fullest first."""
     full = binary.symtab or (debug.symtab if debug else None)
@@ -111,8 +117,8 @@ class _Name(NamedTuple):
 
 
 def find(binary: Binary, frames: Frames, resolvers: np.ndarray, debug: Binary | None,
-         thunks: tuple[str, ...]) -> Functions:
-    """The functions of `binary`.  resolvers: entries that IRELATIVE relocations name; thunks: names of thunks begin so.
+         is_thunk: Callable[[str], bool]) -> Functions:
+    """The functions of `binary`.  resolvers: entries that IRELATIVE relocations name; is_thunk: whether a name is a thunk's.
 
     Raises PsuError when no symbol table names any.
     """
@@ -136,7 +142,10 @@ def find(binary: Binary, frames: Frames, resolvers: np.ndarray, debug: Binary | 
             found.setdefault(at, []).append(_Name(rank, order, base_name(table.name(i)), int(files[i]) if rank == 2 else -1,
                                                   kind[i] == STT_GNU_IFUNC))
             sizes[at] = max(sizes.get(at, 0), int(size[i]))
-        labels.append(value[defined & (kind == STT_NOTYPE)])
+        untyped = np.flatnonzero(defined & (kind == STT_NOTYPE))
+        marks = np.array([code_mark(table.name(i)) if bind[i] == STB_LOCAL else "" for i in untyped.tolist()], dtype="U1")
+        labels.append(value[untyped[marks == ""]])
+        islands.append(_between_marks(value[untyped], marks, starts, ends))
         data = np.flatnonzero(defined & (kind == STT_OBJECT) & (size > 0))
         islands.append(np.stack([value[data], value[data] + size[data]], axis=1))
     if not found:
@@ -147,15 +156,27 @@ def find(binary: Binary, frames: Frames, resolvers: np.ndarray, debug: Binary | 
     end = _ends(entry, np.array([sizes[at] for at in entry.tolist()], dtype=np.int64),
                 ends[np.searchsorted(starts, entry, side="right") - 1], frames)
     groups = [sorted(found[at]) for at in entry.tolist()]
-    role, owner = _roles(entry, end, groups, resolvers, thunks)
+    role, owner = _roles(entry, end, groups, resolvers, is_thunk)
     island = np.concatenate(islands)
     return Functions(entry, end, role, owner, tuple(g[0].name for g in groups),
                      tuple(tuple(dict.fromkeys(n.name for n in g)) for g in groups),
                      np.setdiff1d(np.concatenate(labels), entry), island[np.argsort(island[:, 0])])
 
 
+def _between_marks(address: np.ndarray, marks: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """[start, end) of the data between code that mapping symbols show: from a $d to the next $x or the section's end."""
+    some = marks != ""
+    address, marks = address[some], marks[some]
+    order = np.lexsort((marks == "x", address))             # where both are, the code mark counts
+    address, marks = address[order], marks[order]
+    stop = np.append(address[1:], np.int64(_HUGE))
+    data = np.flatnonzero((marks == "d") & (stop > address))
+    limit = ends[(np.searchsorted(starts, address[data], side="right") - 1).clip(0)]
+    return np.stack([address[data], np.minimum(stop[data], limit)], axis=1)
+
+
 def _roles(entry: np.ndarray, end: np.ndarray, groups: list[list[_Name]], resolvers: np.ndarray,
-           thunks: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+           is_thunk: Callable[[str], bool]) -> tuple[np.ndarray, np.ndarray]:
     """The role of each function, and the function that each belongs to."""
     role = np.zeros(len(entry), dtype=np.uint8)
     reach = np.maximum.accumulate(np.concatenate([[0], end]))[:-1]
@@ -174,7 +195,7 @@ def _roles(entry: np.ndarray, end: np.ndarray, groups: list[list[_Name]], resolv
             role[i] = Role.RESOLVER
         elif name in _STARTUP:
             role[i] = Role.STARTUP
-        elif name.startswith(thunks):
+        elif is_thunk(name):
             role[i] = Role.THUNK
         elif ".cold" in name and _COLD.search(name):
             role[i] = Role.PART

@@ -117,7 +117,7 @@ def _up(value: int, align: int) -> int:
 def _copies_size(arch: Arch, start: int, detours: tuple[Detour, ...]) -> int:
     """Bytes of stubs (`start`) and moved entries."""
     for d in detours:
-        start = _up(start + len(d.copy) + arch.jump_size, arch.stub_align)
+        start = _up(start + d.size + arch.jump_size, arch.stub_align)
     return start
 
 
@@ -143,7 +143,7 @@ def _place_data_and_code(m: Image) -> None:
     m.copies = [0] * len(m.plan.detours)
     for i, d in sorted(enumerate(m.plan.detours), key=lambda x: bool(x[1].cfi)):
         m.copies[i] = m.original[d.function] = at
-        at = _up(at + len(d.copy) + m.arch.jump_size, m.arch.stub_align)
+        at = _up(at + d.size + m.arch.jump_size, m.arch.stub_align)
 
 
 def _check_reach(m: Image) -> None:
@@ -243,7 +243,7 @@ def _without(hole: tuple[int, int], used: tuple[int, int]) -> list[tuple[int, in
 
 
 def _describe(m: Image, symbols: tuple[descriptor.Symbol, ...], files: tuple[str, ...]) -> descriptor.Descriptor:
-    moved = {d.function for d in m.plan.detours}
+    moved = {d.function for d in m.plan.detours if d.length}
     functions = tuple(
         descriptor.Function(f.name, f.address, int(m.original[i]), f.size,
                             f.flags | (descriptor.DETOURED if i in moved else 0), f.preserve, f.callers)
@@ -258,7 +258,9 @@ def _unwind_ranges(m: Image) -> list[ehframe.Code]:
     end = m.stubs.address + m.stubs.size
     first = own[0][0] if own else end
     ranges = [ehframe.Code(m.stubs.address, first - m.stubs.address)]
-    return ranges + [ehframe.Code(at, len(d.copy) + m.arch.jump_size, d.cfi) for at, d in own]
+    # DW_CFA_advance_loc1: the rows of a copy hold from where its pad ends.
+    return ranges + [ehframe.Code(at, d.size + m.arch.jump_size,
+                                  (bytes((0x02, len(d.pad))) if d.pad else b"") + d.cfi) for at, d in own]
 
 
 def _fill_code(m: Image) -> None:
@@ -268,13 +270,13 @@ def _fill_code(m: Image) -> None:
     references = {e.at: e for e in m.plan.edits} if m.plan.detours else {}
     for at, d in sorted(zip(m.copies, m.plan.detours), key=lambda x: x[0]):
         start = m.plan.functions[d.function].address + d.skip
-        copy = bytearray(d.copy)
+        copy, pad = bytearray(d.pad + d.copy), len(d.pad)
         for position, target in d.fixups:
-            _lead(m, copy, "REL32", at, position, target)
+            _lead(m, copy, m.arch.moved_field, at, pad + position, target)
         for position in range(d.length):           # references to other functions move, too
             e = references.get(start + position)
             if e and e.kind.name in m.arch.fields:
-                _lead(m, copy, e.kind.name, at, position, m.stub(e.function))
+                _lead(m, copy, e.kind.name, at, pad + position, m.stub(e.function))
         copy += m.arch.jump(at + len(copy), start + d.length)
         code += _trap(m, at - m.stubs.address - len(code)) + copy
     m.stubs.data = bytes(code) + _trap(m, m.stubs.size - len(code))
@@ -360,10 +362,12 @@ def _detour(m: Image) -> None:
     """Entries of detoured functions become jumps to their stubs."""
     for d in m.plan.detours:
         start = m.plan.functions[d.function].address + d.skip
+        if not d.length:
+            continue
         # A copy that grew has its 2-byte jumps in the long form.
         if len(d.copy) == d.length and m.binary.data[m.binary.offset_of(start):][:d.length] != d.copy:
             raise edits.defect(m.binary.path, f"the entry at {start:#x} is not what was moved")
-        jump = m.arch.jump(start, m.stub(d.function))
+        jump = d.head + m.arch.jump(start + len(d.head), m.stub(d.function))
         m.put(start, jump + _trap(m, d.length - len(jump)))
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from psu_bin import elf
 from psu_bin.arch import Arch
+from psu_bin.descriptor import MODULE_IBT
 from psu_bin.elf import Binary, Section, Segment
 from psu_bin.errors import PsuError
 from psu_bin.instrument import operands
@@ -274,6 +275,14 @@ def loaded_end(binary: Binary) -> int:
     ends = [p.offset + p.filesz for p in binary.segments]
     ends += [s.offset + s.size for s in binary.sections if s.flags & elf.SHF_ALLOC and s.type != elf.SHT_NOBITS]
     return max(ends)
+
+
+def room_for_stubs(binary: Binary, arch: Arch, count: int) -> tuple[int, int]:
+    """[low, high): addresses that the stubs of `count` functions are sure to be in, before anything is placed."""
+    end = memory_end(binary)
+    segment = binary.segment(elf.PT_DYNAMIC)
+    before = 4 * arch.page_size + 8 * count + (segment.filesz if segment else 0)
+    return end, end + before + count * max(arch.stub_size(f) for f in (0, MODULE_IBT))
 
 
 def holding(segments: tuple[Segment, ...], addresses: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from psu_bin.instrument import unwind
 class Operand:
     """A field in code that leads to `target`."""
     at: int               # its address
-    size: int             # bytes
+    size: int             # bytes; 0: several instructions make the address together
     relative: bool        # else an absolute address
     target: int
 
@@ -44,8 +44,9 @@ def _decoded(binary: Binary, arch: Arch, s: Section, low: int, high: int, fixed:
     starts = np.unique(np.concatenate([[s.address], known[(known > s.address) & (known < s.end)]])).astype(np.int64)
     code = arch.scan.decode((Region(s.address, binary.contents(s), starts, np.append(starts[1:], s.end)),))
     hit = np.flatnonzero((code.target >= low) & (code.target < high) & (code.use != Use.FLOW)
-                         & (code.field == Field.REL32))
-    out = [Operand(int(code.address[i] + code.field_at[i]), 4, True, int(code.target[i])) for i in hit]
+                         & (code.field != Field.NONE))
+    out = [Operand(int(code.address[i] + code.field_at[i]), 4 if code.field[i] == Field.REL32 else 0, True,
+                   int(code.target[i])) for i in hit]
     if fixed:
         _, at, size, value = arch.scan.absolutes(code)
         out += [Operand(int(at[i]), int(size[i]), False, int(value[i]))

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import translate
 
 import numpy as np
@@ -23,7 +23,7 @@ from psu_bin.arch import Arch
 from psu_bin.arch.code import Code
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
-from psu_bin.instrument import detour, functions, references, reliance, tables, traits, unwind
+from psu_bin.instrument import detour, functions, marks, references, reliance, tables, traits, unwind
 from psu_bin.instrument import symbols as symbol_list
 from psu_bin.instrument.functions import REASONS, Functions, Role
 from psu_bin.instrument.plan_types import Detour, Edit, NotUpdatable, Plan, PlannedFunction
@@ -44,7 +44,7 @@ class Module:
 def read(binary: Binary, arch: Arch, debug: Binary | None) -> Module:
     """Read a module: everything that a decision needs.  Raises PsuError when it has no function symbols."""
     frames = unwind.read(binary)
-    known = functions.find(binary, frames, references.resolvers(binary, arch), debug, arch.scan.thunk_names)
+    known = functions.find(binary, frames, references.resolvers(binary, arch), debug, arch.scan.is_thunk)
     code = arch.scan.decode(references.regions(binary, known, frames))
     found = references.find(binary, arch, known, frames, code)
     return Module(known, frames, code, found, tables.find(binary, arch, known, code))
@@ -87,7 +87,7 @@ def make(binary: Binary, arch: Arch, include: tuple[str, ...], exclude: tuple[st
         raise PsuError(binary.path, "no function to update",
                        f"{refused[0].name}: {refused[0].reason}" if refused else "")
     statics = symbol_list.static_users(binary, arch, m.functions, m.code, debug)
-    return _assemble(arch, m, planned, refused, relied, statics)
+    return _assemble(binary, arch, m, planned, refused, relied, statics)
 
 
 def _choose(binary: Binary, known: Functions, include: tuple[str, ...], exclude: tuple[str, ...]) -> list[int]:
@@ -110,7 +110,23 @@ def _choose(binary: Binary, known: Functions, include: tuple[str, ...], exclude:
     return [i for i in whole if i in wanted and i not in unwanted]
 
 
-def _assemble(arch: Arch, m: Module, planned: dict[int, Detour | None], refused: list[NotUpdatable],
+def _copies(binary: Binary, arch: Arch, functions: list[PlannedFunction],
+            planned: dict[int, Detour | None]) -> tuple[Detour, ...]:
+    """The detours, and a landing pad for each original without the mark that a stub's jump has to meet."""
+    flags = descriptor.MODULE_IBT if marks.wanted(binary, arch) else 0
+    out = []
+    for i, f in enumerate(functions):
+        d = planned[i]
+        at = binary.offset_of(f.address)
+        pad = arch.landing(flags, d.copy if d else binary.data[at:at + 4])
+        if d:
+            out.append(replace(d, function=i, pad=pad))
+        elif pad:
+            out.append(Detour(i, 0, b"", (), pad=pad))
+    return tuple(out)
+
+
+def _assemble(binary: Binary, arch: Arch, m: Module, planned: dict[int, Detour | None], refused: list[NotUpdatable],
               relied: reliance.Reliance, statics: tuple[tuple[int, tuple[int, ...]], ...]) -> Plan:
     """Number the planned functions, keep what concerns them."""
     order = sorted(planned)
@@ -130,7 +146,5 @@ def _assemble(arch: Arch, m: Module, planned: dict[int, Detour | None], refused:
         out.append(PlannedFunction(m.functions.names[f], int(m.functions.entry[f]),
                                    int(m.functions.end[f] - m.functions.entry[f]), flags, int(relied.preserve[f]),
                                    int(callers[f])))
-    detours = tuple(Detour(number[f], d.length, d.copy, d.fixups, d.skip, d.cfi)
-                    for f, d in sorted(planned.items()) if d is not None)
-    return Plan(tuple(out), tuple(edits), detours, tuple(sorted(refused, key=lambda n: n.name)),
+    return Plan(tuple(out), tuple(edits), _copies(binary, arch, out, {number[f]: d for f, d in planned.items()}), tuple(sorted(refused, key=lambda n: n.name)),
                 sum(e.call_site for e in edits), statics)

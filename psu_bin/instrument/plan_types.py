@@ -19,7 +19,8 @@ class Reroute(enum.Enum):
     RELA_ADDEND = enum.auto()  # `at` is the number of an R_*_RELATIVE entry of DT_RELA: its addend
     RELR_WORD = enum.auto()    # 8-byte word that DT_RELR relocates in place
     DYNSYM = enum.auto()       # `at` is the number of a .dynsym symbol: its st_value and st_size
-    # AArch64 adds its own (BRANCH26, ADRP_ADD, ...): see arch/aarch64.py
+    INSTRUCTION = enum.auto()  # the immediate of one instruction: branch, adr, adrp (page), add (low bits) (AArch64)
+    TO_ADR = enum.auto()       # an add to what adrp gave becomes an adr (AArch64)
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,24 @@ class Detour:
 
     The jump to the stub is at `address + skip` of the function, the jump back leads to `address + skip + length`.
     Pointers to a detoured function stay as they are: its canonical address is its original entry.
+    length 0: nothing moves.  The copy is a landing pad for the stub, the function's canonical address is its stub.
     """
     function: int
     length: int                # bytes moved: whole instructions, at least the size of the jump
     copy: bytes                # the moved instructions, as they stand at the original address
-    # (offset in copy of a 4-byte relative field, the address that the field's end plus its value gives)
+    # (offset in copy of a field of kind Arch.moved_field, where it leads)
     fixups: tuple[tuple[int, int], ...]
     skip: int = 0              # bytes at the entry that stay before the jump (4: an endbr64), else 0
     # DW_CFA_ instructions for the copy, locations relative to its start, for a CIE with code factor 1, data factor
     # -8 and the frame of a function entry; what they say last holds for the jump back, too
     cfi: bytes = b""
+    head: bytes = b""          # what the entry has in front of the jump to the stub
+    pad: bytes = b""           # what the copy begins with: a mark without which no stub may jump there
+
+    @property
+    def size(self) -> int:
+        """Bytes of pad and copy, without the jump back."""
+        return len(self.pad) + len(self.copy)
 
 
 @dataclass(frozen=True)

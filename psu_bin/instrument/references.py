@@ -20,6 +20,7 @@ from psu_bin.arch import Arch
 from psu_bin.arch.code import NONE, Code, Field, Kind, Region, Use
 from psu_bin.elf import (DT_FINI, DT_INIT, ET_EXEC, SHF_ALLOC, SHF_EXECINSTR, SHN_LORESERVE, SHN_UNDEF, SHT_PROGBITS,
                          STT_FUNC, STT_NOTYPE, Binary, Relocations, Section)
+from psu_bin.instrument import layout
 from psu_bin.instrument.functions import Functions, executable
 from psu_bin.instrument.plan_types import Edit, Reroute
 from psu_bin.instrument.unwind import Frames
@@ -74,8 +75,8 @@ def regions(binary: Binary, functions: Functions, frames: Frames) -> tuple[Regio
 def find(binary: Binary, arch: Arch, functions: Functions, frames: Frames, code: Code) -> References:
     """All references to function entries."""
     r = References()
-    _in_code(r, functions, code)
-    _in_unclear_code(r, binary, functions, code)
+    _in_code(r, binary, arch, functions, code)
+    _in_unclear_code(r, binary, arch, functions, code)
     _fall_through(r, functions, code)
     _dynamic(r, binary, arch, functions)
     kept = binary.kept_relocations
@@ -108,8 +109,9 @@ def unclear(code: Code) -> np.ndarray:
     return code.chains[np.unique(at[at >= 0])]
 
 
-def _in_code(r: References, functions: Functions, code: Code) -> None:
+def _in_code(r: References, binary: Binary, arch: Arch, functions: Functions, code: Code) -> None:
     """What instructions refer to relative to themselves."""
+    stubs = layout.room_for_stubs(binary, arch, len(functions.entry))
     target = functions.index(code.target)
     at = np.flatnonzero((code.target != NONE) & (target >= 0))
     target, address = target[at], code.address[at]
@@ -127,29 +129,27 @@ def _in_code(r: References, functions: Functions, code: Code) -> None:
     memory = ~vague & (code.use[at] == Use.MEMORY)
     for f, where in zip(target[memory].tolist(), address[memory].tolist()):
         r.forbidden[f] = f"its machine code is used as data at {where:#x}"
-    short = ~vague & (code.field[at] == Field.REL8)
-    for f, where in zip(target[short].tolist(), address[short].tolist()):
-        r.doubt(f, f"entered by a short jump at {where:#x}")
-    rest = ~vague & ~memory & ~short
-    where = address + code.field_at[at]
-    for f, field_at, is_call in zip(target[rest].tolist(), where[rest].tolist(), flow[rest].tolist()):
-        r.edits.append(Edit(Reroute.REL32, field_at, f, is_call))
+    rest = np.flatnonzero(~vague & ~memory)
+    ways = arch.scan.edits(code, at[rest], stubs)
+    for f, where, is_call, way in zip(target[rest].tolist(), address[rest].tolist(), flow[rest].tolist(), ways):
+        r.edits += [Edit(Reroute[kind], field_at, f, is_call) for kind, field_at in way]
+        if not way:
+            r.doubt(f, f"entered by a short jump at {where:#x}" if is_call else
+                       f"its address is computed at {where:#x} by instructions that cannot lead to a stub")
     r.taken.update(target[~flow].tolist())
+    for low, high in code.loose.tolist():
+        first, last = np.searchsorted(functions.entry, [low, high])
+        _doubt(r, functions, functions.entry[first:last], "perhaps referred to by an address that could not be followed")
 
 
-def _in_unclear_code(r: References, binary: Binary, functions: Functions, code: Code) -> None:
-    """Where decoding went wrong, any four bytes that would lead to an entry may do so."""
+def _in_unclear_code(r: References, binary: Binary, arch: Arch, functions: Functions, code: Code) -> None:
+    """Where decoding went wrong, any bytes that would lead to an entry may do so."""
     if not len(code.wrong):
         return
-    known = set((code.address + code.field_at)[code.field == Field.REL32].tolist())
+    known = set((code.address + code.field_at)[code.field != Field.NONE].tolist())
     for start, end in unclear(code).tolist():
         offset = binary.offset_of(start)
-        data = np.frombuffer(binary.data, dtype=np.uint8, count=end - start, offset=offset)
-        if len(data) < 4:
-            continue
-        words: np.ndarray = np.ndarray((len(data) - 3,), dtype="<i4", buffer=data, strides=(1,))
-        where = np.arange(start, end - 3, dtype=np.int64)
-        for value in (where + 4 + words, words.astype(np.int64)):
+        for where, value in arch.scan.possible_operands(binary.data[offset:offset + end - start], start):
             hit = functions.index(value)
             for i in np.flatnonzero(hit >= 0).tolist():
                 if int(where[i]) not in known:
@@ -233,6 +233,7 @@ def _absolute(r: References, binary: Binary, arch: Arch, functions: Functions, c
     owner, where, size, value = arch.scan.absolutes(code)
     hit = functions.index(value)
     known = {offset for k in kept if k.section.flags & SHF_EXECINSTR for offset in k.entries["r_offset"].tolist()}
+    owned = set(where.tolist())
     for i in np.flatnonzero(hit >= 0).tolist():
         f, at = int(hit[i]), int(where[i])
         address = int(code.address[owner[i]])
@@ -240,9 +241,19 @@ def _absolute(r: References, binary: Binary, arch: Arch, functions: Functions, c
             r.doubt(f, f"perhaps referred to by a constant in code at {address:#x}")
             r.taken.add(f)
         elif at in known:
-            r.edits.append(Edit(Reroute.ABS32 if size[i] == 4 else Reroute.ABS64, at, f, False))
+            if size[i]:
+                r.edits.append(Edit(Reroute.ABS32 if size[i] == 4 else Reroute.ABS64, at, f, False))
+            else:
+                r.doubt(f, f"its address is a constant in several instructions at {address:#x}")
             r.taken.add(f)
     dynamic = set(binary.rela["r_offset"].tolist()) | set(binary.relr.tolist())
+    for low, high in functions.islands.tolist():
+        offset = binary.offset_of(low)
+        data = binary.data[offset:offset + high - low]
+        if len(data) >= 8:
+            island: np.ndarray = np.ndarray((len(data) - 7,), dtype="<i8", buffer=data, strides=(1,))
+            some = [i for i in np.flatnonzero(functions.index(island) >= 0).tolist() if low + i not in owned]
+            _doubt(r, functions, island[some], "perhaps referred to by a word of data between code")
     for s in data_sections(binary):
         data = binary.contents(s)
         sure = s.name in _POINTERS_ONLY or s.type in _SHT_ARRAYS
@@ -312,8 +323,7 @@ def _cross_check(r: References, arch: Arch, functions: Functions, code: Code, ke
         defined = symbols["st_shndx"][number] != SHN_UNDEF
         relative = defined & np.isin(e["r_type"], arch.scan.RELATIVE_TYPES)
         if k.section.flags & SHF_EXECINSTR:
-            # The addend of a relative field makes up for the field itself and for an immediate behind it.
-            reach = [(relative, value + back) for back in (4, 5, 6, 8, 12)]
+            reach = [(relative, value + back) for back in arch.scan.RELATIVE_ADDENDS]
             reach.append((defined & np.isin(e["r_type"], list(arch.scan.ABSOLUTE_WIDTH)), value))
             surprise = ~np.isin(offset, understood)
             what = "a reference that was not understood"

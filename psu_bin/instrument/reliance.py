@@ -78,8 +78,9 @@ def find(arch: Arch, functions: Functions, frames: Frames, code: Code, reference
 
     home = b.unit[np.searchsorted(code.address[b.first], functions.entry).clip(0, len(b.first) - 1)]
     needed = need[home]
-    odd = _entered_oddly(b, changed, facts)[home] | ((needed & np.uint64(facts.flags)) != 0)
-    beyond = needed & ~np.uint64(facts.representable | facts.flags)
+    hidden = _hidden_arguments(b, changed, facts)[home]
+    odd = (hidden != 0) | ((needed & np.uint64(facts.odd)) != 0)
+    beyond = needed & ~np.uint64(facts.representable | facts.odd) | hidden & np.uint64(facts.stub)
     crooked = alignment.misaligned(arch, frames, code, effects, b, calls.callee, _open_units(functions, code, b, taken))
     return Reliance(needed & np.uint64(facts.representable), odd, crooked[home], frozenset(np.flatnonzero(beyond).tolist()))
 
@@ -181,8 +182,8 @@ def _live(b: Blocks, calls: _Calls, changed: np.ndarray, facts: RegisterFacts) -
     return state
 
 
-def _entered_oddly(b: Blocks, changed: np.ndarray, facts: RegisterFacts) -> np.ndarray:
-    """bool, of each unit: it reads a register, or flags, that no psABI call passes anything in."""
+def _hidden_arguments(b: Blocks, changed: np.ndarray, facts: RegisterFacts) -> np.ndarray:
+    """Of each unit: what it reads at its entry though no psABI call passes anything in it: registers, flags."""
     source, target, enters = _edges(b)
     inside = ~enters & (b.unit[source] == b.unit[target])
     source, target = source[inside], target[inside]
@@ -190,4 +191,4 @@ def _entered_oddly(b: Blocks, changed: np.ndarray, facts: RegisterFacts) -> np.n
     state = b.use & hidden
     solve(state, Graph(len(state), target, source),
           lambda e: state[target[e]] & ~changed[source[e]] & ~b.kill[source[e]])
-    return state[b.entry] != 0
+    return state[b.entry]

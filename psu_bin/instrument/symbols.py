@@ -17,7 +17,7 @@ from psu_bin.descriptor import (BIND_GLOBAL, BIND_LOCAL, BIND_WEAK, KIND_FUNCTIO
 from psu_bin.elf import (ET_EXEC, SHN_LORESERVE, SHN_UNDEF, STB_LOCAL, STB_WEAK, STT_COMMON, STT_FUNC, STT_GNU_IFUNC,
                          STT_NOTYPE, STT_OBJECT, STT_TLS, Binary, SymbolTable)
 from psu_bin.instrument import functions as function_list
-from psu_bin.instrument.functions import Functions, base_name
+from psu_bin.instrument.functions import Functions, base_name, code_mark
 from psu_bin.instrument.plan_types import Plan
 
 _KINDS = {STT_NOTYPE: KIND_NOTYPE, STT_OBJECT: KIND_OBJECT, STT_FUNC: KIND_FUNCTION, STT_COMMON: KIND_OBJECT,
@@ -47,7 +47,7 @@ def collect(binary: Binary, plan: Plan, debug: Binary | None) -> tuple[tuple[Sym
             kind, bind = _KINDS[int(e["st_info"][i]) & 15], int(e["st_info"][i]) >> 4
             address, local = int(e["st_value"][i]), bind == STB_LOCAL
             file = files.setdefault(table.name(int(owner[i])), len(files)) if local and owner[i] >= 0 else NO_FILE
-            if not name or (name, kind, address, local) in seen:
+            if not name or local and kind == KIND_NOTYPE and code_mark(name) or (name, kind, address, local) in seen:
                 continue
             seen.add((name, kind, address, local))
             bound = BIND_LOCAL if local else BIND_WEAK if bind == STB_WEAK else BIND_GLOBAL

@@ -70,12 +70,19 @@ def find(binary: Binary, arch: Arch, functions: Functions, code: Code) -> Tables
                 if not len(base):
                     break
                 found.append((who, target[ok]))
+    found.append(arch.scan.jump_tables(code, lambda at: _behind(binary, at)))
     label = np.unique(np.concatenate([_labels(binary, arch, functions), start]))
     label = label[(functions.index(label) < 0) & (code.at(label) != NONE)]
     found.append((code.at(label), label))
     who = np.concatenate([f for f, _ in found])
     target = np.concatenate([t for _, t in found])
     return Tables(who, functions.holding(code.address[who]), target, scaled)
+
+
+def _behind(binary: Binary, address: int) -> bytes:
+    """What the file has from `address` to the end of its section; b"" outside of all loaded ones."""
+    s = next((s for s in binary.sections if s.flags & SHF_ALLOC and s.type != SHT_NOBITS and s.holds(address)), None)
+    return binary.contents(s)[address - s.address:] if s else b""
 
 
 def _labels(binary: Binary, arch: Arch, functions: Functions) -> np.ndarray:

@@ -198,7 +198,7 @@ def _stub_symbols(t: Tail, strings: bytearray) -> np.ndarray:
     new["st_value"][1:1 + count] = m.stubs.address + m.stub_size * np.arange(count)
     new["st_size"][1:1 + count] = m.stub_size
     new["st_value"][1 + count:] = m.copies
-    new["st_size"][1 + count:] = [len(d.copy) + m.arch.jump_size for d in plan.detours]
+    new["st_size"][1 + count:] = [d.size + m.arch.jump_size for d in plan.detours]
     new["st_info"][0], new["st_shndx"][0] = elf.STB_LOCAL << 4 | elf.STT_FILE, elf.SHN_ABS
     return new
 

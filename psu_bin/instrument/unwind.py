@@ -64,7 +64,8 @@ class Frames:
         return np.where(at >= 0, self.row_register[at.clip(0)], UNKNOWN), self.row_offset[at.clip(0)]
 
 
-def _uleb(data: bytes, at: int) -> tuple[int, int]:
+def uleb(data: bytes, at: int) -> tuple[int, int]:
+    """(the unsigned LEB128 number at `at`, position after it)."""
     result = shift = 0
     while True:
         byte = data[at]
@@ -77,7 +78,7 @@ def _uleb(data: bytes, at: int) -> tuple[int, int]:
 
 def _sleb(data: bytes, at: int) -> tuple[int, int]:
     start = at
-    value, at = _uleb(data, at)
+    value, at = uleb(data, at)
     bits = 7 * (at - start)
     return (value - (1 << bits) if value >> (bits - 1) & 1 else value), at
 
@@ -103,16 +104,16 @@ def _cie(data: bytes, at: int, end: int, base: int, personalities: set[int]) -> 
         at += 2
     if augmentation == b"eh":
         at += 8
-    code, at = _uleb(data, at)
+    code, at = uleb(data, at)
     factor, at = _sleb(data, at)
     if version == 1:
         register, at = data[at], at + 1
     else:
-        register, at = _uleb(data, at)
+        register, at = uleb(data, at)
     encoding = 0
     body = at
     if augmentation[:1] == b"z":
-        size, at = _uleb(data, at)
+        size, at = uleb(data, at)
         body = at + size
         for letter in augmentation[1:]:
             if letter == ord("R"):
@@ -161,7 +162,7 @@ def read(binary: Binary) -> Frames:
                     begin, body = _pointer(data, start + 4, cie.encoding, base + start + 4)
                     size, body = _pointer(data, body, cie.encoding & 0x0F, 0)
                     if cie.augmented:
-                        skip, body = _uleb(data, body)
+                        skip, body = uleb(data, body)
                         body += skip
                     if size:
                         entries.append((begin, size, cie, data[body:end]))
@@ -218,7 +219,7 @@ def interpret(cie: Cie, program: bytes) -> tuple[list[tuple[int, int, int]], int
                 step = low
             elif high == 0x80:
                 saved |= 1 << low
-                _, at = _uleb(part, at)
+                _, at = uleb(part, at)
             elif high == 0xC0 or op in (0x00, 0x2D):
                 pass
             elif op == 0x02:
@@ -228,24 +229,24 @@ def interpret(cie: Cie, program: bytes) -> tuple[list[tuple[int, int, int]], int
             elif op == 0x04:
                 step, at = struct.unpack_from("<I", part, at)[0], at + 4
             elif op in (0x05, 0x09, 0x11, 0x14, 0x15, 0x2F):
-                number, at = _uleb(part, at)
-                _, at = _uleb(part, at)
+                number, at = uleb(part, at)
+                _, at = uleb(part, at)
                 saved |= 1 << number if number < 64 else 0
             elif op in (0x06, 0x07, 0x08, 0x2E):
-                _, at = _uleb(part, at)
+                _, at = uleb(part, at)
             elif op == 0x0A:
                 stack.append(cfa)
             elif op == 0x0B:
                 cfa = stack.pop()
             elif op in (0x0C, 0x12):
-                number, at = _uleb(part, at)
-                value, at = _uleb(part, at) if op == 0x0C else _sleb(part, at)
+                number, at = uleb(part, at)
+                value, at = uleb(part, at) if op == 0x0C else _sleb(part, at)
                 cfa = (number, value if op == 0x0C else value * cie.data_factor)
             elif op == 0x0D:
-                number, at = _uleb(part, at)
+                number, at = uleb(part, at)
                 cfa = (number, cfa[1])
             elif op == 0x0E:
-                value, at = _uleb(part, at)
+                value, at = uleb(part, at)
                 cfa = (cfa[0], value)
             elif op == 0x13:
                 value, at = _sleb(part, at)
@@ -254,9 +255,9 @@ def interpret(cie: Cie, program: bytes) -> tuple[list[tuple[int, int, int]], int
                 if op == 0x0F:
                     cfa = (UNKNOWN, 0)
                 else:
-                    number, at = _uleb(part, at)
+                    number, at = uleb(part, at)
                     saved |= 1 << number if number < 64 else 0
-                size, at = _uleb(part, at)
+                size, at = uleb(part, at)
                 at += size
             else:
                 raise ValueError(f"call frame instruction {op:#x}")

@@ -115,7 +115,7 @@ def _segments(p: Pair) -> None:
 
 def _descriptor(p: Pair, symbols: tuple[descriptor.Symbol, ...], files: tuple[str, ...]) -> None:
     d = p.found
-    moved = {x.function for x in p.plan.detours}
+    moved = {x.function for x in p.plan.detours if x.length}
     planned = [(f.name, f.address, f.size, f.flags | (descriptor.DETOURED if i in moved else 0), f.preserve, f.callers)
                for i, f in enumerate(p.plan.functions)]
     p.must([(f.name, f.address, f.size, f.flags, f.preserve, f.callers) for f in d.functions] == planned
@@ -166,6 +166,7 @@ def _references(p: Pair, touched: np.ndarray) -> None:
     shift = len(p.after.rela) - len(p.before.rela)
     for fields in edits.by_kind(p.plan):
         stubs = d.stubs + d.stub_size * fields.function
+        kind = None
         if fields.kind is Reroute.RELA_ADDEND:
             found = p.after.rela["r_addend"][fields.at + shift]
         elif fields.kind is Reroute.DYNSYM:
@@ -175,11 +176,12 @@ def _references(p: Pair, touched: np.ndarray) -> None:
         else:
             kind = p.arch.fields[fields.kind.name]
             offsets = holding(p.before.segments, fields.at)
-            found = kind.target(fields.at, edits.read(data, offsets, kind.size))
+            raw = edits.read(data, offsets, kind.size)
+            found = kind.target(fields.at, raw)
             touched[offsets[:, None] + np.arange(kind.size)] = True
             for start, length in copied:       # inside a detoured entry: _detours looks at its copy
                 found = np.where((fields.at >= start) & (fields.at < start + length), stubs, found)
-        wrong = np.flatnonzero(found != stubs)
+        wrong = np.flatnonzero(found != stubs if kind is None else kind.differs(raw, found, stubs))
         p.must(not len(wrong), f"{fields.kind.name} reference {int(fields.at[wrong[0]]) if len(wrong) else 0:#x} "
                                "does not lead to its stub")
 
@@ -191,20 +193,24 @@ def _detours(p: Pair, touched: np.ndarray) -> None:
     references = {e.at: e for e in p.plan.edits if e.kind.name in names}
     for x in p.plan.detours:
         name, start = d.functions[x.function].name, p.plan.functions[x.function].address + x.skip
-        jump = p.arch.jump(start, d.stub(x.function))
-        p.must(p.bytes_at(start, len(jump)) == jump, f"the detour of {name}")
-        touched[p.before.offset_of(start):][:x.length] = True
         at = d.functions[x.function].original
+        p.must(p.bytes_at(at, len(x.pad)) == x.pad, f"the landing pad of {name}")
+        if x.length:
+            jump = x.head + p.arch.jump(start + len(x.head), d.stub(x.function))
+            p.must(p.bytes_at(start, len(jump)) == jump, f"the detour of {name}")
+            touched[p.before.offset_of(start):][:x.length] = True
+        at += len(x.pad)
         copy, expected = bytearray(p.bytes_at(at, len(x.copy))), bytearray(x.copy)
         back = p.arch.jump(at + len(copy), start + x.length)
         p.must(p.bytes_at(at + len(copy), len(back)) == back, f"the way back from the moved entry of {name}")
-        wanted = {position: ("REL32", target) for position, target in x.fixups}
+        wanted = {position: (p.arch.moved_field, target) for position, target in x.fixups}
         wanted |= {e.at - start: (e.kind.name, d.stub(e.function)) for e in references.values()
                    if start <= e.at < start + x.length}
         for position, (kind, target) in wanted.items():
             field = p.arch.fields[kind]
             raw = np.frombuffer(bytes(copy[position:position + field.size]), dtype=np.uint8).reshape(1, -1)
-            p.must(int(field.target(np.array([at + position]), raw)[0]) == target,
+            found = field.target(np.array([at + position]), raw)
+            p.must(not field.differs(raw, found, np.array([target]))[0],
                    f"a reference in the moved entry of {name}")
             copy[position:position + field.size] = expected[position:position + field.size] = bytes(field.size)
         p.must(copy == expected, f"the moved entry of {name}")

@@ -80,12 +80,17 @@ def instrument(path: Path, output: Path | None = None, **how: object) -> Instrum
 
 
 def run(path: Path, *arguments: str, env: dict[str, str] | None = None, preload: Path | None = None,
-        status: int = 0) -> str:
-    """Standard output of a program; fails when it ends otherwise than with `status`."""
-    wanted = {**os.environ, **(env or {})}
-    if preload:
-        wanted["LD_PRELOAD"] = str(preload)
-    done = subprocess.run([str(path), *arguments], capture_output=True, text=True, timeout=60, env=wanted)
+        status: int = 0, under: tuple[str, ...] = ()) -> str:
+    """Standard output of a program; fails when it ends otherwise than with `status`.
+
+    under: qemu-user and its arguments, for programs of another architecture."""
+    changed = {**(env or {}), **({"LD_PRELOAD": str(preload)} if preload else {})}
+    wanted = {**os.environ, **changed}
+    words = [str(path), *arguments]
+    if under:          # the program's own environment: qemu is not to preload anything into itself
+        wanted = dict(os.environ)
+        words = [*under, *(w for k, v in changed.items() for w in ("-E", f"{k}={v.replace(',', ',,')}")), *words]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=wanted)
     assert done.returncode == status, f"{path}: status {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 

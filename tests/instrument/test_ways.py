@@ -36,11 +36,12 @@ def name(cc: str, flags: str) -> str:
     return f"{cc}{flags}".replace(" ", "").replace("/", "_").replace(",", "_")
 
 
-def check(i: Instrumented, program: Path, original: Path, preload: Path, env: dict[str, str]) -> None:
+def check(i: Instrumented, program: Path, original: Path, preload: Path, env: dict[str, str],
+          under: tuple[str, ...] = ()) -> None:
     """Run before, after, and after with changed slots."""
-    before = run(original, env=env)
-    assert run(program, env=env) == before
-    changed = run(program, env={**env, **i.changes(SLOTS)}, preload=preload)
+    before = run(original, env=env, under=under)
+    assert run(program, env=env, under=under) == before
+    changed = run(program, env={**env, **i.changes(SLOTS)}, preload=preload, under=under)
     assert changed.splitlines()[0] == "chosen 21"
     assert changed.splitlines()[1] == "deep 505"                    # 3 + 502: calls in progress went on in the old one
     assert changed.endswith("bye, other\n") and before.endswith("bye\n")
@@ -89,10 +90,14 @@ def test_every_way_of_calling_in_a_shared_library(change: Path, tmp_path: Path, 
     library = compiled(tmp_path / "libways.so", "ways.c", "target.c", *flags.split(), "-DLIBRARY", "-shared", "-fPIC",
                        "-pthread", "-Wl,-soname,libways.so", cc=cc)
     user = compiled(tmp_path / "user", "user.c", library)
-    i = instrument(library)
-    before = run(user, env={"LD_LIBRARY_PATH": str(tmp_path)})
-    assert run(user, env={"LD_LIBRARY_PATH": str(i.path.parent)}) == before
-    changed = run(user, env={"LD_LIBRARY_PATH": str(i.path.parent), **i.changes(SLOTS)}, preload=change)
+    check_library(instrument(library), user, change)
+
+
+def check_library(i: Instrumented, user: Path, preload: Path, under: tuple[str, ...] = ()) -> None:
+    """Run `user` with the library as it was, instrumented, and with changed slots."""
+    before = run(user, env={"LD_LIBRARY_PATH": str(i.original.parent)}, under=under)
+    assert run(user, env={"LD_LIBRARY_PATH": str(i.path.parent)}, under=under) == before
+    changed = run(user, env={"LD_LIBRARY_PATH": str(i.path.parent), **i.changes(SLOTS)}, preload=preload, under=under)
     assert same(changed) == same(before)
     assert "before direct 3" in changed and "after direct 1001" in changed
     old, new = ([x.split(" ", 1)[1] for x in changed.splitlines() if x.startswith(when)]
@@ -107,12 +112,16 @@ CXX = [("g++", "-O0"), ("g++", "-O2"), ("g++", "-O2 -no-pie -Wl,--emit-relocs"),
 @pytest.mark.parametrize(("cc", "flags"), CXX, ids=[" ".join(x) for x in CXX])
 def test_cxx(built: Path, change: Path, cc: str, flags: str) -> None:
     program = compiled(built / name(cc, flags), "ways.cc", *flags.split(), "-g", cc=cc)
-    i = instrument(program)
-    before = run(program)
-    assert run(i.path) == before
+    check_cxx(instrument(program), change)
+
+
+def check_cxx(i: Instrumented, preload: Path, under: tuple[str, ...] = ()) -> None:
+    """Run ways.cc before, after, and after with changed slots."""
+    before = run(i.original, under=under)
+    assert run(i.path, under=under) == before
     slots = {"_ZN6Square4areaEi": "_ZN5Other4areaEi", "_ZN4Both4areaEi": "_ZN5Other4areaEi",
              "_Z5twiceIiET_S0_": "_Z6thricei", "_Z7throweri": "_Z13thrower_otheri"}
-    changed = run(i.path, env=i.changes(slots), preload=change).splitlines()
+    changed = run(i.path, env=i.changes(slots), preload=preload, under=under).splitlines()
     assert [x for x in changed if x.startswith("before")] == [x for x in before.splitlines() if x.startswith("before")]
     assert [x.removeprefix("after ") for x in changed if x.startswith("after")] == [
         "virtual 3005", "through a thunk 3005", "member pointer 3006", "own member pointer 3006", "known class 3007",

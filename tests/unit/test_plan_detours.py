@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from psu_bin import descriptor
+from psu_bin.instrument import image, verify
 from psu_bin.instrument.plan_types import Reroute
-from tests.unit.planning import build, planned, source
+from tests.unit.planning import ARCH, build, planned, source
 
 HEAD = r"""
     .macro fun name
@@ -104,6 +105,8 @@ def test_a_short_branch_grows_and_unwind_rows_keep_their_places(tmp_path):
     assert d.copy == bytes.fromhex("85ff 0f8400000000 4881ec08010000")
     assert d.fixups == ((4, f.address + f.size - 6),)
     assert d.cfi == bytes.fromhex("020f 0e9002")
+    data = image.build(p.binary, ARCH, p.plan, (), ())
+    verify.verify(p.binary, ARCH, p.plan, (), (), data, "grown")
 
 
 def test_a_call_moves_where_there_are_no_landing_pads(tmp_path):

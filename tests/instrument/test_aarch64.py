@@ -1,0 +1,60 @@
+"""AArch64 programs, rewritten on any machine and run under qemu-user: every reference goes through the slot (I1).
+
+The programs and checks are those of test_ways.py, built in the ways that AArch64 programs are built.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from crossing import UNDER, cross_compiled
+from rewriting import instrument
+from test_ways import check, check_cxx, check_library, name
+
+from psu_bin import descriptor
+
+pytest_plugins = ["rewriting", "crossing"]
+
+PROGRAMS = [
+    ("gcc", "-O0"), ("gcc", "-O2"), ("gcc", "-O3"), ("gcc", "-Os -no-pie"), ("gcc", "-O2 -no-pie -Wl,--emit-relocs"),
+    ("gcc", "-O2 -mbranch-protection=standard"),
+    ("gcc", "-O2 -mbranch-protection=standard -nostartfiles start_aarch64.S"),
+    ("gcc", "-O2 -mbranch-protection=standard -no-pie -nostartfiles start_aarch64.S"),
+    ("gcc", "-O2 -flto -Wl,-z,now -Wl,-z,relro"), ("gcc", "-O2 -Wl,-z,pack-relative-relocs -fno-plt"),
+    ("gcc", "-O2 -mcmodel=tiny"), ("gcc", "-O2 -mcmodel=large -fno-pic -no-pie"),
+    ("gcc", "-O2 -mfix-cortex-a53-843419 -mfix-cortex-a53-835769 -Wl,-z,separate-code"), ("gcc", "-O2 -fuse-ld=gold"),
+    ("clang", "-O0 -fuse-ld=lld"), ("clang", "-O2 -fuse-ld=lld"), ("clang", "-Oz -fuse-ld=lld -mbranch-protection=standard"),
+    ("clang", "-O2 -no-pie -Wl,--emit-relocs"), ("clang", "-O2 -fuse-ld=lld -no-pie -mcmodel=large -fno-pic"),
+    ("clang", "-O3 -flto -fuse-ld=lld"),
+]
+
+
+@pytest.mark.parametrize(("cc", "flags"), PROGRAMS, ids=[" ".join(x) for x in PROGRAMS])
+def test_every_way_of_calling_goes_through_the_slot(cross: Path, cc: str, flags: str) -> None:
+    program = cross_compiled(cross / name(cc, flags), "ways.c", "target.c", *flags.split(), "-g", "-rdynamic", "-pthread",
+                             cc=cc)
+    i = instrument(program)
+    assert bool(i.descriptor.flags & descriptor.MODULE_IBT) == ("start_aarch64.S" in flags)
+    check(i, i.path, program, cross / "change.so", {}, UNDER)
+
+
+LIBRARIES = [("gcc", "-O2"), ("gcc", "-O2 -mbranch-protection=standard -Wl,-Bsymbolic -Wl,-z,now"),
+             ("clang", "-Os -fuse-ld=lld")]
+
+
+@pytest.mark.parametrize(("cc", "flags"), LIBRARIES, ids=[" ".join(x) for x in LIBRARIES])
+def test_every_way_of_calling_in_a_shared_library(cross: Path, tmp_path: Path, cc: str, flags: str) -> None:
+    library = cross_compiled(tmp_path / "libways.so", "ways.c", "target.c", *flags.split(), "-DLIBRARY", "-shared",
+                             "-fPIC", "-pthread", "-Wl,-soname,libways.so", cc=cc)
+    user = cross_compiled(tmp_path / "user", "user.c", library)
+    check_library(instrument(library), user, cross / "change.so", UNDER)
+
+
+CXX = [("g++", "-O0"), ("g++", "-O2 -no-pie -mbranch-protection=standard"), ("clang++", "-O2 -fuse-ld=lld")]
+
+
+@pytest.mark.parametrize(("cc", "flags"), CXX, ids=[" ".join(x) for x in CXX])
+def test_cxx(cross: Path, cc: str, flags: str) -> None:
+    i = instrument(cross_compiled(cross / name(cc, flags), "ways.cc", *flags.split(), "-g", cc=cc))
+    check_cxx(i, cross / "change.so", UNDER)
