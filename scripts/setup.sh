@@ -2,7 +2,7 @@
 # Environment: PSU_PACKAGES, further Debian packages.
 # shellcheck shell=bash
 
-psu_packages="gcc g++ make libc6-dev clang lld binutils gdb musl-tools python3-venv patchelf ${PSU_PACKAGES:-}"
+psu_packages="gcc g++ make libc6-dev clang lld llvm binutils elfutils gdb musl-tools python3-venv patchelf ${PSU_PACKAGES:-}"
 # Tests of AArch64 programs: compilers and an emulator, where the machine itself is another one.
 [ "$(uname -m)" = aarch64 ] || psu_packages="$psu_packages gcc-aarch64-linux-gnu g++-aarch64-linux-gnu qemu-user"
 psu_missing=""
