@@ -136,6 +136,9 @@ def _borrow(target: Target, machine, seized: Seized, entry: int) -> bool:  # noq
     regs = _regset(PTRACE_GETREGSET, seized.tid)
     pc, sp, nr = machine.program_counter(regs)
     maps = process.maps()
+    if not all(any((x.start, x.path) == (m.start, m.path) for x in maps) for m in target.modules):
+        process.lost = True    # exec between our look at it and the stop
+        raise process.gone()
     if _signal_pending(process, seized.tid):
         return False  # its handler must see the system call interrupted, as without us
     if nr >= 0:

@@ -56,6 +56,7 @@ class Process:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.where = f"process {pid}"
+        self.lost = False      # the thread that we traced is gone: what lies at our addresses may be another program
         self.start_time = self._alive()
 
     def _alive(self) -> int:
@@ -81,6 +82,10 @@ class Process:
             return self._alive() == self.start_time
         except PsuError:
             return False
+
+    def gone(self) -> PsuError:
+        """What became of a process whose agent ended in the middle of our work."""
+        return PsuError(self.where, "started another program meanwhile (exec)" if self.alive() else "ended meanwhile")
 
     def status(self) -> dict[str, str]:
         """The fields of /proc/PID/status."""
@@ -166,6 +171,8 @@ class Process:
     def _transfer(self, call, buffer, address: int, size: int, verb: str) -> None:  # noqa: ANN001
         done = 0
         while done < size:
+            if self.lost:
+                raise self.gone()
             local = _Iovec(ctypes.addressof(buffer) + done, size - done)
             remote = _Iovec(address + done, size - done)
             n = call(self.pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)

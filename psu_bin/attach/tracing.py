@@ -6,6 +6,11 @@ incomplete one was never seen.  No register of the agent is touched.
 
 Being the tracer is also the lock: the kernel admits one tracer a thread, so two psu-bin never mix.
 
+While the agent is traced, the kernel tells us, and not it, of a signal for it (setuid() in the target sends one to every thread
+and waits until all have it), of its end (exec and exit in the target wait until we have heard of it) and of job control.  So
+we answer at once, from a SIGCHLD handler, whatever else we are doing; where there can be none, because this is not
+Python's main thread, those calls in the target wait until we come round.
+
 What is odd: the wait that parks the agent is a futex.  PTRACE_INTERRUPT makes the kernel restart it, and the restarted
 FUTEX_WAIT sees the changed command word and returns: that is how the agent is woken.
 """
@@ -16,14 +21,16 @@ import errno
 import os
 import signal
 import struct
+import threading
 import time
+from types import FrameType
 
 from psu_bin.attach import shim
 from psu_bin.attach.process import Process, Thread
 from psu_bin.errors import PsuError
 
 PTRACE_CONT, PTRACE_DETACH = 7, 17
-PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_LISTEN = 0x4206, 0x4207, 0x4208
+PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
 PTRACE_EVENT_STOP = 128
 WALL = 0x40000000
 AGENT_PATIENCE = 10.0  # seconds for a command that may have to wait for the dynamic linker's lock
@@ -41,11 +48,31 @@ class Seized:
         self.process = process
         self.tid = thread.tid
         self.stopped = False
-        self._pending = 0  # signal to deliver with the next CONT
+        self._busy = False          # in a wait of our own: the SIGCHLD handler leaves the news to it
+        self._news = False
+        self._handler = False
         try:
             _ptrace(PTRACE_SEIZE, self.tid)
         except OSError as e:
             raise self._refused(e) from e
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGCHLD, self._on_child)
+            self._handler = True
+
+    def _restore(self) -> None:
+        if self._handler:
+            signal.signal(signal.SIGCHLD, self._before if self._before is not None else signal.SIG_DFL)
+
+    def _on_child(self, number: int, frame: FrameType | None) -> None:
+        if self._busy:
+            self._news = True
+        elif not self.stopped:
+            try:
+                self.service()
+            except OSError:
+                pass            # gone: noted in the process, which refuses to be written from now on
+        if callable(self._before):
+            self._before(number, frame)
 
     def _refused(self, cause: OSError) -> PsuError:
         tracer = ""
@@ -70,44 +97,52 @@ class Seized:
     def __exit__(self, *_: object) -> None:
         try:
             if self.interrupt():
-                _ptrace(PTRACE_DETACH, self.tid, self._pending)
+                _ptrace(PTRACE_DETACH, self.tid)
         except OSError as e:
             if e.errno != errno.ESRCH:
                 raise
+        finally:
+            self._restore()
 
     def _wait(self, options: int) -> int | None:
         """One waitpid; the status, None when nothing is to report.  OSError(ESRCH) when the thread is gone."""
         try:
             tid, status = os.waitpid(self.tid, options | WALL)
         except ChildProcessError as e:
+            self.process.lost = True
             raise OSError(errno.ESRCH, "thread is gone") from e
         if tid == 0:
             return None
         if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+            # Until this very wait, an exec in the target could not go on: nothing was written into a new program.
+            self.process.lost = True
             raise OSError(errno.ESRCH, "thread is gone")
         return status
 
     def service(self) -> None:
         """Let the thread go on if it stopped by itself (a signal for it, a group stop)."""
-        status = self._wait(os.WNOHANG)
-        if status is not None:
-            self._resume_from(status)
+        self._busy = True
+        try:
+            while (status := self._wait(os.WNOHANG)) is not None:
+                self._resume_from(status)
+        finally:
+            self._busy = False
+        if self._news:
+            self._news = False
+            self.service()
 
     def _resume_from(self, status: int) -> None:
-        number = os.WSTOPSIG(status)
         if status >> 16 == PTRACE_EVENT_STOP:
-            if number in (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
-                _ptrace(PTRACE_LISTEN, self.tid)  # stays in the group stop, as without a tracer
-            else:
-                _ptrace(PTRACE_CONT, self.tid)
+            # Job control stops the process: the agent finishes what it has begun, and stops when it is detached.
+            _ptrace(PTRACE_CONT, self.tid)
         else:
-            # A signal on its way to the thread, for example glibc's SIGSETXID: hold it up and setuid() hangs.
-            _ptrace(PTRACE_CONT, self.tid, number)
+            _ptrace(PTRACE_CONT, self.tid, os.WSTOPSIG(status))  # a signal on its way to the thread
 
     def interrupt(self) -> bool:
         """Stop the thread.  False when it is gone."""
         if self.stopped:
             return True
+        self._busy = True
         try:
             _ptrace(PTRACE_INTERRUPT, self.tid)
             while True:
@@ -121,6 +156,8 @@ class Seized:
             if e.errno == errno.ESRCH:
                 return False
             raise
+        finally:
+            self._busy = self._news = False
 
     def resume(self) -> None:
         """Let the stopped thread run on."""
@@ -138,7 +175,7 @@ class AgentSession:
         thread = agent_thread(process, self.runtime)
         if thread is None:
             raise PsuError(process.where, "has no agent thread")
-        if thread.state in "Tt" and thread.state == "T":
+        if thread.state == "T":
             raise PsuError(process.where, "is stopped (state T)", "let it run: kill -CONT")
         self.seized = Seized(process, thread)
 
@@ -149,7 +186,7 @@ class AgentSession:
         self.seized.__exit__(*exc)
 
     def _gone(self) -> PsuError:
-        return PsuError(self.process.where, "ended meanwhile")
+        return self.process.gone()
 
     def command(self, op: int, entries: bytes, count: int, *, record_at: int = 0, patience: float = AGENT_PATIENCE,
                 ) -> bytes:
@@ -177,8 +214,10 @@ class AgentSession:
                     break
                 self.seized.service()
                 if time.monotonic() > deadline:
+                    hint = "it is still at it, psu-bin status will tell" if op == shim.OP_COMMIT else \
+                        "a thread may be holding the dynamic linker's lock (dlopen); try again"
                     raise PsuError(self.process.where, f"the agent did not finish its command within {patience:.0f} s",
-                                   "a thread may be holding the dynamic linker's lock (dlopen); try again")
+                                   hint)
                 time.sleep(pause)
                 pause = min(pause * 1.5, 2e-3)
         except OSError as e:
