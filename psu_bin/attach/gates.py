@@ -1,9 +1,9 @@
 """Which kind of gate each function of a patch needs, and what registers it must keep.
 
 PLAIN where neither the new version nor the original touches its caller's stack arguments, SIDE where one does or may,
-FULL where callers rely on registers that the ABI gives away, or on a convention of their own (DESIGN.md, "Gate").  FULL is
-slow.  What callers rely on is mostly that a small function leaves registers alone, and most new versions still do: where
-that can be seen, and the other gate does not change them either, it is not needed."""
+FULL where callers rely on registers that the ABI gives away, or on a convention of their own (DESIGN.md, "Gate").  FULL
+is slow.  What callers rely on is mostly that a small function leaves registers alone, and most new versions still do:
+where that can be seen, and the other gate does not change them either, it is not needed."""
 
 from __future__ import annotations
 
@@ -59,9 +59,11 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
     return out, relied
 
 
-def _leaves_alone(bound: BoundFunction, registers: int, closed: reliance.Closed, layout: Layout, reader: Reader) -> bool:
-    """The new version, with all that it calls, changes none of the registers, and neither will other versions of what it
-    calls: the program's own do not, as callers in the program rely on that, for which later gates must keep them, too."""
+def _leaves_alone(bound: BoundFunction, registers: int, closed: reliance.Closed, layout: Layout,
+                  reader: Reader) -> bool:
+    """The new version, with all that it calls, changes none of the registers, and neither will other versions of what
+    it calls: the program's own do not, as callers in the program rely on that, for which later gates must keep them,
+    too."""
     closure = closed.closure(bound)
     if closure is None or closed.changed(closure) & registers:
         return False

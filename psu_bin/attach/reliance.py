@@ -160,7 +160,8 @@ class _SectionEffects:
         return self._sections[number]
 
     def changed(self, f: BoundFunction) -> int:
-        """Registers that the function itself writes; all when it has an instruction that the disassembler does not know."""
+        """Registers that the function itself writes; all when it has an instruction that the disassembler does not
+        know."""
         if f not in self._changed:
             self._changed[f] = self._all(_parts(self._layout, f.function), "writes")
         return self._changed[f]
@@ -180,8 +181,8 @@ class _SectionEffects:
         return out
 
     def _read_behind(self, f: PatchFunction, field: int | None, target: int) -> int:
-        """Registers that may be read where a jump of `f` leads that is not followed: to a place in `f` or its cold part,
-        or to another function, which reads what it is passed; all where it leads to neither.
+        """Registers that may be read where a jump of `f` leads that is not followed: to a place in `f` or its cold
+        part, or to another function, which reads what it is passed; all where it leads to neither.
 
         field: of a direct jump; target: where it leads when nothing relocates it."""
         facts = self._arch.scan.REGISTERS
@@ -256,7 +257,8 @@ class _SectionEffects:
                         field in relocated or int(code.target[i]) not in index
                         or not f.start <= int(code.target[i]) < f.end):
                     # A switch, a tail call, the cold part: not followed.
-                    found |= left & self._read_behind(f, None if kind is Kind.JUMP_INDIRECT else field, int(code.target[i]))
+                    relative = None if kind is Kind.JUMP_INDIRECT else field
+                    found |= left & self._read_behind(f, relative, int(code.target[i]))
                     if kind is not Kind.BRANCH:
                         break
                 elif kind is Kind.JUMP:

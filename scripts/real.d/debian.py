@@ -45,8 +45,7 @@ def build(package: str, *, say=print) -> Path:  # noqa: ANN001
         folder = CACHE / stamp.read_text().strip()
         if folder.is_dir():
             return folder
-    CACHE.mkdir(parents=True, exist_ok=True)
-    description = _download(package)
+    description = download(package)
     folder = CACHE / description.stem
     say(f"{package}: {description.name}")
     wanted = ("build-dep", "-y", "--no-install-recommends", description)
@@ -90,8 +89,8 @@ def compile_command(folder: Path, source: str, output: str) -> tuple[list[str], 
     return kept, where
 
 
-def _download(package: str) -> Path:
-    """The package's .dsc, fetched with the files that it names."""
+def download(package: str) -> Path:
+    """The source package's .dsc, fetched with the files that it names.  Raises Unreachable."""
     apt = CACHE / "apt"
     for name in ("lists/partial", "archives/partial"):
         (apt / name).mkdir(parents=True, exist_ok=True)
@@ -104,6 +103,41 @@ def _download(package: str) -> Path:
     if not found:
         raise Unreachable(f"apt-get source {package}: no .dsc came")
     return found[-1]
+
+
+def download_debug(package: str, version: str, folder: Path) -> Path:
+    """A package of debug symbols, from the archive beside the machine's own (`debian-debug` beside `debian`), as a .deb
+    in `folder`.  Raises Unreachable."""
+    apt = CACHE / "apt-debug"
+    for name in ("lists/partial", "archives/partial"):
+        (apt / name).mkdir(parents=True, exist_ok=True)
+    lines = []
+    for line in source_entries():
+        found = re.match(r"deb-src (\[.*\] )?(\S+?)/?(-debug)? (\S+) .*", line)
+        if found:
+            lines.append(f"deb {found[1] or ''}{found[2]}-debug {found[4]}-debug main\n")
+    (apt / "sources.list").write_text("".join(lines))
+    private = ("-o", f"Dir::Etc::sourcelist={apt / 'sources.list'}", "-o", "Dir::Etc::sourceparts=-",
+               "-o", f"Dir::State::lists={apt / 'lists'}", "-o", f"Dir::Cache={apt}")
+    _apt(*private, "update")
+    _apt(*private, "download", f"{package}={version}", cwd=folder)
+    found_debs = sorted(folder.glob(f"{package}_*.deb"))
+    if not found_debs:
+        raise Unreachable(f"apt-get download {package}: nothing came")
+    return found_debs[-1]
+
+
+def install(*packages: str) -> None:
+    """Have Debian packages installed.  Raises Unreachable."""
+    missing = [p for p in packages if subprocess.run(["dpkg-query", "-W", "-f", "${Status}", p], text=True,
+                                                     capture_output=True).stdout != "install ok installed"]
+    if missing:
+        wanted = ("install", "-y", "--no-install-recommends", *missing)
+        try:
+            _apt(*wanted, as_root=True)
+        except Unreachable:
+            _apt("update", as_root=True)
+            _apt(*wanted, as_root=True)
 
 
 def source_entries(folder: Path = Path("/etc/apt")) -> list[str]:

@@ -7,7 +7,8 @@
  * take turns, so that whatever disturbs the machine disturbs all; all threads run the same shape at the same time.
  *
  * Arguments: threads, rounds, calls in a sample, stub and IBT stub as hexadecimal bytes (for stub address 0, slot
- * 4096). Prints one line a shape: its name and its sample of each round.
+ * 4096), instructions in the function (0: it only returns), patches made before.  Prints one line a shape: its name and
+ * its sample of each round.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -68,7 +69,9 @@ static uint8_t *hex(const char *text, uint8_t *to)
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 6);
+    CHECK(argc == 8);
+    int instructions = atoi(argv[6]), patches = atoi(argv[7]);
+    CHECK(instructions >= 0 && instructions <= 200 && patches >= 1);
     threads = atoi(argv[1]);
     rounds = atoi(argv[2]);
     calls = strtoull(argv[3], 0, 0);
@@ -77,21 +80,21 @@ int main(int argc, char **argv)
     host_agent();
 
     /* Code, and one page behind it the slots: stub k at 512 k, its slot at 4096 * pages + 512 k, its loop behind it. */
-    size_t half = (SHAPES * 512 + 4095) & ~4095ul;
+    size_t half = (SHAPES * 512 + 1024 + 4095) & ~4095ul;
     /* Near the program, as a module's stubs are, and like them far from the shim: a processor may predict far jumps
      * less well. */
     uint8_t *near = (uint8_t *)(((uint64_t)wrapper & ~0xffffffull) + 0x4000000);
     uint8_t *code = mmap(near, 2 * half, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    uint8_t *empty = code + 256;
-    memcpy(empty, "\xc3", 1);
+    /* lea 1(%rax), %rax; lea 1(%rdx), %rdx; ...: two chains, as compiled code has some parallelism; then ret. */
+    uint8_t version[1024];
+    size_t size = 0;
+    for (int i = 0; i < instructions; i++, size += 4)
+        memcpy(version + size, i % 2 ? "\x48\x8d\x52\x01" : "\x48\x8d\x40\x01", 4);
+    version[size++] = 0xc3;
+    uint8_t *empty = code + half - 1024;
+    memcpy(empty, version, size);
     wrapped = empty;
-    uint8_t version[16] = {0xc3};
-    struct psu_map m = {(uint64_t)near + 0x1000000, 4096, PROT_READ | PROT_WRITE, 0};
-    CHECK(code == near && host_command(PSU_OP_MAP, &m, sizeof m, 1) == 0);
-    uint8_t *page = (uint8_t *)m.address;
-    memcpy(page, version, sizeof version);
-    m.prot = PROT_READ | PROT_EXEC;
-    CHECK(host_command(PSU_OP_PROTECT, &m, sizeof m, 1) == 0);
+    CHECK(code == near);
     struct host_switch s[4];
     volatile uint64_t *slots[SHAPES];
     for (int k = 0; k < SHAPES; k++) {
@@ -121,11 +124,25 @@ int main(int argc, char **argv)
         loops[k] = (loop *)p;
         if (k >= PLAIN)
             s[k - PLAIN] = (struct host_switch){
-                slots[k], 0, (uint64_t)page, k == PLAIN ? PSU_PLAIN : k == SIDE ? PSU_SIDE : PSU_FULL, (uint32_t)k,
+                slots[k], 0, 0, k == PLAIN ? PSU_PLAIN : k == SIDE ? PSU_SIDE : PSU_FULL, (uint32_t)k,
                 k == FULL_PRESERVE ? 0x60f06 : 0};
     }
     CHECK(mprotect(code, half, PROT_READ | PROT_EXEC) == 0);
-    CHECK(host_commit(0, page, s, 4, -1) == 0);
+    /* Every patch is an object of its own, with gates of its own; its predecessor is retired. */
+    uint32_t last = 0;
+    for (int i = 0; i < patches; i++) {
+        struct psu_map m = {(uint64_t)near + 0x1000000 + 4096 * (uint64_t)i, 4096, PROT_READ | PROT_WRITE, 0};
+        CHECK(host_command(PSU_OP_MAP, &m, sizeof m, 1) == 0);
+        memcpy((void *)m.address, version, size);
+        m.prot = PROT_READ | PROT_EXEC;
+        CHECK(host_command(PSU_OP_PROTECT, &m, sizeof m, 1) == 0);
+        for (int k = 0; k < 4; k++) {
+            s[k].body = m.address;
+            s[k].gate = (uint32_t)(4 * i + k);
+        }
+        last = (uint32_t)i;
+        CHECK(host_commit(last, (void *)m.address, s, 4, i - 1) == 0);
+    }
 
     pthread_t all[64];
     for (int i = 0; i < threads; i++)
@@ -133,7 +150,7 @@ int main(int argc, char **argv)
     for (int i = 0; i < threads; i++)
         pthread_join(all[i], 0);
     uint32_t enters;
-    CHECK(host_inside(0, &enters) == 0
+    CHECK(host_inside(last, &enters) == 0
         && enters == (uint32_t)((calls * (uint64_t)rounds + 1000) * 4 * (uint64_t)threads));
     for (int k = 0; k < SHAPES; k++) {
         printf("%s", names[k]);
