@@ -109,6 +109,11 @@ class Relocations:
     symbols: SymbolTable
 
 
+def code_mark(name: str) -> str:
+    """"x" or "d" for a mapping symbol ($x, $d.7), which says that code or data begins, else "" (AArch64 ELF, 5.5.5)."""
+    return name[1] if name[:2] in ("$x", "$d") and (len(name) == 2 or name[2] == ".") else ""
+
+
 class Binary:
     """One 64-bit little-endian ELF file in memory (Binary.data: bytes, never changed).
 

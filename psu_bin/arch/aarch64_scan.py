@@ -260,6 +260,7 @@ def stack_arguments(code: Code, register: np.ndarray, offset: np.ndarray) -> np.
     shift = np.where((w >> np.uint32(22)) & np.uint32(1) != 0, 12, 0)
     immediate = ((w >> np.uint32(10)).astype(np.int64) & 0xFFF) << shift
     reach = np.where(add, immediate, ops.offset)
+    offset = np.maximum(offset, np.where(register == DWARF_SP, _prologue_depth(code), 0))
     frame = _frame_pointer(code, add & (rd == 29) & (rn == 31) & (register == DWARF_SP), offset - immediate)
     frame = np.where(register == DWARF_FP, offset, frame)
     # CFA - base.  Where x29 is the frame's register, compilers name arguments by it, and the frame's lower end by sp.
@@ -268,6 +269,24 @@ def stack_arguments(code: Code, register: np.ndarray, offset: np.ndarray) -> np.
     touches = uses & (below != NONE) & ((reach >= below) | ops.indexed)
     unknown = (register != DWARF_SP) & (register != DWARF_FP) & ~np.isin(code.kind, (Kind.NOP, Kind.MARK, Kind.TRAP))
     return np.flatnonzero(touches | unknown)
+
+
+def _prologue_depth(code: Code) -> np.ndarray:
+    """By how much sp is below its value at the entry, in the straight line of code that a function begins with; 0 behind it.
+
+    clang describes a prologue only at its end, unless it is asked for asynchronous tables."""
+    ops, w = code.parts.operations, code.parts.word
+    sub = (w & np.uint32(0xFF8003FF)) == 0xD10003FF
+    pushed = np.where(sub, ((w >> np.uint32(10)).astype(np.int64) & 0xFFF) << np.where(w & np.uint32(1 << 22) != 0, 12, 0), 0)
+    writes_back = ((w & np.uint32(0x3B800000)) == 0x29800000) | ((w & np.uint32(0x3B200C00)) == 0x38000C00)
+    pushed = np.where(writes_back & ops.memory & (((w >> np.uint32(5)) & np.uint32(31)) == 31) & (ops.offset < 0),
+                      -ops.offset, pushed)
+    first = np.searchsorted(code.address, np.unique(code.chains[:, 0]))
+    first = np.unique(first[first < len(w)])
+    home = first[(np.searchsorted(first, np.arange(len(w)), side="right") - 1).clip(0)] if len(first) else np.arange(len(w))
+    total, flows = (np.concatenate([[0], np.cumsum(x)]) for x in (pushed, code.kind > Kind.MARK))
+    here = np.arange(len(w))
+    return np.where(flows[here] == flows[home], total[here] - total[home], 0)
 
 
 def _frame_pointer(code: Code, sets: np.ndarray, distance: np.ndarray) -> np.ndarray:

@@ -60,6 +60,8 @@ class Field(NamedTuple):
     tail: int                    # what must be added to A so that S + A is the address that the instruction means
     access: Access
     insn: int                    # offset of the instruction
+    # Distances from the address at which the code uses memory through a register, without relocations of their own.
+    reaches: tuple[int, ...] = ()
 
 
 class Resolved(NamedTuple):

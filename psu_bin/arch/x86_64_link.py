@@ -21,7 +21,7 @@ from psu_bin.arch.x86_64_decode import Insn
 from psu_bin.arch.x86_64_reach import THUNK_SIZE, rewrite
 from psu_bin.arch.x86_64_stack import leaves, stack_use
 
-__all__ = ["HOWTO", "THUNK_SIZE", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
+__all__ = ["HOWTO", "THUNK_SIZE", "is_call", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
            "rewrite", "stack_use", "static_tls_offset", "survey"]
 
 PLT_SIZE = 16
@@ -76,6 +76,7 @@ HOWTO: dict[int, Howto] = {kind: Howto(f"R_X86_64_{name}", use, size, relative, 
     (R_REX_GOTPCRELX, "REX_GOTPCRELX", Use.GOT, 4, True, False),
 )}
 TLS_CALLEE = "__tls_get_addr"      # its calls disappear in the relaxations
+TLS_TAIL = 4                       # what the addend of a relative thread-local field makes up for
 UNSIGNED_32 = frozenset((R_32,))
 
 
@@ -207,10 +208,16 @@ def repoint(code: bytearray | memoryview, ref: Resolved, displacement: int) -> N
 
 # ---- code ----------------------------------------------------------------------------------------------------------
 
-def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], addends: dict[int, int]) -> CodeSurvey:
+def is_call(code: bytes, insn: int) -> bool:
+    """The instruction at offset `insn` is a direct call."""
+    return code[insn] == 0xE8
+
+
+def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], addends: dict[int, int],
+           symbols: dict[int, int]) -> CodeSurvey:
     """Walk over the functions at `ranges` (start, end) of a section.
 
-    relocs, addends: by offset of a field, the relocation's type and addend.
+    relocs, addends, symbols: by offset of a field, the relocation's type, addend and symbol number.
 
     Raises ValueError where the bytes are no instructions, or a relocation is in none of an instruction's fields."""
     fields: dict[int, Field] = {}

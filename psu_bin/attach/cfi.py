@@ -117,7 +117,7 @@ def _run(data: bytes, p: int, end: int, at: int, code_align: int, data_align: in
             step = low
         elif high == 0x80:
             _, p = _uleb(data, p)
-        elif high == 0xC0 or op == 0x00:
+        elif high == 0xC0 or op in (0x00, 0x2D):             # 2D: the return address is signed (AArch64)
             pass
         elif op in (0x02, 0x03, 0x04):
             width = 1 << (op - 2)

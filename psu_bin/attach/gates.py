@@ -126,7 +126,7 @@ class _StackArguments:
             return True
         s = patch.symbols[r.symbol]
         if 0 < s.section < len(patch.sections):
-            other = patch.function_covering(s.section, s.value + r.addend + 4)
+            other = patch.function_covering(s.section, s.value + r.addend + survey.fields[at].tail)
             return other is None or without_clone(other.name) != name
         return self._program_touches(layout, s)
 

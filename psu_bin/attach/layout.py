@@ -326,6 +326,24 @@ class Layout:
                            "compile the patch with -fdata-sections"), 0
         return chosen.target, offset - chosen.base
 
+    def with_neighbours(self, section: int, base: int, reached: list[int], target: Target, offset: int,
+                        at: int) -> tuple[Target, int]:
+        """(target, offset) of a reference to `at`, which is of the object at `base`, where the code goes on to use what
+        is at `reached` by its distance from there: the program must have both at that distance."""
+        if self.roles[section] not in (Role.CONSTANT, Role.WRITABLE):
+            return target, offset
+        own = next((o for o in self.objects(section) if o.start <= base < o.end), None)
+        others = [o for n in reached for o in self.objects(section) if o.start <= n < o.end]
+        if own is None or all(o.shift == own.shift for o in others):
+            return target, offset
+        if self.roles[section] is Role.CONSTANT and all(isinstance(o.target, Twin) or o.target is self.whole(section)
+                                                        for o in (own, *others)):
+            self.demoted.update(o.target for o in (own, *others) if isinstance(o.target, Twin))
+            return self.whole(section), at
+        names = sorted({o.symbol.name if o.symbol else "a constant" for o in others if o.shift != own.shift})
+        return Unclear(f"{names[0]} is reached through the address of {own.symbol.name if own.symbol else 'a constant'}",
+                       "compile the patch with -fno-section-anchors"), 0
+
     def extent(self, piece: Piece, offset: int) -> tuple[int, int]:
         """[start, end) in `piece` of the constant that has the byte at `offset`: up to the next one that has a name or
         that something refers to."""

@@ -97,12 +97,13 @@ def _layout(n: int, binder: Binder, link: ModuleType) -> Layout:
             known = [r for r in patch.relocs.get(f.section, ()) if r.type in link.HOWTO]
             try:
                 surveys[f.section] = link.survey(patch.contents[f.section], ranges, {r.offset: r.type for r in known},
-                                                 {r.offset: r.addend for r in known})
+                                                 {r.offset: r.addend for r in known},
+                                                 {r.offset: r.symbol for r in known})
             except ValueError as e:
                 raise PsuError(patch.path, f"cannot read the code in {patch.sections[f.section].name}: {e}") from e
     for s in patch.sections:
         if s.index not in surveys and role(s) is Role.CODE:
-            surveys[s.index] = link.survey(patch.contents[s.index], [], {}, {})
+            surveys[s.index] = link.survey(patch.contents[s.index], [], {}, {}, {})
     return Layout(n, binder, link.HOWTO, surveys)
 
 

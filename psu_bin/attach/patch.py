@@ -250,6 +250,8 @@ def _symbols(binary: Binary) -> tuple[PatchSymbol, ...]:
             file = name
         elif kind == elf.STT_SECTION and not name and section < end:
             name = binary.sections[section].name
+        elif kind == elf.STT_NOTYPE and bind == elf.STB_LOCAL and elf.code_mark(name):
+            name = ""                             # says where code and data begin: no object
         out.append(PatchSymbol(n, name, kind, bind, section, value, size,
                                file if bind == elf.STB_LOCAL else "", other & 3 in (1, 2)))
     return tuple(out)

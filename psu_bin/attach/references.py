@@ -127,7 +127,7 @@ class Reader:
         use = field.use
         defined = 0 < s.section < len(layout.roles)
         if use in TLS_USES:
-            tail = 4 if use is not Use.TLS_OFFSET else 0
+            tail = self.link.TLS_TAIL if use is not Use.TLS_OFFSET else 0
             if s.name == "_TLS_MODULE_BASE_":
                 return Thread(0), r.addend
             target, offset = layout.thread(s.section, s, s.value + r.addend + tail)
@@ -151,6 +151,8 @@ class Reader:
         # Of a named symbol the addend may lead outside; of a section symbol it is all there is.
         base = s.value if s.type != elf.STT_SECTION else at - back
         target, offset = layout.locate(s.section, base, at - back, field.access, function, field.insn)
+        if any(field.reaches):
+            target, offset = layout.with_neighbours(s.section, base, [base + n for n in field.reaches], target, offset, at)
         return target, offset + back - field.tail
 
     def _in_code(self, layout: Layout, piece: Piece, s: PatchSymbol, at: int, function: PatchFunction | None,
@@ -167,7 +169,7 @@ class Reader:
         return (layout.binder.elsewhere(layout.n, bound.function.names[0]) if bound.new else None) or bound, 0
 
     def _is_call(self, layout: Layout, piece: Piece, field: Field) -> bool:
-        return layout.patch.contents[piece.section][field.insn] == 0xE8
+        return bool(self.link.is_call(layout.patch.contents[piece.section], field.insn))
 
     def _exported(self, target: Target, offset: int) -> tuple[Target, int]:
         if isinstance(target, Exported):

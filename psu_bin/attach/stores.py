@@ -69,7 +69,8 @@ def stub_page(arch, store: meta.Store, flags: int) -> bytes:  # noqa: ANN001
     out = b""
     for n in range(STUBS_PER_STORE):
         at = store.address + n * STUB_ROOM
-        out += arch.stub(at, store.address + PAGE + 8 * n, flags).ljust(STUB_ROOM, arch.padding)
+        stub = arch.stub(at, store.address + PAGE + 8 * n, flags)
+        out += stub + arch.padding * ((STUB_ROOM - len(stub)) // len(arch.padding))
     return out
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from psu_bin.elf import (SHF_ALLOC, SHF_EXECINSTR, SHN_LORESERVE, SHN_UNDEF, SHT_NOBITS, STB_LOCAL, STB_WEAK, STT_FILE,
-                         STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, STT_OBJECT, Binary, Section, SymbolTable)
+                         STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, STT_OBJECT, Binary, Section, SymbolTable, code_mark)
 from psu_bin.errors import PsuError
 from psu_bin.instrument.debuglink import usual_place
 from psu_bin.instrument.unwind import Frames
@@ -87,11 +87,6 @@ def base_name(name: str) -> str:
     """A symbol's name without the version that linkers append (`name@@VERSION`)."""
     at = name.find("@@")
     return name[:at] if at > 0 else name
-
-
-def code_mark(name: str) -> str:
-    """"x" or "d" for a mapping symbol ($x, $d.7), which says that code or data begins, else "" (AArch64 ELF, 5.5.5)."""
-    return name[1] if name[:2] in ("$x", "$d") and (len(name) == 2 or name[2] == ".") else ""
 
 
 def tables(binary: Binary, debug: Binary | None) -> tuple[SymbolTable, ...]:

@@ -15,9 +15,9 @@ from psu_bin.arch.code import NONE, Code
 from psu_bin.descriptor import (BIND_GLOBAL, BIND_LOCAL, BIND_WEAK, KIND_FUNCTION, KIND_IFUNC, KIND_NOTYPE, KIND_OBJECT,
                                 KIND_TLS, NO_FILE, NO_FUNCTION, Symbol)
 from psu_bin.elf import (ET_EXEC, SHN_LORESERVE, SHN_UNDEF, STB_LOCAL, STB_WEAK, STT_COMMON, STT_FUNC, STT_GNU_IFUNC,
-                         STT_NOTYPE, STT_OBJECT, STT_TLS, Binary, SymbolTable)
+                         STT_NOTYPE, STT_OBJECT, STT_TLS, Binary, SymbolTable, code_mark)
 from psu_bin.instrument import functions as function_list
-from psu_bin.instrument.functions import Functions, base_name, code_mark
+from psu_bin.instrument.functions import Functions, base_name
 from psu_bin.instrument.plan_types import Plan
 
 _KINDS = {STT_NOTYPE: KIND_NOTYPE, STT_OBJECT: KIND_OBJECT, STT_FUNC: KIND_FUNCTION, STT_COMMON: KIND_OBJECT,

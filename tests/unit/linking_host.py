@@ -19,6 +19,7 @@ from pathlib import Path
 from psu_bin import descriptor
 from psu_bin.attach import linker, patch
 from psu_bin.attach.view import ModuleView
+from psu_bin.arch import for_machine
 from psu_bin.elf import EM_X86_64, PT_TLS, STT_FILE, Binary
 
 LOOP = r"""
@@ -72,6 +73,7 @@ int main(void) {
 }
 """
 
+NATIVE = ("gcc", "clang", "g++", "clang++", "musl-gcc")      # compilers for this machine
 _CACHE = Path(tempfile.gettempdir()) / f"psu-linking-host-{os.getuid()}"
 
 
@@ -84,7 +86,7 @@ def compile_c(source: str, *flags: str, cc: str = "gcc", name: str = "patch.c", 
         file = out.parent / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(source)
-        subprocess.run([cc, *([] if link else ["-c"]), name, "-o", str(out) + ".tmp", *flags],
+        subprocess.run([*cc.split(), *([] if link else ["-c"]), name, "-o", str(out) + ".tmp", *flags],
                        cwd=out.parent, check=True, capture_output=True, text=True)
         os.replace(str(out) + ".tmp", out)
     return out
@@ -128,7 +130,7 @@ def describe(path: Path, stubs: int, slots: int, stack_args: set[str] = frozense
                 functions[value][3] |= descriptor.STACK_ARGS
     ordered = [functions[v] for v in sorted(functions)]
     index = {v: n for n, v in enumerate(sorted(functions))}
-    users = users_of(path)
+    users = users_of(path) if b.machine == EM_X86_64 else {}       # reads x86 operands
     numbers = {r[0]: n for n, r in enumerate(rows)}
     symbols = tuple(descriptor.Symbol(
         name, kind, bind, value, size,
@@ -136,7 +138,7 @@ def describe(path: Path, stubs: int, slots: int, stack_args: set[str] = frozense
         tuple(numbers[u] for u in users.get(value, ()) if u in numbers) if "." in name and kind == 1 else ())
         for name, kind, bind, value, size, file in rows)
     flags = descriptor.MODULE_PIC if b.type == 3 else 0
-    return descriptor.Descriptor(EM_X86_64, flags, stubs, 16, slots, b.build_id,
+    return descriptor.Descriptor(b.machine, flags, stubs, 16, slots, b.build_id,
                                  tuple(descriptor.Function(n, v, v, s, f | descriptor.ADDRESS_TAKEN, 0, 1)
                                        for n, v, s, f in ordered), symbols, tuple(files))
 
@@ -144,21 +146,24 @@ def describe(path: Path, stubs: int, slots: int, stack_args: set[str] = frozense
 class Host:
     """One running host program.  A context manager."""
 
-    def __init__(self, program: Path, **options) -> None:
+    def __init__(self, program: Path, under: tuple[str, ...] = (), **options) -> None:
+        """under: qemu-user with its arguments, for a program of another architecture."""
         self.path = program
-        self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.under = under
+        self.process = subprocess.Popen([*under, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         base = self.ask("base")
         b = Binary.read(program)
+        self.arch = for_machine(b.machine, str(program))
         bias = base if b.type == 3 else 0
         end = bias + max(p.address + p.memsz for p in b.segments)
         # Above the program and its heap, which begins up to 1 GiB after it (arch_randomize_brk), and within reach.
-        self.free = (end + (1 << 30) + (1 << 28)) // 4096 * 4096 if b.type == 3 else 0x20000000
+        above = (1 << 30) + (1 << 28) if self.arch.reach > 1 << 30 else 1 << 25
+        self.free = (end + above) // 4096 * 4096 if b.type == 3 else 0x20000000 if above > 1 << 30 else end + above & -4096
         stubs = self.map(1 << 16)
         slots = self.map(1 << 15)
         d = describe(program, stubs - bias, slots - bias, **options)
         tls = b.segment(PT_TLS)
-        from psu_bin.arch.x86_64_link import static_tls_offset
-        offset = static_tls_offset(tls.memsz, tls.align, tls.address) if tls else None
+        offset = self.arch.link.static_tls_offset(tls.memsz, tls.align, tls.address) if tls else None
         self.view = ModuleView(str(program), bias, d, offset, read=self.read)
         for n, f in enumerate(d.functions):
             self.set_stub(self.view.stub(n), bias + d.slot(n))
@@ -172,11 +177,12 @@ class Host:
         """Pointers to functions in the program's data lead to the stubs, as instrument would have made them."""
         stubs = {f.original: self.view.stub(n) for n, f in enumerate(self.view.descriptor.functions)}
         for s in b.sections:
-            if s.name == ".data.rel.ro":
+            if s.name in (".data.rel.ro", ".got"):
                 self.protect((bias + s.address) & -4096, (s.size + 8191) & -4096, 3)
         for offset, kind, _, addend in b.rela.tolist():
-            if kind == 8 and addend in stubs and not offset & 7 and b.section(".init_array").address > offset or (
-                    kind == 8 and addend in stubs and offset >= b.section(".fini_array").end):
+            if kind == self.arch.relative and addend in stubs and not offset & 7 and (
+                    b.section(".init_array").address > offset) or (
+                    kind == self.arch.relative and addend in stubs and offset >= b.section(".fini_array").end):
                 self.write(bias + offset, struct.pack("<Q", stubs[addend]))
 
     def __enter__(self) -> Host:
@@ -200,7 +206,8 @@ class Host:
 
     def map(self, size: int) -> int:
         size = -(-max(size, 1) // 4096) * 4096
-        at = self.ask(f"map {self.free:x} {size:x}")
+        while (at := self.ask(f"map {self.free:x} {size:x}")) != self.free and self.under:
+            self.free += 1 << 20             # qemu-user puts libraries close behind the program
         assert at == self.free, f"no room at {self.free:#x}"
         self.free += size + 4096
         return at
@@ -210,6 +217,8 @@ class Host:
             assert self.line(f"write {address + n:x} {data[n:n + (1 << 20)].hex()}") == "ok"
 
     def read(self, address: int, size: int) -> bytes:
+        if self.under:
+            return bytes.fromhex(self.line(f"read {address:x} {size:x}"))
         # Through the kernel, so that a wild address is an error and not the end of the host.
         from psu_bin.attach.process import Process
         return Process(self.process.pid).read(address, size)
@@ -218,7 +227,7 @@ class Host:
         assert self.ask(f"protect {address:x} {-(-size // 4096) * 4096:x} {prot:x}") == 0
 
     def set_stub(self, stub: int, slot: int) -> None:
-        self.write(stub, b"\xff\x25" + struct.pack("<i", slot - (stub + 6)) + b"\xcc" * 10)
+        self.write(stub, self.arch.stub(stub, slot, 0))
 
     def symbol(self, name: str) -> int:
         """Run-time address of a symbol of the program; of a function its stub."""
@@ -244,7 +253,7 @@ class Host:
 
     def link(self, *objects: Path, groups: tuple[int, ...] | None = None) -> linker.LinkedPatch:
         """Plan, find rooms, resolve, relocate; nothing is written yet."""
-        demand = linker.plan([patch.load(o, EM_X86_64) for o in objects], [self.view], groups)
+        demand = linker.plan([patch.load(o, self.arch.machine) for o in objects], [self.view], groups)
         placement, resolved = [], []
         self.new_slots = {}
         for m in demand.modules:
@@ -295,12 +304,13 @@ def program(source: str, *flags: str, cc: str = "gcc", name: str = "program.c",
     """A host program around `source` and `more` files (name, source)."""
     linking = [f for f in flags if f.startswith(("-no-pie", "-l", "-Wl", "-flto"))]
     compiling = [f for f in flags if not f.startswith(("-no-pie", "-l", "-Wl"))]
-    loop = compile_c(LOOP, "-O1", "-w", *(f for f in flags if "pi" in f and "-f" in f), name="host_loop.c")
+    loop = compile_c(LOOP, "-O1", "-w", *(f for f in flags if "pi" in f and "-f" in f), name="host_loop.c",
+                     cc="gcc" if cc in NATIVE else cc)
     bodies = [compile_c(text, "-w", *compiling, cc=cc, name=file) for file, text in ((name, source), *more)]
     key = hashlib.sha256((str(loop) + str(bodies) + repr(flags)).encode()).hexdigest()[:24]
     out = _CACHE / key
     if not out.exists():
-        subprocess.run([cc, loop, *bodies, "-o", f"{out}.tmp", "-rdynamic", "-ldl", "-pthread", *linking],
+        subprocess.run([*cc.split(), loop, *bodies, "-o", f"{out}.tmp", "-rdynamic", "-ldl", "-pthread", *linking],
                        check=True, capture_output=True, text=True)
         os.replace(f"{out}.tmp", out)
     return out
