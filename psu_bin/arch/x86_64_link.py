@@ -29,7 +29,7 @@ GOT_SLOT_SIZE = 8
 JUMP_SIZE = 5
 CODE_ALIGN = 16
 # Volatile registers (bits as descriptor.Function.preserve) that PLAIN and SIDE gates change, by kind: shim gates.S.
-GATE_CHANGES = (1 << 11, 1 << 11 | 1 << 6 | 1 << 1)       # r11; r11, rsi, rcx
+GATE_CHANGES = (0, 1 << 11 | 1 << 6 | 1 << 1)             # none; r11, rsi, rcx
 
 (R_NONE, R_64, R_PC32, R_GOT32, R_PLT32, R_32, R_32S, R_16, R_PC16, R_8, R_PC8) = (
     0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 15)

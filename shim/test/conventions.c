@@ -123,15 +123,16 @@ static void call_and_compare(int kind, const char *mode, uint64_t target, uint32
     memset(&after, 0, sizeof after);
     probe_target = (void *)target;
     probe();
-    int full = kind == PSU_FULL;
+    int full = kind == PSU_FULL, through_plain = kind == PSU_PLAIN && moved_stack;
     for (int i = 0; i < REGISTERS; i++) {
         if (i == RSP)
             SAME(inside.general[RSP], before.general[RSP] - 8 - (moved_stack ? 16 : 0), "rsp inside");
-        else if (i != RBP && (i != R11 || full))
+        else if (i != RBP && (i != R11 || (kind != PSU_SIDE && !through_plain))) /* an undone gate changed nothing */
             SAME(inside.general[i], before.general[i], names[i]);
-        int kept = i == RBX || i == RSP || i == RBP || i >= R12 || (preserve >> i & 1);
-        int dead = i == R11 || i == RCX || i == RSI; /* at return, to a caller that keeps to the psABI */
-        if (kept || !dead || full)
+        int kept = i == RBX || i == RSP || i == RBP || i >= R12 || (preserve >> i & 1) || (through_plain && i == R11);
+        /* at return, to a caller that keeps to the psABI */
+        int dead = kind == PSU_SIDE && (i == R11 || i == RCX || i == RSI);
+        if (kept || !dead)
             SAME(after.general[i], kept ? before.general[i] : planned.general[i], names[i]);
     }
     if (full) {

@@ -19,9 +19,9 @@
  * The counters of a thread are in a block (counters.c) behind the one thread-local pointer psu_self; 0 means that the
  * thread has none yet, or that a call which began on another thread ends here.
  *
- * Registers: PLAIN and SIDE serve functions that follow the psABI and whose callers rely on nothing more, so r11 and
- * the flags are dead at entry, and rcx and rsi too at return.  Everything else is preserved: arguments, al, r10,
- * results.  FULL preserves all (routes.S).
+ * Registers: PLAIN and SIDE serve functions that follow the psABI, so r11 and the flags mean nothing at their entry.
+ * PLAIN preserves everything but the flags.  SIDE changes r11, and rcx and rsi on return: for functions whose callers
+ * rely on none of these.  FULL preserves all (routes.S).
  *
  * CET: endbr64 where a jump arrives; `notrack`, as a version may be compiled without; what pops a return
  * address pushes the same again before `ret`, so the shadow stack agrees.
@@ -110,27 +110,28 @@ exit_leave:
         .size   psu_gate_text, . - psu_gate_text
 
 /* ---- PLAIN --------------------------------------------------------------------------------------------
- * All state is on the real stack: rsp is 8 lower from after `sub` to after `add`, otherwise as at entry. */
+ * All state is on the real stack: the caller's r11, which a caller may rely on (-fipa-ra), and which aligns the stack. */
 .macro PLAIN_GATE
 MARK plain_start
         endbr64
+        push    %r11
+MARK plain_down
 MARK plain_own_enter
         LOAD_BLOCK 8f
         # 64 bits: takes `preserve` along, which is 0 in this pool
 1:      add     psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
         incl    BLOCK_ENTER(%r11)
 MARK plain_counted
-        sub     $8, %rsp
-MARK plain_down
         notrack call *psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_CODE(%rip)
-        add     $8, %rsp
-MARK plain_up
 MARK plain_own_leave
         LOAD_BLOCK 9f
 2:      add     psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
 MARK plain_left
         incl    BLOCK_LEAVE(%r11)
+        pop     %r11
+MARK plain_up
         ret
+MARK plain_slow
 8:      call    exit_plain
         jmp     1b
 MARK plain_slow_leave
@@ -138,10 +139,10 @@ MARK plain_slow_leave
         jmp     2b
 .endm
 
-/* CFA = rsp + 8 + 8 * ((off >= after sub) - (off >= after add)) */
+/* CFA = rsp + 8 * (1 + (off >= after push) - (off >= after pop) + (off >= slow paths)) */
 #define PLAIN_CFA \
-        CFA_EXPRESSION, 19, OFFSET(PSU_PLAIN_STRIDE), OP_dup, AT_LEAST(plain, down), OP_swap, AT_LEAST(plain, up), \
-        OP_minus, OP_lit3, OP_shl, OP_breg_rsp, 8, OP_plus
+        CFA_EXPRESSION, 26, OFFSET(PSU_PLAIN_STRIDE), OP_lit1, UP(plain, down), DOWN(plain, up), UP(plain, slow), \
+        OP_lit3, OP_shl, OP_breg_rsp, 0, OP_plus
 
         .globl  psu_plain_gates
         .hidden psu_plain_gates

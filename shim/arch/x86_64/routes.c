@@ -132,7 +132,9 @@ uint32_t psu_route(struct psu_frame *f, uint32_t how)
     f->target = how & 256 ? redirected(g) : pending(g, &undo);
     if (!undo)
         return PSU_RETURN;
-    if (kind != PSU_PLAIN) {
+    if (kind == PSU_PLAIN) {
+        f->r11 = f->above[0];
+    } else {
         struct psu_side *s = (struct psu_side *)f->rbp;
         struct psu_block *b = psu_block_get();
         f->back = s->return_address;
