@@ -119,8 +119,9 @@ def check_files(target: Target, modules: tuple[Module, ...]) -> None:
 
 
 def _executable(process: Process) -> str:
+    """Its path, as process.maps() has it: also where the file is gone."""
     try:
-        return os.readlink(f"/proc/{process.pid}/exe")
+        return os.readlink(f"/proc/{process.pid}/exe").removesuffix(" (deleted)")
     except OSError:
         return "?"
 
