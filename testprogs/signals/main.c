@@ -39,6 +39,8 @@ __attribute__((noipa)) struct sums many(long a, long b, long c, long d, long e, 
 }
 __attribute__((noipa)) long eight(long a, long b, long c, long d, long e, long f, long g, long h)
 {
+    /* So that no caller relies on what a side-frame gate changes. */
+    __asm__ volatile("xor %%ecx, %%ecx; xor %%esi, %%esi; xor %%r11d, %%r11d" : : : "rcx", "rsi", "r11", "cc");
     return a + b + c + d + e + f + g + h;
 }
 /* Its caller keeps values in volatile registers (-fipa-ra). */
