@@ -1,0 +1,2 @@
+/* What the program and its patches share. */
+void suspend(void);

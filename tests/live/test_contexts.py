@@ -1,0 +1,20 @@
+"""Coroutines that are suspended in patched functions and go on in another thread."""
+
+from conftest import psu_bin
+from updating import Versions
+
+UPDATES = 100
+
+
+def test_a_call_that_begins_on_one_thread_and_ends_on_another(lab):
+    running = lab.start(lab.program("contexts"))
+    versions = Versions(lab, "contexts")
+    running.expect(r"^moved \d+$")
+    versions.run(running.pid, 1, UPDATES)
+    running.expect(f"^version {UPDATES}$")
+    running.fresh()
+    moved = int(running.expect(r"^moved (\d+)$")[1])
+    running.expect(f"^moved {moved + 2}$")
+    psu_bin("wait", running.pid, "--timeout", 60)
+    status = psu_bin("status", running.pid, "--json").json
+    assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [UPDATES]
