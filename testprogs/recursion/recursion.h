@@ -1,0 +1,5 @@
+/* What the program and its patches share. */
+extern int deepest;
+void middle(void);
+long even(long n, long at);
+long odd(long n, long a, long b, long c, long d, long e, long f, long at);
