@@ -212,6 +212,61 @@ def wait(pid: int, timeout: float | None, as_json: bool) -> None:
         _emit({"pid": pid, "retired": 0, "seconds": time.monotonic() - _started})
 
 
+@commands.command()
+@click.argument("scenarios", nargs=-1, required=True, type=file_path, metavar="SCENARIO.toml...")
+@click.option("-j", "--jobs", "parallel", type=click.IntRange(min=1), default=1, show_default=True, help="How many at a time.")
+@click.option("--only", multiple=True, metavar="AXIS=VALUE", help="Only these of the matrix: cc, opt, link, threads (repeatable).")
+@click.option("--short", is_flag=True, help="The first of each matrix axis, and the short number of each repeat.")
+@click.option("--check", is_flag=True, help="Only read the scenarios.")
+@click.option("--json", "json_file", type=file_path, metavar="FILE", help="Write the results as JSON.")
+@click.option("--junit", type=file_path, metavar="FILE", help="Write the results as JUnit XML.")
+@click.option("--logs", type=file_path, default=Path("regress-logs"), show_default=True, help="Where logs of failures go.")
+def regress(scenarios: tuple[Path, ...], parallel: int, only: tuple[str, ...], short: bool, check: bool,
+            json_file: Path | None, junit: Path | None, logs: Path) -> None:
+    """Build, instrument, run, patch and check programs as SCENARIO.toml says; exit status 1 when one fails."""
+    from psu_bin.regress import matrix, report, runner, scenario
+    found = [scenario.read(file) for file in scenarios]
+    todo = runner.jobs(found, matrix.parse_only(only), short=short)
+    if check:
+        click.echo(f"{len(found)} scenarios, {len(todo)} combinations")
+        return
+    terminal, running, done = sys.stderr.isatty(), list[runner.Job](), 0
+
+    def show() -> None:
+        if terminal:
+            click.echo(f"\r\033[K{report.progress(done, len(todo), running)}" if running else "\r\033[K", nl=False, err=True)
+
+    def began(job: runner.Job) -> None:
+        running.append(job)
+        show()
+
+    def ended(result: runner.Result) -> None:
+        nonlocal done
+        done += 1
+        running.remove(result.job)
+        if terminal:
+            click.echo("\r\033[K", nl=False, err=True)
+        for line in [report.row(result), *(report.failure(result.failure).split("\n") if result.failure else [])]:
+            click.echo(_one_line(line))
+        sys.stdout.flush()
+        show()
+
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupted)
+    signal.signal(signal.SIGHUP, interrupted)
+    click.echo(report.HEADER)
+    results = runner.run(todo, parallel, logs, short=short, began=began, ended=ended)
+    click.echo(report.summary(results))
+    if json_file:
+        report.write_json(results, json_file)
+    if junit:
+        report.write_junit(results, junit)
+    if any(r.outcome == "failed" for r in results):
+        sys.exit(1)
+
+
 def _wait_after(pid: int, timeout: float | None) -> PsuError | None:
     """Wait after a commit.  What went wrong is told after the result, because the commit itself stands."""
     try:
