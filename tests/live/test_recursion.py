@@ -16,6 +16,10 @@ def test_levels_of_many_versions_on_one_stack(lab):
         for _ in range(2):                  # in the middle, and at the bottom
             versions.run(running.pid, v + 1, v + 2)
             v += 2
+            if v == 4:                      # at the bottom: the lower half began in 2, the upper half in the program's own
+                status = psu_bin("status", running.pid, "--json").json
+                kept = {p["id"]: (p["state"], p["activations"]) for p in status["patches"]}
+                assert kept[2] == ("retired", LEVELS // 2)
             running.say("")
             running.expect(f"^down {v}$")
     for _ in range(4):
