@@ -3,8 +3,9 @@
 # shellcheck shell=bash
 
 psu_packages="gcc g++ make libc6-dev clang lld llvm binutils elfutils gdb musl-tools python3-venv patchelf ${PSU_PACKAGES:-}"
-# Tests of AArch64 programs: compilers and an emulator, where the machine itself is another one.
-[ "$(uname -m)" = aarch64 ] || psu_packages="$psu_packages gcc-aarch64-linux-gnu g++-aarch64-linux-gnu qemu-user"
+# Tests of AArch64 programs: compilers, emulators and what makes scripts/arm64-guest, where the machine itself is another one.
+[ "$(uname -m)" = aarch64 ] || psu_packages="$psu_packages gcc-aarch64-linux-gnu g++-aarch64-linux-gnu qemu-user \
+    qemu-system-arm ipxe-qemu e2fsprogs cpio kmod"
 psu_missing=""
 for p in $psu_packages; do
     dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || psu_missing="$psu_missing $p"
