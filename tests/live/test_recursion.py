@@ -1,5 +1,7 @@
 """Very deep recursion through gates, across updates."""
 
+import resource
+
 from conftest import psu_bin
 from updating import Versions
 
@@ -28,3 +30,25 @@ def test_levels_of_many_versions_on_one_stack(lab):
     psu_bin("wait", running.pid, "--timeout", 60)
     status = psu_bin("status", running.pid, "--json").json
     assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [v]
+
+
+def test_no_memory_for_more_levels(lab):
+    """Calls go on without their gates, correct; what they were in is never freed, and newer versions work as ever."""
+    running = lab.start(lab.program("recursion"), LEVELS)
+    versions = Versions(lab, "recursion")
+    running.expect("^down 0$")
+    versions.attach(running.pid, 1)
+    with open(f"/proc/{running.pid}/statm") as f:
+        now = int(f.read().split()[0]) * resource.getpagesize()
+    soft, hard = resource.prlimit(running.pid, resource.RLIMIT_AS)
+    resource.prlimit(running.pid, resource.RLIMIT_AS, (now + (1 << 20), hard))  # a sixth of the entries
+    for _ in range(3):
+        running.say("")
+        running.expect("^down 1$")
+    resource.prlimit(running.pid, resource.RLIMIT_AS, (soft, hard))
+    versions.run(running.pid, 2, 3)
+    for _ in range(4):
+        running.say("")
+        running.expect("^down 3$")
+    status = psu_bin("status", running.pid, "--json").json
+    assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [1, 3]
