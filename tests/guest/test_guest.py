@@ -1,0 +1,21 @@
+"""scripts/arm64-guest itself: the command runs in an arm64 kernel that traces, and its output and status come back."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SKIPPED = 77
+
+
+@pytest.mark.parametrize("cpu, atomics", [("max", True), ("cortex-a53", False)])
+def test_guest(cpu, atomics):
+    done = subprocess.run([ROOT / "scripts" / "arm64-guest", "--cpu", cpu, "--timeout", "300", "--", "python3", "-u",
+                           "tests/guest/inside.py"], capture_output=True, text=True, timeout=600)
+    if done.returncode == SKIPPED:
+        pytest.skip(done.stderr.strip())
+    assert done.stdout.splitlines() == [
+        "machine aarch64 processors 2", "compiler 1 True", "ptrace True 34 73", "membarrier 0 0", f"atomics {atomics}",
+        "error"], done.stdout + done.stderr
+    assert done.returncode == 7
