@@ -8,6 +8,9 @@
  * interrupted FUTEX_WAIT, which compares the word anew.  So nothing must be touched between PARKED and the wait, and
  * the word is read again at every turn.
  *
+ * Before the first command it makes no system call but those that every thread makes (futex), so that an instrumented
+ * program in a sandbox runs as it did; psu-bin reads the sandbox's rules before the first command.
+ *
  * It is an ordinary pthread_create thread, because glibc and musl change credentials and the like by signalling every
  * thread that they know.  Those signals (32 to 34) are therefore the only ones it does not block.
  *
@@ -66,8 +69,7 @@ void *psu_agent_main(void *unused)
 {
     uint32_t pause = POLL_FIRST;
     (void)unused;
-    psu_syscall(NR_prctl, PR_SET_NAME, "psu-agent", 0, 0, 0);
-    psu_membarrier_register();
+    int introduced = 0;
     psu_gates_start();
     psu_commit_repair();
     psu_blocks_recycle(); /* a fork child has the blocks of its parent's threads */
@@ -76,6 +78,11 @@ void *psu_agent_main(void *unused)
         uint32_t asked = __atomic_load_n(&psu_runtime.command_seq, __ATOMIC_ACQUIRE);
         if (asked != psu_runtime.done_seq) {
             set_state(PSU_AGENT_BUSY);
+            /* Not before: a sandbox of the program may end it at a call that it does not know.  psu-bin has looked. */
+            if (!introduced++) {
+                psu_syscall(NR_prctl, PR_SET_NAME, "psu-agent", 0, 0, 0);
+                psu_membarrier_register();
+            }
             psu_run_command();
             __atomic_store_n(&psu_runtime.done_seq, asked, __ATOMIC_RELEASE);
             pause = POLL_FIRST;

@@ -79,6 +79,11 @@ class Arch:
         """Borrowing a thread's registers to start the agent (attach)."""
         return importlib.import_module(f"psu_bin.arch.{self.name}_borrow")
 
+    @property
+    def calls(self) -> ModuleType:
+        """The agent's system calls by their numbers (attach, where there is a seccomp filter)."""
+        return importlib.import_module(f"psu_bin.arch.{self.name}_calls")
+
 
 def for_machine(machine: int, where: str) -> Arch:
     """The architecture with ELF machine number `machine`.  Raises PsuError, naming `where`, for any other."""

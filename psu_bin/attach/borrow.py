@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from psu_bin import arch as arch_package
-from psu_bin.attach import shim
+from psu_bin.attach import seccomp, shim
 from psu_bin.attach.process import Mapping, Process, Thread
 from psu_bin.attach.target import Target
 from psu_bin.attach.tracing import Seized, agent_thread
@@ -146,6 +146,8 @@ def _borrow(target: Target, machine, seized: Seized, entry: int) -> bool:  # noq
             return False
     elif not _outside_libraries(target, maps, pc, sp):
         return False
+    calls = arch_package.for_machine(target.modules[0].machine, process.where).calls
+    seccomp.check(process, seized.tid, calls.AUDIT_ARCH, [seccomp.Call(*c) for c in (*calls.THREAD, *calls.AGENT)])
     new, at, back = machine.enter(regs, entry)
     process.write(at, back)
     _regset(PTRACE_SETREGSET, seized.tid, new)

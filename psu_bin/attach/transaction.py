@@ -14,6 +14,7 @@ Up to the commit every error leaves the target as it was.
 
 from __future__ import annotations
 
+import errno
 import pickle
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
-from psu_bin.attach import borrow, copies, linker, meta, patch, placement, shim, stores, target
+from psu_bin.attach import borrow, copies, linker, meta, patch, placement, seccomp, shim, stores, target
 from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit
 from psu_bin.attach.process import Process
 from psu_bin.attach.target import Module, Target
@@ -148,11 +149,14 @@ class Transaction:
 
     def _begin(self) -> None:
         t = self.target
-        runtime = self.session.runtime
-        if runtime.membarrier_error:
-            raise PsuError(t.process.where, f"membarrier does not work there: errno {runtime.membarrier_error}",
-                           "a seccomp filter forbids it, or the kernel is older than 4.14")
+        if self.session.seized.interrupt():
+            calls = arch_package.for_machine(t.modules[0].machine, t.process.where).calls
+            seccomp.check(t.process, self.session.seized.tid, calls.AUDIT_ARCH, [seccomp.Call(*c) for c in calls.AGENT])
         self.session.command(shim.OP_RESET, b"", 0)
+        code = self.session.runtime.membarrier_error
+        if code:
+            raise PsuError(t.process.where, f"membarrier does not work there: {errno.errorcode.get(code, code)}",
+                           "a seccomp filter forbids it, or the kernel is older than 4.14")
         self.notes = meta.read(t.process, self.session.runtime)
 
     def __exit__(self, *exc: object) -> None:

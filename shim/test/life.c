@@ -311,6 +311,7 @@ static void agent(void)
     pthread_sigmask(SIG_SETMASK, 0, &after);
     CHECK(sigismember(&after, SIGUSR1) && !sigismember(&after, SIGUSR2));
     host_agent();
+    CHECK(host_command(PSU_OP_RESET, 0, 0, 0) == 0); /* it introduces itself when it is first used */
     char path[64], line[256], name[64] = "";
     unsigned long blocked = 0;
     snprintf(path, sizeof path, "/proc/self/task/%u/status", psu_runtime.agent_tid);

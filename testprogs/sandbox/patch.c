@@ -1,0 +1,2 @@
+/* Version V. */
+int first(void) { return V; }

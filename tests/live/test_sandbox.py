@@ -1,0 +1,65 @@
+"""Programs with seccomp filters: where the agent may not do its work, attach says so and the program goes on as it was.
+
+Many filters end the process at a call that they do not know.  So nothing may be tried: psu-bin reads the filter.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, psu_bin
+from updating import Versions
+
+MEMBARRIER, MPROTECT_EXEC, CLONE, CLONE3, PRCTL, SYSINFO = 324, 10001, 56, 435, 157, 99
+# read write fstat mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn getpid clone exit gettid futex clock_nanosleep
+# exit_group set_robust_list rseq clone3 newfstatat madvise getrandom: what a C program with threads uses
+USUAL = (0, 1, 5, 9, 10, 11, 12, 13, 14, 15, 39, 56, 60, 186, 202, 230, 231, 273, 334, 435, 262, 28, 318)
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may read another process' seccomp filters")
+
+
+@pytest.mark.parametrize("when, action, kind, calls, words", [
+    ("early", "kill", "deny", (MEMBARRIER,), "ends it at membarrier"),
+    ("late", "kill", "deny", (MEMBARRIER,), "ends it at membarrier"),
+    ("late", "errno", "deny", (MEMBARRIER,), "forbids membarrier with EPERM"),
+    ("early", "kill", "deny", (MPROTECT_EXEC,), "ends it at mprotect(PROT_EXEC)"),
+    ("late", "errno", "deny", (MPROTECT_EXEC,), "forbids mprotect(PROT_EXEC) with EPERM"),
+    ("early", "kill", "allow", USUAL, "ends it at membarrier"),
+    ("late", "kill", "deny", (PRCTL,), "ends it at prctl"),
+    ("alone", "kill", "deny", (CLONE, CLONE3), "ends it at clone"),
+    ("alone", "errno", "deny", (MPROTECT_EXEC,), "forbids mprotect(PROT_EXEC)"),
+])
+def test_a_filter_that_is_in_the_way(lab, when, action, kind, calls, words):
+    running = lab.start(lab.program("sandbox"), when, action, kind, *calls)
+    running.expect("^ready$")
+    maps = open(f"/proc/{running.pid}/maps").read()
+    for _ in range(2):
+        ran = psu_bin("attach", running.pid, Versions(lab, "sandbox").object(1), check=False)
+        assert ran.status == 1 and words in ran.err and ran.err.count("\n") == 1
+    assert open(f"/proc/{running.pid}/maps").read() == maps
+    running.say("")
+    running.expect("^version 0$")
+
+
+@pytest.mark.parametrize("when", ["early", "late", "alone"])
+@pytest.mark.parametrize("action, calls", [("kill", (SYSINFO,)), ("errno", (PRCTL,))])
+def test_a_filter_that_is_not_in_the_way(lab, when, action, calls):
+    running = lab.start(lab.program("sandbox"), when, action, "deny", *calls)
+    running.expect("^ready$")
+    Versions(lab, "sandbox").run(running.pid, 1, 30)
+    running.say("")
+    running.expect("^version 30$")
+
+
+def test_a_filter_that_psu_bin_may_not_read(lab):
+    if subprocess.run(["setpriv", "--bounding-set=-sys_admin", "true"], capture_output=True).returncode:
+        pytest.skip("capabilities cannot be dropped here")
+    running = lab.start(lab.program("sandbox"), "late", "kill", "deny", SYSINFO)
+    running.expect("^ready$")
+    command = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-m", "psu_bin", "attach",
+               str(running.pid), str(Versions(lab, "sandbox").object(1))]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 1 and "only root may read" in ran.stderr
+    running.say("")
+    running.expect("^version 0$")
