@@ -214,6 +214,10 @@ class Process:
             owner = status.get("Uid", "?").split()[0]
             return PsuError(self.where, f"may not be traced: it belongs to user {owner}, you are {os.geteuid()}",
                             "run psu-bin as that user or as root")
+        groups = set(status.get("Gid", "").split())
+        if not ptrace_capable and groups != {str(os.getegid())}:
+            return PsuError(self.where, f"may not be traced: its group is {', '.join(sorted(groups))}, yours is {os.getegid()}",
+                            "run psu-bin with that group, or as root")
         scope = _yama_scope()
         if scope >= 3 or scope >= 1 and not ptrace_capable:
             return PsuError(self.where, f"may not be traced: kernel.yama.ptrace_scope is {scope}",

@@ -4,10 +4,11 @@
  *   exec PROGRAM    replaces itself
  *   exit            ends
  *   crash           ends by SIGSEGV in another thread
- *   setuid N        changes its user, then prints "setuid 0"
+ *   setuid N G      changes its user and group, then prints "setuid 0"
  *   dumpable N      prctl(PR_SET_DUMPABLE), then prints "dumpable 0"
  * Prints "version N" when it first sees N. */
 #define _GNU_SOURCE
+#include <grp.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,7 +35,7 @@ int main(void)
 {
     char line[1000], word[900];
     pthread_t t;
-    int number;
+    int number, group;
     setvbuf(stdout, 0, _IOLBF, 0);
     pthread_create(&t, 0, work, 0);
     while (fgets(line, sizeof line, stdin)) {
@@ -45,8 +46,8 @@ int main(void)
             exit(0);
         } else if (!strncmp(line, "crash", 5)) {
             pthread_create(&t, 0, crash, 0);
-        } else if (sscanf(line, "setuid %d", &number) == 1) {
-            printf("setuid %d\n", setuid((uid_t)number));
+        } else if (sscanf(line, "setuid %d %d", &number, &group) == 2) {
+            printf("setuid %d\n", setgroups(0, 0) | setgid((gid_t)group) | setuid((uid_t)number));
         } else if (sscanf(line, "dumpable %d", &number) == 1) {
             printf("dumpable %d\n", prctl(PR_SET_DUMPABLE, number));
         }

@@ -41,7 +41,7 @@ def test_setuid_does_not_wait_for_the_update(lab, program, in_the_middle):
         pytest.skip("needs root")
 
     def change():
-        program.say("setuid 12345")
+        program.say("setuid 12345 12345")
         program.expect("^setuid 0$")       # every thread has changed, the traced agent, too
     in_the_middle(change)
     versions = Versions(lab, "moments")
