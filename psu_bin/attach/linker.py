@@ -326,7 +326,7 @@ class _Linker:
         name = r.target.name if isinstance(r.target, External) else ""
         patch = self.work.patches[piece.patch].path
         what = f"{self._where(piece, r.at)}: {name or f'an address ({v:#x})'} is out of reach of {how.name}"
-        if how.narrow:
+        if how.narrow and not self.work.views[self.work.binder.module[piece.patch]].position_dependent:
             return PsuError(patch, what, "the program is position-independent: compile the patch with -fPIE or -fPIC")
         return PsuError(patch, what, "compile the patch with -fPIC")
 

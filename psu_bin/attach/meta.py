@@ -83,6 +83,7 @@ class Notes:
     stores: list[Store] = field(default_factory=list)
     variables: list[list] = field(default_factory=list)   # [module, file, name, address, size]
     constants: list[list] = field(default_factory=list)   # [module, crc32, address, size, align]
+    imports: list[list] = field(default_factory=list)     # [module, name, where it leads, entry]: imports.py
     pinned: list[str] = field(default_factory=list)       # keys of libraries that a dlclose leaves where they are
 
     def patch(self, patch_id: int) -> PatchNotes | None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
-from psu_bin.attach import borrow, copies, linker, meta, patch, placement, seccomp, shim, stores, target
+from psu_bin.attach import borrow, copies, imports, linker, meta, patch, placement, seccomp, shim, stores, target
 from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit
 from psu_bin.attach.process import Process
 from psu_bin.attach.target import Module, Target
@@ -233,19 +233,29 @@ class Transaction:
         demand = linker.plan([s.object for s in sources], views(self.target, self.notes),
                              [s.patch for s in sources])
         self._pin([self.module(d.view) for d in demand.modules])
-        resolved = self.resolve(demand)
+        resolved = [imports.use_known(self.notes, self.module(d.view).key, names)
+                    for d, names in zip(demand.modules, self.resolve(demand))]
+        enter = self._entries(demand, resolved)
         before = pickle.dumps(self.notes)      # for another attempt, which there hardly ever is
         for _ in range(MAP_ATTEMPTS):
-            room = _Room(self, demand)
+            room = _Room(self, demand, enter)
             if room.mapped:
                 break
             self.notes = pickle.loads(before)
         else:
             raise PsuError(self.target.process.where, "takes memory faster than it can be found near its modules",
                            "try again")
-        linked = linker.relocate(demand, room.placements, resolved)
+        linked = linker.relocate(demand, room.placements, [
+            imports.use_known(self.notes, self.module(d.view).key, names) for d, names in zip(demand.modules, resolved)])
         room.write(linked)
         return self._placed(sources, linked, room)
+
+    def _entries(self, demand: linker.Demand, resolved: list[dict[str, int]]) -> list[list[tuple[str, int]]]:
+        """By module: (name, address) of the library functions that need an entry near it (imports.py)."""
+        far = imports.out_of_reach(demand, resolved)
+        maps = self.target.process.maps() if any(far) else ()
+        return [[(n, names[n]) for n in wanted if imports.is_function(self.target.process, maps, n, names[n])]
+                for wanted, names in zip(far, resolved)]
 
     def _pin(self, modules: list[Module]) -> None:
         """Have libraries stay loaded, whatever the program's dlclose: shim/pins.c says why."""
@@ -373,16 +383,18 @@ class Transaction:
 class _Room:
     """The memory of one attempt: addresses for everything that a Demand wants, mapped unless somebody was faster."""
 
-    def __init__(self, x: Transaction, demand: linker.Demand) -> None:
+    def __init__(self, x: Transaction, demand: linker.Demand, enter: list[list[tuple[str, int]]]) -> None:
+        """enter: what Transaction._entries found."""
         self.x = x
         self.arch = arch_package.for_machine(x.target.modules[0].machine, x.target.process.where)
         self.wanted: list[tuple[int, int, bool]] = []
         self.shares: list[stores.Share] = []
         self.fresh_stubs: list[tuple[meta.Store, int]] = []
+        self.entries: list[tuple[int, int]] = []          # (slot, where it leads) of new entries to library functions
         self.placements: list[linker.ModulePlacement] = []
         self.new_bytes = 0
-        for d in demand.modules:
-            self._module(d, x.module(d.view))
+        for d, entries in zip(demand.modules, enter):
+            self._module(d, x.module(d.view), entries)
         self.mapped = x.map(self.wanted) is not None
 
     def _placer(self, module: Module, keep: bool) -> Callable[[int], int]:
@@ -393,7 +405,7 @@ class _Room:
             return at
         return place
 
-    def _module(self, d: linker.ModuleDemand, module: Module) -> None:
+    def _module(self, d: linker.ModuleDemand, module: Module, entries: list[tuple[str, int]]) -> None:
         notes = self.x.notes
         objects = tuple(self._placer(module, False)(o.size) for o in d.objects)
         keep = self._placer(module, True)
@@ -404,14 +416,16 @@ class _Room:
                 self.shares.append(s)
                 self.new_bytes += space.size
             places.append(s.address if s else 0)
-        stubs = []
-        rows = stores.stub_numbers(notes, module.key, len(d.stubs), keep)
-        for (file, name), (store, number, fresh) in zip(d.stubs, rows):
-            at = store.address + number * stores.STUB_ROOM
-            stubs.append(at)
-            notes.stubs.append(meta.StubNotes(module.key, file, name, at, store.address + stores.PAGE + 8 * number))
-            if fresh:
-                self.fresh_stubs.append((store, module.descriptor.flags))
+        rows = stores.stub_numbers(notes, module.key, len(d.stubs) + len(entries), keep)
+        self.fresh_stubs += [(store, module.descriptor.flags) for store, _, fresh in rows if fresh]
+        places_of = [(store.address + number * stores.STUB_ROOM, store.address + stores.PAGE + 8 * number)
+                     for store, number, _ in rows]
+        stubs = [at for at, _ in places_of[:len(d.stubs)]]
+        for (file, name), (at, slot) in zip(d.stubs, places_of):
+            notes.stubs.append(meta.StubNotes(module.key, file, name, at, slot))
+        for (name, value), (at, slot) in zip(entries, places_of[len(d.stubs):]):
+            notes.imports.append([module.key, name, value, at])
+            self.entries.append((slot, value))
         self.placements.append(linker.ModulePlacement(objects, places[0], places[1], tuple(stubs)))
 
     def write(self, linked: linker.LinkedPatch) -> None:
@@ -436,6 +450,8 @@ class _Room:
         for stub_store, flags in self.fresh_stubs:
             process.write(stub_store.address, stores.stub_page(self.arch, stub_store, flags))
             protect.append((stub_store.address, stores.PAGE, 5))
+        for slot, value in self.entries:
+            process.write(slot, value.to_bytes(8, "little"))
         self.x.protect(protect)
 
     def _write_store(self, r: linker.Region) -> None:
