@@ -13,6 +13,7 @@ those few system calls are made by somebody who lives on then, and whom an inter
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import time
@@ -45,6 +46,8 @@ def start_agent(target: Target) -> int:
     if not runtime.borrow:
         raise PsuError(process.where, "its shim cannot start an agent on request")
     machine = arch_package.for_machine(target.modules[0].machine, process.where).borrow
+    # What an earlier attempt left must not be taken for this one's result.
+    process.write(target.runtime_address + shim.AGENT_ERROR_OFFSET, bytes(8))
     began = time.monotonic()
     stops = 0
     while time.monotonic() - began < PATIENCE:
@@ -97,11 +100,15 @@ def _await_agent(target: Target, began: float, stops: int) -> int:
         runtime = target.runtime()
         if runtime.agent_state in (shim.AGENT_PARKED, shim.AGENT_BUSY) and agent_thread(process, runtime):
             return stops
+        if runtime.agent_error and runtime.agent_state == shim.AGENT_NONE:
+            name = errno.errorcode.get(runtime.agent_error, str(runtime.agent_error))
+            raise PsuError(process.where, f"the agent did not start: the program could not make a thread: {name}",
+                           "is a limit on threads or memory reached, or does a seccomp filter forbid clone?")
         if not process.alive():
             raise PsuError(process.where, "ended meanwhile")
         time.sleep(0.0005)
-    raise PsuError(process.where, "the agent did not start: the program could not make a thread",
-                   "is a limit on threads or memory reached, or does a seccomp filter forbid clone?")
+    raise PsuError(process.where, "the agent did not start: the borrowed thread has not come to it",
+                   "is the process stopped, or starved of processor time?")
 
 
 def _candidate(process: Process, machine, waiting_only: bool) -> Thread | None:  # noqa: ANN001

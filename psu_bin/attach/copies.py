@@ -3,10 +3,14 @@
 They lie in a runtime directory of the user who attached, in a folder named by the target's pid and start time:
 $XDG_RUNTIME_DIR/psu-bin, else /run/psu-bin for root, else /tmp/psu-bin-UID.  Folders of processes that are gone are
 removed by the next attach.
+
+Where they cannot be written (a full or read-only file system) attach goes on and says what is lost: only a revert to
+that very version, which `revert --original` and a newer attach can do without.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -31,10 +35,11 @@ def folder(process: Process) -> Path:
     return _root() / f"{process.pid}-{process.start_time}"
 
 
-def save(process: Process, objects: list[bytes]) -> list[str]:
-    """Keep a copy of each object file; their sha256 names.
+def save(process: Process, objects: list[bytes]) -> tuple[list[str], str]:
+    """Keep a copy of each object file; their sha256 names, and a warning where there are no copies ("": there are).
 
-    Raises PsuError when the folder cannot be made or is not ours alone (others could plant code in it)."""
+    Raises PsuError when the folder is not ours alone (others could plant code in it)."""
+    names = [hashlib.sha256(data).hexdigest() for data in objects]
     where = folder(process)
     try:
         for d in (where.parent, where):
@@ -42,18 +47,25 @@ def save(process: Process, objects: list[bytes]) -> list[str]:
             info = os.lstat(d)
             if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
                 raise PsuError(str(d), "is not a folder that only you can write", "remove it")
-        names = []
-        for data in objects:
-            name = hashlib.sha256(data).hexdigest()
-            names.append(name)
+        for name, data in zip(names, objects):
             if not (where / name).exists():
-                temporary = where / f".{name}.{os.getpid()}"
-                temporary.write_bytes(data)
-                os.replace(temporary, where / name)
-        return names
+                _write(where / name, data)
     except OSError as e:
-        raise PsuError(str(where), f"the copy that a revert needs cannot be written: {e.strerror}",
-                       "make room, or set XDG_RUNTIME_DIR") from e
+        return names, (f"{where}: no copy of the patch could be kept: {e.strerror}: no later revert can go back to it "
+                       "(make room, or set XDG_RUNTIME_DIR)")
+    return names, ""
+
+
+def _write(path: Path, data: bytes) -> None:
+    """The whole file or none.  Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):       # the first error is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def load(process: Process, name: str) -> bytes | None:

@@ -6,9 +6,9 @@ linker makes that true: it puts a PLT entry into the program and exports that as
 never took there is no such entry, so the patch gets one: a stub from the stores (stores.py) whose slot holds
 the function's address for ever.
 
-Pointers outlive versions and are compared, so one name has one address in all patches of a module: once there is
-an entry for it, every later reference takes it, wide ones too.  An entry belongs to the address that it leads to: when a
-library was loaded anew elsewhere, its functions get new ones.
+Pointers outlive versions and are compared, so one name has one address in all patches of a module: once there is an
+entry for it, every later reference takes it, wide ones too.  An entry belongs to the address that it leads to: when
+a library was loaded anew elsewhere, its functions get new ones.
 
 Only functions can be entered like that.  Whether a name is one says the symbol table of the library that defines it;
 for anything else the linker's refusal stands.
@@ -64,8 +64,8 @@ def out_of_reach(demand: Demand, resolved: Sequence[dict[str, int]]) -> list[lis
 def is_function(process: Process, maps: Sequence[Mapping], name: str, address: int) -> bool:
     """Whether `name`, found at `address`, is a function: its library's dynamic symbols say so.
 
-    An IFUNC's address is a place that has no symbol, so the name is what is looked for, in the file that holds the address.  A
-    file that cannot be read, or that the process has removed since, says nothing: False."""
+    An IFUNC's address is a place that has no symbol, so the name is what is looked for, in the file that holds the
+    address.  A file that cannot be read, or that was removed since, says nothing: False."""
     home = next((m for m in maps if m.start <= address < m.end), None)
     if home is None or not home.path.startswith("/") or home.deleted or "x" not in home.prot:
         return False
@@ -75,6 +75,7 @@ def is_function(process: Process, maps: Sequence[Mapping], name: str, address: i
         return False
     if table is None:
         return False
-    kinds = {int(info) & 15 for n, (info, section) in enumerate(zip(table.entries["st_info"], table.entries["st_shndx"]))
+    rows = zip(table.entries["st_info"], table.entries["st_shndx"])
+    kinds = {int(info) & 15 for n, (info, section) in enumerate(rows)
              if section and table.name(n).split("@", 1)[0] == name}
     return bool(kinds) and kinds <= {elf.STT_FUNC, elf.STT_GNU_IFUNC}

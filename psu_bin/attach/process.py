@@ -148,12 +148,20 @@ class Process:
         """A name under which this process can open what maps calls `path`.
 
         The kernel shows paths as the reader sees them, as long as the reader can see them: in a plain chroot too, but not
-        in a container, which has mounts of its own."""
+        in a container, which has mounts of its own.  Those it shows from the top of that mount namespace, which is not
+        where the process' root is when it made a chroot there."""
         try:
             apart = os.readlink(f"/proc/{self.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
         except OSError:
             apart = True
-        return f"/proc/{self.pid}/root{path}" if apart else path
+        if not apart:
+            return path
+        try:
+            root = os.readlink(f"/proc/{self.pid}/root").rstrip("/")
+        except OSError:
+            root = ""
+        inside = path[len(root):] if path.startswith(root + "/") else path
+        return f"/proc/{self.pid}/root{inside}"
 
     # ---- memory --------------------------------------------------------------------------------------------------
 

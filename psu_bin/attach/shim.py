@@ -38,6 +38,7 @@ _TAIL = struct.Struct("<QQqQQ")
 STAGED = 64
 _TAIL_OFFSET = 224 + 24 * STAGED
 COMMAND_SEQ_OFFSET = 184
+AGENT_ERROR_OFFSET = _TAIL_OFFSET + 16
 COMMAND_ADDRESS_OFFSET = 192
 BUFFER_OFFSET = (_TAIL_OFFSET + 8 * 8 + 15) // 16 * 16
 BUFFER_SIZE = 4096
@@ -93,6 +94,7 @@ class Runtime:
     staged_count: int
     start_agent: int
     borrow: int
+    agent_error: int           # errno of the last attempt to start the agent, 0: none failed
     command_ns: int
 
     @staticmethod
@@ -107,10 +109,10 @@ class Runtime:
         pools = tuple(Pool(*f[9 + 4 * i:13 + 4 * i]) for i in range(3))
         (objects, totals, shared, blocks, commit_seq, meta, meta_size, tid, pid, state, membarrier_error,
          command_seq, done_seq, _, result, failed, staged, _) = f[21:]
-        start_agent, borrow, _, _, command_ns = _TAIL.unpack_from(raw, _TAIL_OFFSET)
+        start_agent, borrow, agent_error, _, command_ns = _TAIL.unpack_from(raw, _TAIL_OFFSET)
         return Runtime(address, pools, block, offsetof_count, indices, objects, totals, shared, blocks, commit_seq,
                        meta, meta_size, tid, pid, state, membarrier_error, command_seq, done_seq, result, failed,
-                       staged, start_agent, borrow, command_ns)
+                       staged, start_agent, borrow, agent_error, command_ns)
 
     def read_objects(self, process: Process) -> tuple[Object, ...]:
         """All objects that are not free."""

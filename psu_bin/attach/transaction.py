@@ -83,11 +83,12 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
         x.notes.next_patch += 1
         placed = x.place([Source(number, o) for o in objects])
         linked = time.monotonic() - began
-        names = x.copies([Path(p).read_bytes() for p in paths])
+        names, lost = x.copies([Path(p).read_bytes() for p in paths])
         x.record(number, ", ".join(p.name for p in paths), placed, list(zip(map(str, paths), names)))
         seconds = x.commit(placed)
         functions = tuple(dict.fromkeys(s.function.name for s in placed.switches))
-        return AttachResult(number, functions, placed.bytes, linked, seconds, x.threads_stopped, placed.warnings)
+        return AttachResult(number, functions, placed.bytes, linked, seconds, x.threads_stopped,
+                            placed.warnings + ((lost,) if lost else ()))
 
 
 def _dry_run(t: Target, objects: list[patch.PatchObject], began: float) -> AttachResult:
@@ -233,8 +234,7 @@ class Transaction:
         demand = linker.plan([s.object for s in sources], views(self.target, self.notes),
                              [s.patch for s in sources])
         self._pin([self.module(d.view) for d in demand.modules])
-        resolved = [imports.use_known(self.notes, self.module(d.view).key, names)
-                    for d, names in zip(demand.modules, self.resolve(demand))]
+        resolved = self._with_entries(demand, self.resolve(demand))
         enter = self._entries(demand, resolved)
         before = pickle.dumps(self.notes)      # for another attempt, which there hardly ever is
         for _ in range(MAP_ATTEMPTS):
@@ -245,10 +245,13 @@ class Transaction:
         else:
             raise PsuError(self.target.process.where, "takes memory faster than it can be found near its modules",
                            "try again")
-        linked = linker.relocate(demand, room.placements, [
-            imports.use_known(self.notes, self.module(d.view).key, names) for d, names in zip(demand.modules, resolved)])
+        linked = linker.relocate(demand, room.placements, self._with_entries(demand, resolved))
         room.write(linked)
         return self._placed(sources, linked, room)
+
+    def _with_entries(self, demand: linker.Demand, resolved: list[dict[str, int]]) -> list[dict[str, int]]:
+        return [imports.use_known(self.notes, self.module(d.view).key, names)
+                for d, names in zip(demand.modules, resolved)]
 
     def _entries(self, demand: linker.Demand, resolved: list[dict[str, int]]) -> list[list[tuple[str, int]]]:
         """By module: (name, address) of the library functions that need an entry near it (imports.py)."""
@@ -343,7 +346,8 @@ class Transaction:
 
     # ---- the end --------------------------------------------------------------------------------------------------
 
-    def copies(self, objects: list[bytes]) -> list[str]:
+    def copies(self, objects: list[bytes]) -> tuple[list[str], str]:
+        """As copies.save, after those of processes that are gone have made room."""
         copies.sweep()
         return copies.save(self.target.process, objects)
 

@@ -1,7 +1,7 @@
 /* A position-dependent program, for patches that hold addresses of the C library's functions in 32 bits.
  *
- * Proves: a patch compiled with -fno-pic may pass, store and compare addresses of functions whose address the program never took,
- * and those that it took; later versions compare equal with what earlier ones stored.
+ * Proves: a patch compiled with -fno-pic may pass, store and compare addresses of functions whose address the program
+ * never took, and those that it took; later versions compare equal with what earlier ones stored.
  * Each line on standard input runs sort and same once and is answered by "VERSION sorted|unsorted same|different". */
 #include <stdio.h>
 #include <stdlib.h>

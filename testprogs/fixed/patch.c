@@ -1,4 +1,4 @@
-/* Sorts with the C library's strcmp.  The first version stores its address, the others compare with what is stored there.
+/* Sorts with the C library's strcmp.  The first version stores its address, the others compare with what is there.
  * DATA: takes the address of a variable of the C library, which no entry can stand for. */
 #include <stdlib.h>
 #include <string.h>

@@ -59,7 +59,8 @@ def test_the_address_of_a_library_function_in_32_bits(lab, cc, flags):
 
 def test_the_address_of_library_data_in_32_bits_is_refused(lab):
     running = start(lab, "gcc")
-    ran = psu_bin("attach", running.pid, lab.patch("fixed", "patch.c", "-fno-pic", "-DV=1", "-DFIRST", "-DDATA"), check=False)
+    patch = lab.patch("fixed", "patch.c", "-fno-pic", "-DV=1", "-DFIRST", "-DDATA")
+    ran = psu_bin("attach", running.pid, patch, check=False)
     assert ran.status == 1 and "environ is out of reach of R_X86_64_32" in ran.err
     assert "compile the patch with -fPIC" in ran.err and "position-independent" not in ran.err
     assert answer(running) == "0 unsorted same" and not stores(running.pid).imports

@@ -15,6 +15,7 @@ from conftest import psu_bin
 from updating import Versions
 
 from psu_bin.attach import status
+from psu_bin.attach.revert import revert
 from psu_bin.attach.transaction import attach
 from psu_bin.errors import PsuError
 
@@ -250,11 +251,20 @@ def test_no_room_for_the_copy(open_lab, how):
                 f.write(b"x" * 65536)
         elif libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0x21, None):
             raise OSError(ctypes.get_errno(), "mount")
-    said = in_a_child(prepare, lambda: attach(running.pid, (path,)).patch)
+    said = in_a_child(prepare, lambda: attach(running.pid, (path,)).warnings)
     if "unshare" in said or "'mount'" in said:
         pytest.skip("namespaces cannot be made here")
     words = {"full": "No space left on device", "read-only": "Read-only file system"}
-    assert f"the copy that a revert needs cannot be written: {words[how]} (make room, or set XDG_RUNTIME_DIR)" in said
+    assert f"no copy of the patch could be kept: {words[how]}: no later revert can go back to it (make room" in said
+    running.expect("^version 1$")
+    # That very version cannot come back, everything else can.
     versions.attach(running.pid, 2)
-    running.expect("^version 2$", reject="version 1")
-    assert [p.state for p in status.read(running.pid).patches] == ["current"]
+    running.expect("^version 2$", reject="")
+    with pytest.raises(PsuError, match="copy of patch 1 is lost"):
+        revert(running.pid, None)
+    versions.attach(running.pid, 3)
+    running.expect("^version 3$")
+    revert(running.pid, None)
+    running.expect("^version 2$", reject="")
+    revert(running.pid, None, original=True)
+    running.expect("^version 0$", reject="")
