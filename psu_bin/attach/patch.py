@@ -211,7 +211,7 @@ def _check_section(binary: Binary, s: Section) -> None:
         return
     merge = s.flags & elf.SHF_MERGE and s.entsize
     if s.align & (s.align - 1) or s.align > MAX_ALIGN or s.size > MAX_SECTION or merge and s.size % s.entsize or (
-            s.type == elf.SHT_NOBITS and not s.flags & elf.SHF_WRITE):
+            s.type == elf.SHT_NOBITS and (not s.flags & elf.SHF_WRITE or s.flags & elf.SHF_EXECINSTR)):
         raise PsuError(binary.path, f"malformed section {s.name}: size {s.size:#x}, alignment {s.align:#x}, "
                                     f"entries of {s.entsize:#x}")
 
@@ -246,6 +246,8 @@ def _symbols(binary: Binary) -> tuple[PatchSymbol, ...]:
         if section == elf.SHN_COMMON and (size > MAX_SECTION or value & (value - 1) or value > MAX_ALIGN):
             raise PsuError(binary.path, f"malformed symbol table: symbol {n} has size {size:#x}, alignment {value:#x}")
         name = binary.string(strings, name_at)
+        if bind != elf.STB_LOCAL and not name and n:
+            raise PsuError(binary.path, f"malformed symbol table: global symbol {n} has no name")
         if kind == elf.STT_FILE:
             file = name
         elif kind == elf.STT_SECTION and not name and section < end:

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from psu_bin.errors import PsuError
 
+MOST_READ = 1 << 28        # bytes at once; the largest things there are, descriptors, have a few MiB
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -167,6 +169,8 @@ class Process:
 
     def read(self, address: int, size: int) -> bytes:
         """`size` bytes at `address`.  Raises PsuError where the target has no readable memory there."""
+        if not 0 <= size <= MOST_READ or not 0 <= address < 1 << 64:       # a number from damaged memory
+            raise PsuError(self.where, f"memory cannot be read: {size:#x} bytes at {address:#x}")
         buffer = ctypes.create_string_buffer(size)
         self._transfer(_libc.process_vm_readv, buffer, address, size, "read")
         return buffer.raw

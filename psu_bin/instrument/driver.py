@@ -34,7 +34,6 @@ def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclud
 
     output: default `path`.psu.  include, exclude: shell patterns of function names.
     debug_file: where the symbols are when the program is stripped.  Raises PsuError; then nothing was written."""
-    from psu_bin.instrument import image, plan, verify
     binary, arch, debug = _read(path, debug_file)
     output = output or path.with_name(path.name + ".psu")
     try:
@@ -48,10 +47,7 @@ def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclud
         raise PsuError(str(output), "is the name of the shim", "give another name with -o")
     shim = shim_file(arch)
     beside = output.parent / descriptor.SHIM_SONAME
-    planned = plan.make(binary, arch, include, exclude, debug)
-    symbols, files = plan.symbols(binary, planned, debug)
-    data = image.build(binary, arch, planned, symbols, files)
-    verify.verify(binary, arch, planned, symbols, files, data, str(output))
+    planned, data = _rewritten(binary, arch, debug, include, exclude, str(output))
     try:
         written = [(output, data, path.stat().st_mode & 0o7777 & ~0o6000)]
         if not (beside.exists() and (os.path.samefile(shim, beside) or beside.read_bytes() == shim.read_bytes())):
@@ -60,6 +56,22 @@ def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclud
     except OSError as e:
         raise PsuError(str(output), f"cannot be written: {e.strerror}") from e
     return InstrumentResult(output, beside, len(planned.functions), planned.call_sites, planned.not_updatable)
+
+
+def rewritten(path: Path, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> bytes:
+    """What instrument would write for `path`, read back and verified.  Raises PsuError as instrument."""
+    binary, arch, debug = _read(path, None)
+    return _rewritten(binary, arch, debug, include, exclude, str(path))[1]
+
+
+def _rewritten(binary: Binary, arch: Arch, debug: Binary | None, include: tuple[str, ...], exclude: tuple[str, ...],
+               where: str) -> tuple[Plan, bytes]:
+    from psu_bin.instrument import image, plan, verify
+    planned = plan.make(binary, arch, include, exclude, debug)
+    symbols, files = plan.symbols(binary, planned, debug)
+    data = image.build(binary, arch, planned, symbols, files)
+    verify.verify(binary, arch, planned, symbols, files, data, where)
+    return planned, data
 
 
 def analyze(path: Path, include: tuple[str, ...], debug_file: Path | None) -> Plan:

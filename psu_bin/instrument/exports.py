@@ -67,8 +67,8 @@ def _sound(binary: Binary, t: Tables) -> bool:
             return False
     if t.gnu_hash:
         g = _gnu(binary.contents(t.gnu_hash))
-        # The last chain must end with the last symbol.
-        if g is None or not len(g.chain) or g.first + len(g.chain) != count or not g.chain[-1] & 1 or not g.buckets.any():
+        # The last chain must end with the last symbol, and a bucket must lead to it.
+        if g is None or not len(g.chain) or g.first + len(g.chain) != count or not g.chain[-1] & 1 or not _to_the_end(g):
             return False
     return True
 
@@ -89,6 +89,13 @@ def _gnu(body: bytes) -> _Gnu | None:
     if at > len(body) or (len(body) - at) % 4:
         return None
     return _Gnu(first, np.frombuffer(body[at - 4 * buckets:at], dtype="<u4"), np.frombuffer(body[at:], dtype="<u4"), at)
+
+
+def _to_the_end(g: _Gnu) -> bool:
+    """Whether a walk that begins at some bucket reaches the last symbol."""
+    ends = np.flatnonzero(g.chain & 1)
+    last = g.first + (int(ends[-2]) + 1 if len(ends) > 1 else 0)      # where the last chain begins
+    return bool(((g.buckets >= last) & (g.buckets < g.first + len(g.chain))).any())
 
 
 def rerouted(plan: Plan) -> np.ndarray:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from psu_bin import elf
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
-from psu_bin.instrument.layout import TAG_OF_TYPE
+from psu_bin.instrument.layout import ADDRESS_TAGS, TAG_OF_TYPE
 
 _NAMED = {elf.PT_INTERP: "PT_INTERP", elf.PT_DYNAMIC: "PT_DYNAMIC", elf.PT_NOTE: "PT_NOTE",
           elf.PT_GNU_PROPERTY: "PT_GNU_PROPERTY", elf.PT_GNU_EH_FRAME: "PT_GNU_EH_FRAME"}
@@ -22,7 +22,7 @@ _STRINGS = (elf.DT_NEEDED, elf.DT_SONAME, elf.DT_RPATH, elf.DT_RUNPATH)
 # (tag of the address, tag of the size or None, bytes of an entry or None)
 _TABLES = ((elf.DT_STRTAB, elf.DT_STRSZ, 1), (elf.DT_SYMTAB, None, 24), (elf.DT_RELA, elf.DT_RELASZ, 24),
            (elf.DT_JMPREL, elf.DT_PLTRELSZ, 24), (elf.DT_RELR, elf.DT_RELRSZ, 8))
-_ONCE = {t for at, size, _ in _TABLES for t in (at, size) if t} | {elf.DT_RELACOUNT}
+_ONCE = {t for at, size, _ in _TABLES for t in (at, size) if t} | ADDRESS_TAGS | {elf.DT_RELACOUNT}
 
 
 def check(binary: Binary) -> None:
@@ -82,6 +82,8 @@ def _sections(b: Binary) -> None:
         if not inside:
             raise _malformed(b, f"section {s.name} at {s.address:#x} is not what is loaded there")
     for s in b.sections:
+        if s.type == elf.SHT_STRTAB and s.size and b.data[s.offset + s.size - 1]:
+            raise _malformed(b, f"the last string of section {s.name} does not end")
         if (s.align & (s.align - 1) or s.align > _MOST_ALIGNED
                 or s.flags & elf.SHF_ALLOC and s.address % max(s.align, 1)):
             raise _malformed(b, f"section {s.name} at {s.address:#x} has alignment {s.align:#x}")

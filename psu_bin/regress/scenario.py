@@ -107,8 +107,10 @@ def _some(v: Any) -> tuple[str, ...]:
 def _pattern(v: Any) -> re.Pattern[str]:
     try:
         return re.compile(_text(v))
-    except re.error as e:
+    except (re.error, OverflowError) as e:
         raise ValueError(f"a regular expression ({e})") from None
+    except RecursionError:
+        raise ValueError("a regular expression (nested too deeply)") from None
 
 
 def _seconds(v: Any) -> float:
@@ -269,6 +271,13 @@ class _Reader:
         return Step(action, value, self.options(table, options, *path), self.index.line(*path, action), inner)
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:              # a name that is too long
+        return False
+
+
 def read(file: Path) -> Scenario:
     """The scenario in `file`.  PsuError `FILE:LINE: what: datum` for the first mistake in it."""
     try:
@@ -283,6 +292,10 @@ def read(file: Path) -> Scenario:
         line = int(at[1]) if at else text.count("\n") + 1
         what = str(e).split(" (at ")[0]
         raise PsuError(f"{file}:{line}", f"not TOML: {what[:1].lower()}{what[1:]}", status=EXIT_USAGE) from None
+    except RecursionError:
+        raise PsuError(str(file), "not TOML: nested too deeply", status=EXIT_USAGE) from None
+    except ValueError as e:          # of int(): more digits than Python converts
+        raise PsuError(str(file), f"not TOML: {str(e).split(':')[0].split(';')[0].lower()}", status=EXIT_USAGE) from None
     r = _Reader(file, text)
     r.known(data, TOP)
     program = Program(**r.section(data, "program", PROGRAM))
@@ -292,10 +305,10 @@ def read(file: Path) -> Scenario:
     r.known(patches, patches, "patches") if isinstance(patches, dict) else r.known(patches, ())
     r.patches = {name: r.value(_text, source, "patches", name) for name, source in patches.items()}
     for name, source in r.patches.items():
-        if not (file.parent / source).is_file():
+        if not _is_file(file.parent / source):
             raise r.error(f"no such file: {source}", "patches", name)
     for source in (*program.sources, *([program.binary] if program.binary else [])):
-        if not (file.parent / source).is_file():
+        if not _is_file(file.parent / source):
             raise r.error(f"no such file: {source}", "program", "binary" if program.binary else "sources")
     matrix, checks = Matrix(**r.section(data, "matrix", MATRIX)), Checks(**r.section(data, "checks", CHECKS))
     steps = r.steps(data.get("step"), "step")
