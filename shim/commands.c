@@ -145,7 +145,8 @@ static int64_t run(struct psu_command *c, uint64_t room)
 {
     static const uint32_t entry_size[] = {
         [PSU_OP_MAP] = sizeof(struct psu_map), [PSU_OP_PROTECT] = sizeof(struct psu_map),
-        [PSU_OP_RESOLVE] = sizeof(struct psu_symbol), [PSU_OP_PIN] = sizeof(struct psu_pin)};
+        [PSU_OP_RESOLVE] = sizeof(struct psu_symbol), [PSU_OP_PIN] = sizeof(struct psu_pin),
+        [PSU_OP_WRITE_OFF] = sizeof(struct psu_surplus)};
     if (room < sizeof *c || (uint64_t)c % 8)
         return -PSU_EFAULT;
     room -= sizeof *c;
@@ -153,7 +154,7 @@ static int64_t run(struct psu_command *c, uint64_t room)
         return reset();
     if (c->op == PSU_OP_COMMIT)
         return psu_commit((const struct psu_commit *)(c + 1), room, &psu_runtime.failed_entry);
-    if (c->op < PSU_OP_MAP || c->op > PSU_OP_PIN)
+    if (c->op < PSU_OP_MAP || c->op > PSU_OP_WRITE_OFF)
         return -PSU_ENOSYS;
     if (c->count > room / entry_size[c->op])
         return -PSU_EINVAL;
@@ -163,6 +164,8 @@ static int64_t run(struct psu_command *c, uint64_t room)
         return protect((const struct psu_map *)(c + 1), c->count);
     if (c->op == PSU_OP_PIN)
         return psu_pin((struct psu_pin *)(c + 1), c->count);
+    if (c->op == PSU_OP_WRITE_OFF)
+        return psu_write_off((const struct psu_surplus *)(c + 1), c->count, &psu_runtime.failed_entry);
     return resolve((struct psu_symbol *)(c + 1), c->count);
 }
 

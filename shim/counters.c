@@ -30,7 +30,7 @@ static uint64_t free_blocks;
 static uint32_t blocks_made, taken, enough = 16, epoch, recycling_wanted;
 #define ENOUGH_MIN 16u
 
-#define SIDES_IN_CHUNK 64u
+#define SIDES_IN_CHUNK 64u /* the first is not one: it leads to the next chunk and has their number */
 #define SAVES_IN_CHUNK 16u
 
 /* Who owns the calling thread's block, as the agent can ask the kernel about.  A child of vfork runs on its parent's
@@ -65,6 +65,64 @@ static struct psu_block *pop_free(void)
         new = ((old & ~PAGE_MASK) + PAGE_MASK + 1) | (uint64_t)b->free_next / PSU_PAGE;
     } while (!__atomic_compare_exchange_n(&free_blocks, &old, new, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
     return b;
+}
+
+/* ---- entries of calls that never returned -----------------------------------------------------------
+ *
+ * longjmp leaves side-frame entries behind.  Nobody tells us, and a stack that is merely switched away must keep its own.
+ * But two calls cannot stand at the same place of a stack: an entry in use whose `sp` is that of the call which wants one
+ * now belongs to a call that is gone.  The only others that may share it are those that this call was reached from by tail
+ * calls: its return address is in the gate of the one before it, whose entry its frame pointer still names, and so on.
+ *
+ * A thread looks when its free list is empty, so that what it finds is at most what one more chunk would have brought.  One
+ * place of the stack is looked for at a time; as the looking happens at whatever call finds the list empty, each place has its
+ * turn.  To look is worth it when the entries that came since the last time are 1/64 of all: constant work for each call.
+ *
+ * `next` of a free entry, or of one that a gate has just claimed and not yet written, is the address of an entry or 0, never
+ * a stack pointer. */
+#define TAIL_CALLS 16u
+
+static int in_chain(const struct psu_side *s, const struct psu_side *const *chain, uint32_t length)
+{
+    while (length-- > 0)
+        if (chain[length] == s)
+            return 1;
+    return 0;
+}
+
+static uint32_t give_back(struct psu_block *b, struct psu_side *s, uint32_t count, uint64_t sp,
+                          const struct psu_side *const *live, uint32_t length)
+{
+    uint32_t found = 0;
+    for (; count-- > 0; s++)
+        /* One instruction decides between us and a signal handler that looks for the same place. */
+        if (s->sp == sp && !in_chain(s, live, length) && psu_take_word(&s->sp, sp)) {
+            psu_side_give_save(b, s);
+            psu_side_release(b, s);
+            found++;
+        }
+    return found;
+}
+
+static int find_abandoned(struct psu_block *b, const struct psu_call *call)
+{
+    const struct psu_side *live[TAIL_CALLS];
+    uint32_t length = 0, found;
+    uint64_t back = call->return_address, fp = call->fp;
+    while (psu_gate_at(PSU_SIDE, back) || psu_gate_at(PSU_FULL, back)) {
+        if (length == TAIL_CALLS)
+            return 0;
+        live[length++] = (const struct psu_side *)fp;
+        back = live[length - 1]->return_address;
+        fp = live[length - 1]->saved_fp;
+    }
+    if (b->chunks && b->fresh < b->chunks->gate / 64)
+        return 0;
+    found = give_back(b, b->sides, PSU_SIDES_IN_BLOCK, call->sp, live, length);
+    for (struct psu_side *c = b->chunks; c; c = c->next)
+        found += give_back(b, c + 1, SIDES_IN_CHUNK - 1, call->sp, live, length);
+    b->fresh = found;
+    return found != 0;
 }
 
 static struct psu_side *chain(struct psu_side *sides, uint32_t count)
@@ -132,19 +190,27 @@ void psu_blocks_adopt(void)
 
 /* ---- lists of one thread ---------------------------------------------------------------------------- */
 
-struct psu_side *psu_side_claim(struct psu_block *b)
+struct psu_side *psu_side_claim(struct psu_block *b, const struct psu_call *call)
 {
     struct psu_side *volatile *head = &b->free;
     struct psu_side *s;
     while (!(s = *head)) {
+        if (find_abandoned(b, call))
+            continue;
         struct psu_side *chunk = psu_map_anonymous(SIDES_IN_CHUNK * sizeof *chunk);
         if (!chunk)
             return 0;
-        chain(chunk, SIDES_IN_CHUNK);
+        chunk->gate = (b->chunks ? b->chunks->gate : 0) + SIDES_IN_CHUNK - 1; /* entries in all chunks */
+        chunk->next = b->chunks; /* a handler may have added one since: that one is not searched, no more */
+        b->chunks = chunk;
+        b->fresh += SIDES_IN_CHUNK - 1;
+        chain(chunk + 1, SIDES_IN_CHUNK - 1);
         chunk[SIDES_IN_CHUNK - 1].next = *head;
-        *head = chunk;
+        *head = chunk + 1;
     }
     *head = s->next; /* before anything is written into it: a handler may want one too */
+    s->save = 0;
+    s->sp = call->sp;
     return s;
 }
 
@@ -153,6 +219,18 @@ void psu_side_release(struct psu_block *b, struct psu_side *s)
     struct psu_side *volatile *head = &b->free;
     s->next = *head;
     *head = s;
+}
+
+/* A free entry has no save: first it is taken out, so that a handler that leaves by longjmp in between leaves no second
+ * owner behind. */
+void psu_side_give_save(struct psu_block *b, struct psu_side *s)
+{
+    struct psu_save *save = s->save;
+    if (save) {
+        s->save = 0;
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+        psu_save_release(b, save);
+    }
 }
 
 struct psu_save *psu_save_claim(struct psu_block *b)

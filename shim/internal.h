@@ -50,19 +50,27 @@ struct psu_save {
     uint8_t vector[16][64];
 };
 extern __thread uint64_t psu_self;            /* the only thread-local variable: what PSU_SELF gives, 0: no block yet */
-/* Gates read the head of the free list most often: at displacement 0 it makes them fit 128 bytes. */
-#define PSU_SELF(block) ((uint64_t)&(block)->free)
+/* Gates reach what they need by short displacements: so they fit 128 bytes. */
+#define PSU_SELF(block) ((uint64_t)(block)->count)
 static inline struct psu_block *psu_own_block(void)
 {
-    return psu_self ? (struct psu_block *)(psu_self - offsetof(struct psu_block, free)) : 0;
+    return psu_self ? (struct psu_block *)(psu_self - offsetof(struct psu_block, count)) : 0;
 }
 extern struct psu_counter psu_totals[PSU_INDICES], psu_shared[PSU_INDICES];
 struct psu_block *psu_block_get(void);        /* this thread's block, made if need be; 0 without memory */
-struct psu_side *psu_side_claim(struct psu_block *b);  /* 0 without memory */
+/* The call that wants an entry: what its caller's stack pointer will be, and what the gate found as return address and rbp. */
+struct psu_call { uint64_t sp, return_address, fp; };
+struct psu_side *psu_side_claim(struct psu_block *b, const struct psu_call *call);  /* 0 without memory */
 void psu_side_release(struct psu_block *b, struct psu_side *side);
+void psu_side_give_save(struct psu_block *b, struct psu_side *side); /* what a PSU_FULL gate kept, if any */
 struct psu_save *psu_save_claim(struct psu_block *b);
 void psu_save_release(struct psu_block *b, struct psu_save *save);
 void psu_count_leave(uint32_t index);         /* on behalf of the calling thread */
+/* Functions in which a thread is that will count a call out, while the gate's address may be off its stack already. */
+#define PSU_LEAVING __attribute__((section("psu_leaving")))
+extern const char __start_psu_leaving[] __attribute__((visibility("hidden")));
+extern const char __stop_psu_leaving[] __attribute__((visibility("hidden")));
+extern uint8_t psu_objects_without_gate[PSU_INDICES]; /* somebody is or was in it without a gate: never freed */
 void psu_blocks_adopt(void);                  /* the calling thread's block carries its own tid (after fork) */
 void psu_blocks_recycle(void);                /* agent only */
 int psu_blocks_want_recycling(void);
@@ -143,6 +151,7 @@ extern uint32_t psu_live_gates[PSU_INDICES];  /* gates whose code leads into the
 extern uint32_t psu_object_limit;             /* one more than the highest index ever used */
 extern struct psu_object psu_objects[PSU_INDICES];
 uint32_t psu_reclaim(void);                   /* frees what is quiescent; returns how many it freed */
+int64_t psu_write_off(const struct psu_surplus *s, uint32_t count, uint64_t *failed);
 
 /* ---- agent.c, threads.c ---- */
 void psu_agent_ensure(void);                  /* start it unless there is one */

@@ -40,6 +40,24 @@ static void release(uint32_t index)
     __atomic_store_n(&o->state, PSU_FREE, __ATOMIC_RELEASE);
 }
 
+/* All or none.  Late threads that pass a redirected gate make the sums differ for a moment: psu-bin asks again. */
+int64_t psu_write_off(const struct psu_surplus *s, uint32_t count, uint64_t *failed)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        *failed = i;
+        if (s[i].index >= PSU_INDICES || psu_objects[s[i].index].state != PSU_RETIRED
+            || __atomic_load_n(&psu_objects_without_gate[s[i].index], __ATOMIC_ACQUIRE))
+            return -PSU_EINVAL;
+        struct psu_counter now = sum(s[i].index);
+        if (now.enter != s[i].enter || now.leave != s[i].leave)
+            return -PSU_EAGAIN;
+    }
+    *failed = 0;
+    for (uint32_t i = 0; i < count; i++)
+        psu_totals[s[i].index].leave += s[i].enter - s[i].leave;
+    return 0;
+}
+
 uint32_t psu_reclaim(void)
 {
     uint32_t freed = 0;

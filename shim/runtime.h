@@ -35,11 +35,14 @@ struct psu_counter { uint32_t enter, leave; };
 struct psu_side {
     uint64_t saved_fp;
     uint64_t return_address;
-    uint64_t cfa;          /* the caller's sp after the return */
-    uint64_t gate;         /* address of the gate's psu_gate */
-    struct psu_side *next; /* free list of the thread */
+    uint64_t reserved;
+    uint64_t gate;         /* PSU_FULL: address of the gate's psu_gate */
+    union {
+        struct psu_side *next; /* while it is free: free list of the thread */
+        uint64_t sp;           /* while it is in use: the stack pointer during the call, see counters.c */
+    };
     struct psu_save *save; /* PSU_FULL: registers to restore, or 0 */
-    uint64_t reserved[2];
+    uint64_t reserved2[2];
 };
 
 #define PSU_SIDES_IN_BLOCK 16
@@ -49,15 +52,16 @@ struct psu_side {
 struct psu_block {
     uint32_t number;          /* 1-based number of this block */
     uint32_t tid;             /* owner (its own PID namespace), 0: free, 0xffffffff: not known (vfork) */
-    struct psu_side *free;    /* head of the owner's list of free side-frame entries */
+    struct psu_side *chunks;  /* more entries: the first of each chunk leads to the next chunk */
     struct psu_block *all;    /* next in the list of all blocks (runtime.blocks), never changes */
     uint32_t epoch;           /* start order of the owner; of two blocks with one tid the lower is dead */
-    uint32_t reserved32;
+    uint32_t fresh;           /* entries that came to the free list otherwise than from a call, since the last search */
     struct psu_block *free_next;  /* next in the stack of free blocks */
     struct psu_side *deferred;    /* entry given up by an unwinder that may still read it; freed by the next one */
     struct psu_save *saves;       /* free list of areas for the registers that PSU_FULL gates restore */
-    uint64_t reserved;
+    uint64_t reserved2;
     struct psu_side sides[PSU_SIDES_IN_BLOCK];
+    struct psu_side *free;    /* head of the owner's list of free side-frame entries; gates want it near `count` */
     struct psu_counter count[PSU_INDICES];
 };
 
@@ -107,7 +111,8 @@ enum psu_op {
     PSU_OP_PROTECT = 3, /* psu_map entries: mprotect each; makes code visible to instruction fetch where needed */
     PSU_OP_RESOLVE = 4, /* psu_symbol entries: dlsym each; fills in `value` (0: not found) */
     PSU_OP_COMMIT = 5,  /* psu_commit, then its entries */
-    PSU_OP_PIN = 6      /* psu_pin entries: keep each library loaded; undone by RESET unless a COMMIT came between */
+    PSU_OP_PIN = 6,     /* psu_pin entries: keep each library loaded; undone by RESET unless a COMMIT came between */
+    PSU_OP_WRITE_OFF = 7 /* psu_surplus entries: each object is retired and nobody is in it, whatever its counts say */
 };
 
 struct psu_command {
@@ -134,6 +139,10 @@ struct psu_symbol {
 };
 
 struct psu_pin { uint64_t base; }; /* the library's load bias, as dl_iterate_phdr has it */
+
+/* Calls that longjmp and the like left are never counted out.  psu-bin searched the stacks (psu_bin/attach/surplus.py) and
+ * found that no call is in progress; true still if the sums are what they were then. */
+struct psu_surplus { uint32_t index, enter, leave, reserved; };
 
 /* COMMIT, in this order (the argument for the order is in commit.c):
  *   arm every switch; point slots at gates; barrier; commit_seq += 1 (the commit); settle; redirect old gates;
@@ -204,7 +213,9 @@ struct psu_runtime {
      * in one of the two places, for ever: where the word `slot` of its data is not 0. */
     uint64_t near_delta;
     uint64_t command_ns;       /* how long the last command took in the agent; 0: no clock there (a sandbox) */
-    uint64_t reserved[3];
+    /* Where threads that are about to count a call out may be without the gate's address on their stack. */
+    uint64_t leaving, leaving_end;
+    uint64_t reserved;
     uint8_t command_buffer[PSU_COMMAND_BUFFER] __attribute__((aligned(16)));
 };
 

@@ -59,8 +59,8 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
          * before that.  So it goes back to the list with the next one. */
         if (b->deferred)
             psu_side_release(b, b->deferred);
-        if (kind == PSU_FULL && s->save)
-            psu_save_release(b, s->save);
+        s->next = 0; /* not in use any more, for those who look for abandoned ones */
+        psu_side_give_save(b, s);
         b->deferred = s;
     }
     if ((offset >= o->counted && offset <= o->left) || leaving)

@@ -17,11 +17,12 @@ VERSION = 1
 
 PLAIN, SIDE, FULL = range(3)
 NO_GATE = 0xFFFFFFFF
+WORD = (1 << 64) - 1          # distances wrap
 
 FREE, CURRENT, RETIRED = range(3)
 AGENT_NONE, AGENT_STARTING, AGENT_PARKED, AGENT_BUSY = range(4)
 
-OP_RESET, OP_MAP, OP_PROTECT, OP_RESOLVE, OP_COMMIT, OP_PIN = range(1, 7)
+OP_RESET, OP_MAP, OP_PROTECT, OP_RESOLVE, OP_COMMIT, OP_PIN, OP_WRITE_OFF = range(1, 8)
 
 GATE = struct.Struct("<QIIQQQQQQ")
 OBJECT = struct.Struct("<IIQ6Q")
@@ -30,11 +31,12 @@ COMMAND = struct.Struct("<IIQ")
 MAP = struct.Struct("<QQII")
 SYMBOL = struct.Struct("<QQQQII")
 PIN = struct.Struct("<Q")
+SURPLUS = struct.Struct("<IIII")
 SWITCH = struct.Struct("<QQQ6I")
 COMMIT = struct.Struct("<4IQQ")
 NEW_OBJECT = struct.Struct("<IIQ6Q")
 _HEAD = struct.Struct("<QIIIIIIII QQII QQII QQII QQQQQQQ IIIIIIQqQII".replace(" ", ""))
-_TAIL = struct.Struct("<QQqQQ")
+_TAIL = struct.Struct("<QQqQQQQ")
 STAGED = 64
 _TAIL_OFFSET = 224 + 24 * STAGED
 COMMAND_SEQ_OFFSET = 184
@@ -95,7 +97,9 @@ class Runtime:
     start_agent: int
     borrow: int
     agent_error: int           # errno of the last attempt to start the agent, 0: none failed
+    near_delta: int
     command_ns: int
+    leaving: tuple[int, int]        # code of the shim: see runtime.h
 
     @staticmethod
     def read(process: Process, address: int) -> Runtime:
@@ -109,10 +113,11 @@ class Runtime:
         pools = tuple(Pool(*f[9 + 4 * i:13 + 4 * i]) for i in range(3))
         (objects, totals, shared, blocks, commit_seq, meta, meta_size, tid, pid, state, membarrier_error,
          command_seq, done_seq, _, result, failed, staged, _) = f[21:]
-        start_agent, borrow, agent_error, _, command_ns = _TAIL.unpack_from(raw, _TAIL_OFFSET)
+        (start_agent, borrow, agent_error, near_delta, command_ns, leaving,
+         leaving_end) = _TAIL.unpack_from(raw, _TAIL_OFFSET)
         return Runtime(address, pools, block, offsetof_count, indices, objects, totals, shared, blocks, commit_seq,
                        meta, meta_size, tid, pid, state, membarrier_error, command_seq, done_seq, result, failed,
-                       staged, start_agent, borrow, agent_error, command_ns)
+                       staged, start_agent, borrow, agent_error, near_delta, command_ns, (leaving, leaving_end))
 
     def read_objects(self, process: Process) -> tuple[Object, ...]:
         """All objects that are not free."""
@@ -131,18 +136,34 @@ class Runtime:
                 break
         return tuple(out)
 
-    def activations(self, process: Process, indices: tuple[int, ...]) -> dict[int, dict[int, int]]:
-        """For each counter index, {thread (its own numbering): activations}; 0 names dead threads and shared counts.
+    def sums(self, process: Process, indices: tuple[int, ...]) -> dict[int, tuple[int, int]]:
+        """For each counter index, (enters, leaves) of all threads together, modulo 2^32.
 
-        Read while threads count, so a single number may be off by calls that began or ended meanwhile."""
-        out: dict[int, dict[int, int]] = {i: {} for i in indices}
+        As in shim/reclaim.c: leaves first, so that of calls that begin and end meanwhile none is taken for left."""
+        def column(offset: int) -> dict[int, int]:
+            bases = self._counters(process)
+            return {i: sum(int.from_bytes(process.read(base + i * COUNTER.size + offset, 4), "little")
+                           for _, base in bases) & 0xFFFFFFFF for i in indices}
+        leaves = column(4)
+        enters = column(0)
+        return {i: (enters[i], leaves[i]) for i in indices}
+
+    def _counters(self, process: Process) -> list[tuple[int, int]]:
+        """Every table of counters: (thread, address); thread 0: dead threads and shared counts."""
         sources = [(0, self.totals), (0, self.shared)]
         block, seen = self.blocks, 0
         while block and seen < 1 << 20:
             _, tid, _, following = struct.unpack("<IIQQ", process.read(block, 24))
             sources.append((tid, block + self.offsetof_count))
             block, seen = following, seen + 1
-        for tid, base in sources:
+        return sources
+
+    def activations(self, process: Process, indices: tuple[int, ...]) -> dict[int, dict[int, int]]:
+        """For each counter index, {thread (its own numbering): activations}; 0 names dead threads and shared counts.
+
+        Read while threads count, so a single number may be off by calls that began or ended meanwhile."""
+        out: dict[int, dict[int, int]] = {i: {} for i in indices}
+        for tid, base in self._counters(process):
             for i in indices:
                 enter, leave = COUNTER.unpack(process.read(base + i * COUNTER.size, COUNTER.size))
                 n = (enter - leave) & 0xFFFFFFFF

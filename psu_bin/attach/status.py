@@ -1,4 +1,7 @@
-"""What psu-bin status shows: read from the target's memory and /proc alone; no thread is stopped or traced.
+"""What psu-bin status shows, and wait: read from the target's memory and /proc alone; no thread of the program is stopped.
+
+Both have the agent write off calls that were left without returning (surplus.py): what they would otherwise show, and wait
+for, is not there any more.
 
 The target goes on meanwhile, so numbers of one moment may be off by calls that begin or end during the reading.
 """
@@ -10,11 +13,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from psu_bin.attach import meta, shim, target
+from psu_bin.attach import meta, shim, surplus, target
 from psu_bin.attach.process import Process
 from psu_bin.attach.tracing import agent_thread
 from psu_bin.errors import PsuError
 
+LOOK_AFTER, LOOK_EVERY = 0.1, 1.0    # seconds of waiting until calls that were left without returning are searched for
 STACK_SEARCHED = 256 * 1024  # bytes above a waiting thread's stack pointer that are searched for return addresses
 
 
@@ -48,6 +52,8 @@ def read(pid: int) -> Status:
     """The present state of process `pid`.  Raises PsuError when it cannot be read or is not instrumented."""
     process = Process(pid)
     t = target.read(process)
+    if surplus.sweep(t):
+        _until_freed(t)
     runtime, notes = _consistent(t)
     objects = {o.index: o for o in runtime.read_objects(process)}
     by_patch: dict[int, list[shim.Object]] = {}
@@ -145,11 +151,23 @@ def wait(pid: int, timeout: float | None) -> None:
     t = target.read(process)
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = 0.001
+    look = time.monotonic() + LOOK_AFTER
     while (n := retired(process, t.runtime_address)):
         if not process.alive():
             raise PsuError(process.where, "ended meanwhile")
         if deadline is not None and time.monotonic() >= deadline:
             raise PsuError(process.where, f"still holds {n} retired object{'s' if n != 1 else ''} after {timeout:g} s",
                            f"psu-bin status {pid} says what keeps them")
+        if time.monotonic() > look:
+            surplus.sweep(t)
+            look = time.monotonic() + LOOK_EVERY
         time.sleep(pause)
         pause = min(pause * 1.5, 0.05)
+
+
+def _until_freed(t: target.Target) -> None:
+    """Give the agent, which was just told that calls were abandoned, the moment that it needs to free their objects."""
+    before = retired(t.process, t.runtime_address)
+    deadline = time.monotonic() + 0.1
+    while time.monotonic() < deadline and retired(t.process, t.runtime_address) == before:
+        time.sleep(0.001)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
-from psu_bin.attach import borrow, copies, imports, linker, meta, patch, placement, seccomp, shim, stores, target
+from psu_bin.attach import borrow, copies, imports, linker, meta, patch, placement, seccomp, shim, stores, surplus, target
 from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit
 from psu_bin.attach.process import Process
 from psu_bin.attach.target import Module, Target
@@ -34,6 +34,7 @@ from psu_bin.errors import PsuError
 if TYPE_CHECKING:
     from psu_bin.attach.patch import PatchObject
 
+LEFTOVERS = 8              # so many retired objects are worth a look at who keeps them, after the commit
 MAP_ATTEMPTS = 5           # the program may take an address between our look at its map and the mmap
 
 
@@ -87,8 +88,10 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
         x.record(number, ", ".join(p.name for p in paths), placed, list(zip(map(str, paths), names)))
         seconds = x.commit(placed)
         functions = tuple(dict.fromkeys(s.function.name for s in placed.switches))
-        return AttachResult(number, functions, placed.bytes, linked, seconds, x.threads_stopped,
-                            placed.warnings + ((lost,) if lost else ()))
+        result = AttachResult(number, functions, placed.bytes, linked, seconds, x.threads_stopped,
+                              placed.warnings + ((lost,) if lost else ()))
+    surplus.sweep(t, LEFTOVERS)
+    return result
 
 
 def _dry_run(t: Target, objects: list[patch.PatchObject], began: float) -> AttachResult:

@@ -41,6 +41,14 @@ static inline uint64_t psu_claim_word(volatile uint64_t *word, uint64_t value)
     return old;
 }
 
+/* *word: value -> 0 as one instruction, in the same sense.  Whether it was `value`. */
+static inline int psu_take_word(volatile uint64_t *word, uint64_t value)
+{
+    uint64_t old = value;
+    __asm__ volatile("cmpxchgq %2, %1" : "+a"(old), "+m"(*word) : "r"(0ul) : "memory", "cc");
+    return old == value;
+}
+
 static inline void psu_pause(void) { __asm__ volatile("pause"); }
 
 /* What routes.S pushes, lowest address first, before it calls C. */

@@ -184,6 +184,7 @@ MARK side_claimed
 MARK side_rbp_moved
         popq    SIDE_RETURN(%rbp)
 MARK side_return_moved
+        mov     %rsp, SIDE_SP(%rbp)
         add     psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
         incl    BLOCK_ENTER(%r11)
 MARK side_counted

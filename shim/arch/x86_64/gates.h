@@ -27,13 +27,14 @@
 #define GATE_CODE 0
 #define GATE_COUNTER 8
 
-/* From what psu_self holds (PSU_SELF in internal.h). */
-#define BLOCK_FREE 0
-#define BLOCK_ENTER 1080    /* psu_block.count[0].enter, relative to which psu_gate.counter counts */
-#define BLOCK_LEAVE 1084
+/* From what psu_self holds: the address of psu_block.count[0].enter, relative to which psu_gate.counter counts. */
+#define BLOCK_FREE (-8)
+#define BLOCK_ENTER 0
+#define BLOCK_LEAVE 4
 
 #define SIDE_FP 0
 #define SIDE_RETURN 8
 #define SIDE_NEXT 32
+#define SIDE_SP 32
 
 #endif

@@ -204,6 +204,7 @@ FUNCTION psu_full_enter
         FINISH_JUMP 1
 END_FUNCTION psu_full_enter
 
+        .section psu_leaving, "ax", @progbits
 /* Jumped to by a FULL gate, when the version has returned: rbp is the entry, the caller's return address is in it. */
 FUNCTION psu_full_leave
         .cfi_def_cfa_offset 0

@@ -9,13 +9,13 @@
 _Static_assert(sizeof(struct psu_gate) == GATE_SIZE, "GATE_SIZE");
 _Static_assert(offsetof(struct psu_gate, code) == GATE_CODE, "GATE_CODE");
 _Static_assert(offsetof(struct psu_gate, counter) == GATE_COUNTER, "GATE_COUNTER");
-#define IN_BLOCK(field) (offsetof(struct psu_block, field) - offsetof(struct psu_block, free))
+#define IN_BLOCK(field) ((long)offsetof(struct psu_block, field) - (long)offsetof(struct psu_block, count))
 _Static_assert(IN_BLOCK(free) == BLOCK_FREE, "BLOCK_FREE");
 _Static_assert(IN_BLOCK(count) == BLOCK_ENTER, "BLOCK_ENTER");
 _Static_assert(IN_BLOCK(count) + 4 == BLOCK_LEAVE, "BLOCK_LEAVE");
 _Static_assert(offsetof(struct psu_side, saved_fp) == SIDE_FP, "SIDE_FP");
 _Static_assert(offsetof(struct psu_side, return_address) == SIDE_RETURN, "SIDE_RETURN");
-_Static_assert(offsetof(struct psu_side, next) == SIDE_NEXT, "SIDE_NEXT");
+_Static_assert(offsetof(struct psu_side, next) == SIDE_NEXT && offsetof(struct psu_side, sp) == SIDE_SP, "SIDE_NEXT");
 
 uint32_t psu_slow_plain(struct psu_frame *f);
 uint32_t psu_slow_leaving(struct psu_frame *f);
@@ -38,6 +38,8 @@ static struct psu_gate *gate_of(uint64_t back)
     }
     return 0; /* not reached: only gates call us */
 }
+
+uint8_t psu_objects_without_gate[PSU_INDICES];
 
 static void shared_enter(const struct psu_gate *g)
 {
@@ -92,6 +94,7 @@ static uint64_t without_gate(struct psu_gate *g)
 {
     int undo = 0;
     shared_enter(g);
+    __atomic_store_n(&psu_objects_without_gate[g->counter / 8], 1, __ATOMIC_SEQ_CST);
     uint64_t code = __atomic_load_n(&g->code, __ATOMIC_ACQUIRE);
     const struct psu_kind *kind = psu_kinds;
     while (!psu_gate_entry((uint32_t)(kind - psu_kinds), g))
@@ -111,7 +114,8 @@ static uint64_t without_gate(struct psu_gate *g)
 uint32_t psu_slow_side(struct psu_frame *f)
 {
     struct psu_block *b = psu_block_get();
-    struct psu_side *s = b ? psu_side_claim(b) : 0;
+    const struct psu_call call = {(uint64_t)&f->above[2], f->above[1], f->above[0]};
+    struct psu_side *s = b ? psu_side_claim(b, &call) : 0;
     if (!s) {
         f->target = without_gate(gate_of(f->back));
         f->rbp = f->above[0];
@@ -123,8 +127,14 @@ uint32_t psu_slow_side(struct psu_frame *f)
     return PSU_RETURN;
 }
 
+static inline void give_back(struct psu_block *b, struct psu_side *s)
+{
+    psu_side_give_save(b, s);
+    psu_side_release(b, s);
+}
+
 /* how: kind + 256 * redirect. */
-uint32_t psu_route(struct psu_frame *f, uint32_t how)
+PSU_LEAVING uint32_t psu_route(struct psu_frame *f, uint32_t how)
 {
     uint32_t kind = how & 255;
     struct psu_gate *g = psu_gate_at(kind, f->back);
@@ -139,10 +149,8 @@ uint32_t psu_route(struct psu_frame *f, uint32_t how)
         struct psu_block *b = psu_block_get();
         f->back = s->return_address;
         f->rbp = s->saved_fp;
-        if (b && kind == PSU_FULL && s->save)
-            psu_save_release(b, s->save);
         if (b)
-            psu_side_release(b, s);
+            give_back(b, s);
     }
     psu_count_leave(g->counter / 8);
     return PSU_UNDONE;
@@ -193,7 +201,8 @@ uint32_t psu_entering_full(struct psu_frame *f)
 {
     struct psu_gate *g = psu_gate_at(PSU_FULL, f->back);
     struct psu_block *b = psu_block_get();
-    struct psu_side *s = b ? psu_side_claim(b) : 0;
+    const struct psu_call call = {(uint64_t)&f->above[1], f->above[0], f->rbp};
+    struct psu_side *s = b ? psu_side_claim(b, &call) : 0;
     struct psu_save *save = s && g->preserve ? psu_save_claim(b) : 0;
     if (!s || (g->preserve && !save)) {
         if (s)
@@ -215,7 +224,7 @@ uint32_t psu_entering_full(struct psu_frame *f)
     return PSU_RETURN;
 }
 
-uint32_t psu_leaving_full(struct psu_frame *f, struct psu_side *s)
+PSU_LEAVING uint32_t psu_leaving_full(struct psu_frame *f, struct psu_side *s)
 {
     struct psu_gate *g = (struct psu_gate *)s->gate;
     struct psu_save *save = s->save;
@@ -225,11 +234,8 @@ uint32_t psu_leaving_full(struct psu_frame *f, struct psu_side *s)
         if (g->preserve >> 16)
             psu_vectors_restore(save->vector, g->preserve >> 16, vector_level());
     }
-    if (b) {
-        if (save)
-            psu_save_release(b, save);
-        psu_side_release(b, s);
-    }
+    if (b)
+        give_back(b, s);
     psu_count_leave(g->counter / 8);
     return PSU_RETURN;
 }

@@ -1,0 +1,156 @@
+"""Where a process may still be inside a gate: its threads' states, and a search of its memory for return addresses.
+
+A call that a gate counted has, from the count on the way in to the count on the way out, the gate's return address in
+memory (on a stack, wherever that is, or in a signal frame), or the gate's own instructions are being executed.  So
+whoever looks at all memory that a stack could be in, and at all threads, sees every call in progress.  Here is the looking;
+surplus.py draws the conclusions.
+
+What is odd: words that merely look like such an address count, too (stale ones below the stack pointer, ones in freed memory):
+as for a conservative garbage collector, that errs on the safe side.  Nothing is stopped; the target runs on while we read.
+
+Addresses are run-time addresses of the target, sizes bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from psu_bin.attach import shim
+from psu_bin.attach.process import Mapping, Process
+from psu_bin.errors import PsuError
+
+PAGE = 4096
+CHUNK = 1 << 20
+ADDRESS_BITS = 48          # above them, AArch64 has signatures (PAC) of return addresses
+PRESENT_OR_SWAPPED = 3 << 62    # Documentation/admin-guide/mm/pagemap.rst
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where one thread was at one moment."""
+    tid: int
+    sp: int | None         # None: running, or ready to run
+    pc: int | None
+    ran: int | None        # nanoseconds that it has had a processor; None: the kernel does not say
+
+
+@dataclass(frozen=True)
+class Found:
+    """A word in memory that is an address inside a gate."""
+    at: int
+    kind: int              # of the gate; shim.NO_GATE: in the part of the shim that leaves gates
+    gate: int
+
+
+def standings(process: Process, without: int) -> dict[int, Standing]:
+    """Every thread but `without`.  Raises PsuError when the target may not be looked at, or ended."""
+    try:
+        names = os.listdir(f"/proc/{process.pid}/task")
+    except OSError as e:
+        raise PsuError(process.where, "ended meanwhile") from e
+    out = {}
+    for name in names:
+        if int(name) != without and (s := standing(process, int(name))) is not None:
+            out[s.tid] = s
+    return out
+
+
+def standing(process: Process, tid: int) -> Standing | None:
+    folder = f"/proc/{process.pid}/task/{tid}"
+    try:
+        words = Path(f"{folder}/syscall").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    except OSError as e:
+        raise process.forbidden(e) from e
+    sp = pc = ran = None
+    if len(words) >= 3:
+        sp, pc = int(words[-2], 16), int(words[-1], 16)
+    try:
+        fields = Path(f"{folder}/schedstat").read_text().split()
+        ran = int(fields[0]) if fields != ["0", "0", "0"] else None
+    except (OSError, ValueError, IndexError):
+        pass
+    return Standing(tid, sp, pc, ran)
+
+
+class Gates:
+    """The address ranges of gates, and of the shim's functions that leave them (PSU_LEAVING in shim/internal.h)."""
+
+    def __init__(self, runtime: shim.Runtime) -> None:
+        self.runtime = runtime
+        self.pools: list[tuple[int, int, int]] = []        # first, end, kind
+        for kind, pool in enumerate(runtime.pools):
+            for delta in {0, runtime.near_delta} if kind != shim.FULL else {0}:
+                first = pool.first + delta & shim.WORD      # the copies may be below
+                self.pools.append((first, first + pool.stride * pool.count, kind))
+        self.pools.append((*runtime.leaving, shim.NO_GATE))
+
+    def at(self, address: int) -> tuple[int, int] | None:
+        """(kind, number) of the gate that `address` lies in, behind its first byte; (NO_GATE, 0) where gates are left.
+
+        The very beginning is no return address: a slot holds that of a gate, psu_runtime that of the leaving part."""
+        for first, end, kind in self.pools:
+            if first <= address < end:
+                if kind == shim.NO_GATE:
+                    return (kind, 0) if address != first else None
+                number, offset = divmod(address - first, self.runtime.pools[kind].stride)
+                return (kind, number) if offset else None
+        return None
+
+
+class Memory:
+    """The target's memory that a stack could be in, searched for addresses inside gates."""
+
+    def __init__(self, process: Process, gates: Gates, maps: tuple[Mapping, ...]) -> None:
+        self.process = process
+        self.gates = gates
+        self.maps = tuple(m for m in maps if _may_be_stack(m))
+
+    def search(self, start: int, end: int) -> Iterator[Found]:
+        """The words in [start, end) that are addresses inside gates.  What is unmapped meanwhile is left out."""
+        for at, size in self._resident(start, end):
+            for address in range(at, at + size, CHUNK):
+                yield from self._words(address, min(CHUNK, at + size - address))
+
+    def _resident(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The parts of [start, end) that the target ever touched."""
+        import numpy
+        first, last = start // PAGE, -(-end // PAGE)
+        try:
+            with open(f"/proc/{self.process.pid}/pagemap", "rb", buffering=0) as f:
+                f.seek(first * 8)
+                raw = f.read((last - first) * 8)
+        except OSError:
+            return [(start, end - start)]
+        present = (numpy.frombuffer(raw[:len(raw) // 8 * 8], numpy.uint64) & numpy.uint64(PRESENT_OR_SWAPPED)) != 0
+        edges = numpy.flatnonzero(numpy.diff(numpy.concatenate(([False], present, [False])).astype(numpy.int8)))
+        pairs = ((max(start, (first + int(a)) * PAGE), min(end, (first + int(b)) * PAGE))
+                 for a, b in zip(edges[::2], edges[1::2]))
+        return [(a, b - a) for a, b in pairs]
+
+    def _words(self, at: int, size: int) -> Iterator[Found]:
+        import numpy
+        try:
+            data = self.process.read(at, size)
+        except PsuError:
+            if size <= PAGE:
+                return
+            for page in range(at, at + size, PAGE):
+                yield from self._words(page, min(PAGE, at + size - page))
+            return
+        words = numpy.frombuffer(data, numpy.uint64) & numpy.uint64((1 << ADDRESS_BITS) - 1)
+        for low, high, _ in self.gates.pools:
+            for i in numpy.flatnonzero(words - numpy.uint64(low) < numpy.uint64(high - low)):
+                gate = self.gates.at(int(words[i]))
+                if gate is not None:
+                    yield Found(at + int(i) * 8, *gate)
+
+
+def _may_be_stack(m: Mapping) -> bool:
+    """Readable and writable; a shared mapping of a regular file is nobody's stack, and can be larger than memory."""
+    shared_file = m.prot[3:4] == "s" and m.inode and not m.path.startswith(("/dev/", "/memfd:", "/SYSV"))
+    return m.prot[:2] == "rw" and not shared_file

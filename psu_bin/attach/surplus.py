@@ -1,0 +1,225 @@
+"""Calls that were left without returning: longjmp, and threads that end without being unwound.
+
+Their gate counted them in and never counts them out, so the object of their version looks busy for ever.  Exceptions,
+cancellation and pthread_exit are counted by the gates' personality routines; what remains is found here.  It errs on the safe
+side until then: a count can be too high, never too low.
+
+The rule.  A retired object has a surplus, the calls counted in and not out.  If no call of it is in progress, the surplus is
+written off (the agent counts that many out) and the object is freed.  Why what we look at is enough:
+
+  1. No call of a retired object begins: its gates are redirected (shim/commit.c, step 8).
+  2. A call in progress has its gate's return address in memory all the time (stacks.py), at a place that does not change, so
+     a search finds it although the program runs on; or its thread is executing the gate itself, a few instructions at either end.
+  3. A thread in those few instructions is blocked with its program counter in the shim (we look), or is running: then it
+     is past them once it had the processor for PAST nanoseconds more (we wait for that), unless a signal handler interrupted
+     it there, and then the address is in the signal's frame, in memory.
+  4. The agent compares the counts with those from before the search: had a call ended meanwhile, they would differ.
+
+Stacks are not moved by the programs that we know; the search is repeated from the other end, so that a program that copies
+a stack from one place to another would have to do so twice, in opposite directions, to be missed.
+
+Stale addresses, below the stack pointer, would keep an object for as long as nothing overwrites them.  So what lies below the
+stack pointer on a thread's own stack does not count, if the thread was blocked all the time, its stack is a whole mapping with
+a guard page below it (or the main thread's), and no part of the program can switch stacks by makecontext.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from psu_bin.attach import shim, stacks
+from psu_bin.attach.process import Mapping, Process
+from psu_bin.attach.target import Target
+from psu_bin.attach.tracing import AgentSession, agent_thread
+from psu_bin.errors import PsuError
+
+PAST = 1_000_000            # nanoseconds; the few instructions take 10
+PATIENCE = 0.5              # seconds that running threads have for it
+SWITCHERS = (b"\0makecontext\0", b"\0swapcontext\0", b"\0setcontext\0")
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """A call in progress in a retired object, as far as it can be told."""
+    index: int              # of the object
+    tid: int                # thread on whose stack it is; 0: on a stack that no thread is on, or that of a running thread
+    kind: int
+    gate: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found out about retired objects with a surplus."""
+    surplus: dict[int, tuple[int, int]]     # object: (enters, leaves)
+    keepers: tuple[Keeper, ...]
+    abandoned: tuple[int, ...]              # objects that nobody is in
+
+
+def survey(t: Target) -> Survey:
+    """Look for calls in progress in every retired object of `t` that looks busy.  Stops no thread.
+
+    Raises PsuError when the target cannot be read."""
+    process, runtime = t.process, t.runtime()
+    retired = tuple(o.index for o in runtime.read_objects(process) if o.state == shim.RETIRED)
+    surplus = {i: s for i, s in runtime.sums(process, retired).items() if s[0] != s[1]}
+    if not surplus:
+        return Survey({}, (), ())
+    agent = agent_thread(process, runtime)
+    agent_tid = agent.tid if agent else 0
+    search = _Search(t, runtime, agent_tid, frozenset(surplus))
+    keepers = search.run()
+    rest = set(surplus) - {k.index for k in keepers}
+    if not rest or search.unclear or not _all_went_on(process, search.before, agent_tid):
+        return Survey(surplus, tuple(keepers), ())
+    now = runtime.sums(process, tuple(rest))
+    return Survey(surplus, tuple(keepers), tuple(sorted(i for i in rest if now[i] == surplus[i])))
+
+
+def write_off(t: Target, found: Survey) -> bool:
+    """Have the agent count the abandoned calls of `found` out, so that it frees the objects.
+
+    False when another psu-bin or a debugger holds the agent, or when the counts changed meanwhile."""
+    if not found.abandoned:
+        return False
+    rows = b"".join(shim.SURPLUS.pack(i, *found.surplus[i], 0) for i in found.abandoned)
+    try:
+        with AgentSession(t.process, t.runtime_address) as session:
+            session.command(shim.OP_WRITE_OFF, rows, len(found.abandoned))
+    except PsuError:
+        return False
+    return True
+
+
+def sweep(t: Target, at_least: int = 1) -> bool:
+    """survey and write_off in one, unless fewer than `at_least` objects are retired.  Whether something was written off."""
+    runtime = t.runtime()
+    retired = sum(o.state == shim.RETIRED for o in runtime.read_objects(t.process))
+    return retired >= at_least and write_off(t, survey(t))
+
+
+def _all_went_on(process: Process, before: dict[int, stacks.Standing], agent_tid: int) -> bool:
+    """Wait until each thread that was running at `before` has run for PAST, or blocks outside the shim, or is gone."""
+    waiting = {s.tid: s for s in before.values() if s.sp is None}
+    deadline = time.monotonic() + PATIENCE
+    while waiting:
+        now = stacks.standings(process, agent_tid)
+        for tid, old in list(waiting.items()):
+            new = now.get(tid)
+            if new is None or new.ran is not None and old.ran is not None and new.ran - old.ran >= PAST:
+                del waiting[tid]
+        if waiting and time.monotonic() > deadline:
+            return False
+        if waiting:
+            time.sleep(0.005)
+    return True
+
+
+class _Search:
+    """One look at all threads and all memory."""
+
+    def __init__(self, t: Target, runtime: shim.Runtime, agent_tid: int, wanted: frozenset[int]) -> None:
+        self.t = t
+        self.process = t.process
+        self.runtime = runtime
+        self.agent_tid = agent_tid
+        self.wanted = wanted
+        self.maps = t.process.maps()
+        self.gates = stacks.Gates(runtime)
+        self.memory = stacks.Memory(self.process, self.gates, self.maps)
+        self.shim = next(((m.start, m.end) for m in self.maps if m.start <= runtime.pools[0].first < m.end), (0, 0))
+        self.before = stacks.standings(self.process, agent_tid)
+        self.unclear = False            # a thread is somewhere in the shim: nothing can be said now
+        self._objects: dict[tuple[int, int], set[int]] = {}
+
+    def run(self) -> list[Keeper]:
+        """The calls in progress in the wanted objects.  Stops searching once each has one."""
+        found: list[Keeper] = []
+        for s in self.before.values():
+            if s.pc is not None and self.shim[0] <= s.pc < self.shim[1]:
+                self.unclear = True
+            elif s.pc is not None and (gate := self.gates.at(s.pc)):
+                found += self._keepers(gate, s.tid)     # in a copy of a gate
+        own = {s.tid: m for s in self.before.values() if s.sp is not None and (m := self._mapping(s.sp))}
+        agent = self._mapping(self._agent_sp())
+        mine = set(own.values())
+        for tid, m in own.items():
+            start = self.before[tid].sp
+            assert start is not None
+            for word in self.memory.search(start // 8 * 8, m.end):
+                self.unclear |= word.kind == shim.NO_GATE
+                found += self._keepers((word.kind, word.gate), tid)
+        rest = [m for m in self.memory.maps if m not in mine and m != agent]
+        for order in (rest, rest[::-1]):
+            if self.unclear or self.wanted <= {k.index for k in found}:
+                return found
+            found += self._elsewhere(order)
+        if self.wanted <= {k.index for k in found}:
+            return found
+        below = [k for tid, m in own.items() for k in self._below(tid, m)]
+        if below and not self._dead_below(own):
+            found += below
+        return found
+
+    def _agent_sp(self) -> int:
+        s = stacks.standing(self.process, self.agent_tid) if self.agent_tid else None
+        return s.sp or 0 if s else 0
+
+    def _mapping(self, address: int) -> Mapping | None:
+        return next((m for m in self.maps if m.start <= address < m.end), None)
+
+    def _elsewhere(self, maps: list[Mapping]) -> list[Keeper]:
+        out: list[Keeper] = []
+        for m in maps:
+            for word in self.memory.search(m.start, m.end):
+                self.unclear |= word.kind == shim.NO_GATE
+                out += self._keepers((word.kind, word.gate), 0)
+        return out
+
+    def _below(self, tid: int, m: Mapping) -> list[Keeper]:
+        sp = self.before[tid].sp
+        assert sp is not None
+        return [k for word in self.memory.search(m.start, sp // 8 * 8) if word.kind != shim.NO_GATE
+                for k in self._keepers((word.kind, word.gate), 0)]
+
+    def _dead_below(self, own: dict[int, Mapping]) -> bool:
+        """Whether what lies below the stack pointers of the blocked threads is nobody's any more."""
+        now = stacks.standings(self.process, self.agent_tid)
+        if any(now.get(tid) != self.before[tid] for tid in own) or len(set(own.values())) != len(own):
+            return False
+        guards = {m.end for m in self.maps if m.prot[:3] == "---"}
+        if not all(m.path == "[stack]" or m.start in guards for m in own.values()):
+            return False
+        return not _switches_stacks(self.t)
+
+    def _keepers(self, gate: tuple[int, int], tid: int) -> list[Keeper]:
+        if gate[0] == shim.NO_GATE:
+            return []
+        if gate not in self._objects:
+            pool = self.runtime.pools[gate[0]]
+            self._objects[gate] = set()
+            for delta in {0, self.runtime.near_delta if gate[0] != shim.FULL else 0}:
+                try:
+                    raw = self.process.read((pool.data + delta & shim.WORD) + gate[1] * shim.GATE.size, shim.GATE.size)
+                except PsuError:
+                    continue        # its page of the copies was never filled in
+                _, counter, _, slot, *_ = shim.GATE.unpack(raw)
+                if slot:
+                    self._objects[gate].add(counter // 8)
+        return [Keeper(i, tid, *gate) for i in self._objects[gate] & self.wanted]
+
+
+def _switches_stacks(t: Target) -> bool:
+    """Whether the program or a library of its, but the C library, names one of the functions that make or enter contexts."""
+    for path in t.paths:
+        if path.rsplit("/", 1)[-1].startswith(("libc.so", "libc-", "ld-", "ld.so")) or "ld-musl" in path:
+            continue
+        try:
+            with open(t.process.file(path), "rb") as f:
+                data = f.read()
+        except OSError:
+            return True
+        if any(name in data for name in SWITCHERS):
+            return True
+    return False
+

@@ -1,0 +1,176 @@
+/* Leaving functions without returning from them, in many threads, while the functions are patched.
+ *
+ * Proves: counts that longjmp and ended threads leave too high are found and written off; what is still needed by any stack
+ * is kept; registers and the stack are right after each way out.
+ * Usage: main WAY THREADS
+ *   longjmp      from three calls deep, through plain and side-frame gates
+ *   rest         as longjmp; when line "rest" comes, the threads block for good, where they are
+ *   siglongjmp   out of a signal handler that interrupts patched functions
+ *   exit         each thread makes another one, which ends by pthread_exit three calls deep
+ *   cancel       ... which is cancelled in a call (deferred), with a cleanup handler
+ *   async        ... which is cancelled anywhere (asynchronous)
+ * Prints "version N" when a call first gives N, "turns N" each 1,000 ways out, "ERROR ..." when something is wrong. */
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static long turns, newest, resting;
+static const char *way;
+
+_Thread_local sigjmp_buf out;
+
+__attribute__((noipa)) long version(void) { return 0; }
+/* Seven integer arguments and a structure: a side-frame gate. */
+struct parcel { long words[5]; };
+__attribute__((noipa)) void leave(long a, long b, long c, long d, long e, long f, long g, struct parcel p)
+{
+    if (a + b + c + d + e + f + g != 28 || p.words[4] != 5)
+        puts("ERROR arguments");
+    siglongjmp(out, (int)version() + 1);
+}
+__attribute__((noipa)) void middle(int deep)
+{
+    struct parcel p = {{1, 2, 3, 4, 5}};
+    if (deep)
+        middle(deep - 1);
+    else
+        leave(1, 2, 3, 4, 5, 6, 7, p);
+    puts("ERROR came back");
+}
+__attribute__((noipa)) long spin(long n)
+{
+    long sum = 0;
+    for (long i = 0; i < n; i++)
+        sum += version() * 0 + i;
+    return sum;
+}
+__attribute__((noipa)) void block(void) { for (;;) pause(); }
+__attribute__((noipa)) void give_up(void) { pthread_exit((void *)(version() + 1)); }
+
+static void note(long v)
+{
+    long before = __atomic_load_n(&newest, __ATOMIC_ACQUIRE);
+    while (before < v && !__atomic_compare_exchange_n(&newest, &before, v, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        ;
+    if (before < v)
+        printf("version %ld\n", v);
+    if (__atomic_add_fetch(&turns, 1, __ATOMIC_RELAXED) % 1000 == 0)
+        printf("turns %ld\n", turns);
+}
+
+static void *jumper(void *number)
+{
+    volatile unsigned deep = (unsigned)(long)number;
+    for (;;) {
+        if (__atomic_load_n(&resting, __ATOMIC_ACQUIRE))
+            for (;;)
+                pause();
+        int v = sigsetjmp(out, 0);
+        if (!v)
+            middle((int)(deep++ % 5));
+        note(v - 1);
+    }
+}
+
+static _Thread_local volatile sig_atomic_t armed; /* the handler may jump: nothing but patched functions runs */
+static void handler(int number)
+{
+    (void)number;
+    if (!armed)
+        return;
+    armed = 0;
+    leave(1, 2, 3, 4, 5, 6, 7, (struct parcel){{1, 2, 3, 4, 5}});
+}
+
+static void *interrupted(void *unused)
+{
+    for (;;) {
+        int v = sigsetjmp(out, 1);
+        if (!v)
+            for (armed = 1;;)
+                spin(1000);
+        note(v - 1);
+    }
+    return unused;
+}
+
+static void *ends(void *unused)
+{
+    give_up();
+    return unused;
+}
+
+static _Thread_local long cleaned;
+static void cleanup(void *count) { ++*(long *)count; }
+static void *cancelled(void *count)
+{
+    pthread_cleanup_push(cleanup, count);
+    block();
+    pthread_cleanup_pop(0);
+    return 0;
+}
+static void *cancelled_anywhere(void *count)
+{
+    pthread_cleanup_push(cleanup, count);
+    pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, 0);
+    for (;;)
+        spin(100);
+    pthread_cleanup_pop(0);
+    return 0;
+}
+
+static void *parent(void *unused)
+{
+    for (;; note(version())) {
+        long count = 0;
+        pthread_t child;
+        void *result;
+        if (!strcmp(way, "exit")) {
+            pthread_create(&child, 0, ends, 0);
+            pthread_join(child, &result);
+            if ((long)result < 1)
+                puts("ERROR result");
+            continue;
+        }
+        pthread_create(&child, 0, strcmp(way, "async") ? cancelled : cancelled_anywhere, &count);
+        usleep(100);
+        pthread_cancel(child);
+        pthread_join(child, &result);
+        if (result != PTHREAD_CANCELED)
+            puts("ERROR not cancelled");
+        /* The child may be cancelled before it pushes its handler. */
+        cleaned += count;
+    }
+    return unused;
+}
+
+int main(int argc, char **argv)
+{
+    int count = argc > 2 ? atoi(argv[2]) : 2;
+    pthread_t threads[256];
+    way = argv[1];
+    setvbuf(stdout, 0, _IOLBF, 0);
+    signal(SIGUSR1, handler);
+    void *(*run)(void *) = !strcmp(way, "longjmp") || !strcmp(way, "rest") ? jumper
+                         : !strcmp(way, "siglongjmp") ? interrupted : parent;
+    for (int i = 0; i < count; i++)
+        pthread_create(&threads[i], 0, run, (void *)(long)i);
+    puts("ready");
+    if (!strcmp(way, "siglongjmp"))
+        for (;; usleep(500))
+            for (int i = 0; i < count; i++)
+                pthread_kill(threads[i], SIGUSR1);
+    char line[64];
+    while (fgets(line, sizeof line, stdin))
+        if (!strcmp(line, "rest\n")) {
+            __atomic_store_n(&resting, 1, __ATOMIC_RELEASE);
+            puts("resting");
+        }
+    for (;;)
+        pause();
+}

@@ -1,0 +1,63 @@
+"""Functions that are left without a return: what they leave in the counts is found, and their old versions are freed."""
+
+import pytest
+from conftest import psu_bin
+from updating import Versions
+
+UPDATES = 100
+
+
+@pytest.mark.parametrize("way", ["longjmp", "siglongjmp", "exit", "cancel", "async"])
+def test_old_versions_are_freed(lab, way):
+    running = lab.start(lab.program("leaving"), way, 4)
+    versions = Versions(lab, "leaving")
+    running.expect("^ready$")
+    versions.run(running.pid, 1, UPDATES)
+    running.expect(f"^version {UPDATES}$")
+    psu_bin("wait", running.pid, "--timeout", 20)
+    status = psu_bin("status", running.pid, "--json").json
+    assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [UPDATES]
+    turns = int(running.expect(r"^turns (\d+)$")[1])
+    running.expect(f"^turns {turns + 2000}$")
+
+
+def test_threads_that_block_right_after_a_jump(lab):
+    # Nothing overwrites what the calls left below the stack pointers.
+    running = lab.start(lab.program("leaving"), "rest", 4)
+    versions = Versions(lab, "leaving")
+    running.expect("^ready$")
+    versions.run(running.pid, 1, 3)
+    running.expect("^version 3$")
+    running.say("rest")
+    running.expect("^resting$")
+    psu_bin("revert", running.pid, "--original")
+    psu_bin("wait", running.pid, "--timeout", 20)
+    assert {p["state"] for p in psu_bin("status", running.pid, "--json").json["patches"]} == {"freed"}
+
+
+@pytest.mark.parametrize("place", ["heap", "mapping", "static", "frame", "alternate"])
+def test_calls_left_for_good_and_one_that_only_sleeps(lab, place):
+    running = lab.start(lab.program("parked"), place)
+    versions = Versions(lab, "parked")
+    versions.attach(running.pid, 1)
+    running.say("park")
+    running.expect("^parked$")
+    running.say("jump")
+    running.expect("^jumped$")
+    versions.attach(running.pid, 2)
+    running.say("jump")
+    running.expect("^jumped$")
+    versions.attach(running.pid, 3)
+    running.say("version")
+    running.expect("^version 3$")
+    # Version 2 goes, version 1 stays: somebody will return to it.
+    late = psu_bin("wait", running.pid, "--timeout", 3, check=False)
+    assert (late.status, late.err.count("1 retired object ")) == (1, 1), late
+    states = {p["id"]: p for p in psu_bin("status", running.pid, "--json").json["patches"]}
+    assert [states[i]["state"] for i in (1, 2, 3)] == ["retired", "freed", "current"]
+    running.say("resume")
+    running.expect("^finished 1$")
+    running.expect("^resumed$")
+    psu_bin("wait", running.pid, "--timeout", 20)
+    running.say("version")
+    running.expect("^version 3$")
