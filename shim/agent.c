@@ -5,7 +5,7 @@
  *
  * How psu-bin talks to it: PTRACE_INTERRUPT stops it, the record and then command_seq are written, and it goes on.
  * Wherever it was while agent_state said PARKED, it looks at command_seq before it sleeps again: the kernel restarts an
- * interrupted FUTEX_WAIT, which compares the word anew.  So nothing must be touched between PARKED and the wait, and
+ * interrupted FUTEX_WAIT, which compares the word, of which command_seq is a half, anew.  So nothing must be touched between PARKED and the wait, and
  * the word is read again at every turn.
  *
  * Before the first command it makes no system call but those that every thread makes (futex), so that an instrumented
@@ -30,7 +30,14 @@ enum { PR_SET_NAME = 15, SIG_BLOCK = 0, SIG_SETMASK = 2, AT_FDCWD = -100, O_CLOE
 
 static union { uint64_t words[16]; } attributes; /* a pthread_attr_t: 56 bytes in glibc and musl, 64 on AArch64 */
 
-void psu_agent_wake(void) { psu_futex_wake(&psu_runtime.command_seq, 1); }
+/* Whoever calls this has stored first what the agent shall see.  The word is another one from then on, so that an agent that
+ * looked before that store, and does not sleep yet, will not: without it, the wake would be lost for ever.  (Sleeping after
+ * all takes 65,536 wakes between its look and its wait, none of which finds it asleep.) */
+void psu_agent_wake(void)
+{
+    __atomic_add_fetch(&psu_runtime.wakes, 1, __ATOMIC_SEQ_CST);
+    psu_futex_wake(&psu_runtime.parking, 1);
+}
 
 /* Whether the main thread has ended but is not reaped yet, which is its state until the last thread ends. */
 static int main_is_gone(void)
@@ -75,7 +82,8 @@ void *psu_agent_main(void *unused)
     psu_blocks_recycle(); /* a fork child has the blocks of its parent's threads */
     psu_runtime.agent_tid = psu_gettid();
     for (;;) {
-        uint32_t asked = __atomic_load_n(&psu_runtime.command_seq, __ATOMIC_ACQUIRE);
+        uint32_t parking = __atomic_load_n(&psu_runtime.parking, __ATOMIC_SEQ_CST);
+        uint16_t asked = (uint16_t)parking; /* little-endian: command_seq */
         if (asked != psu_runtime.done_seq) {
             set_state(PSU_AGENT_BUSY);
             /* Not before: a sandbox of the program may end it at a call that it does not know.  psu-bin has looked. */
@@ -101,7 +109,7 @@ void *psu_agent_main(void *unused)
                 limit = POLL_LAST_THREAD;
         }
         set_state(PSU_AGENT_PARKED);
-        psu_futex_wait(&psu_runtime.command_seq, asked, limit);
+        psu_futex_wait(&psu_runtime.parking, parking, limit);
         pause = pause * 2 < POLL_LAST ? pause * 2 : POLL_LAST;
     }
     return 0;

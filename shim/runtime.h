@@ -199,8 +199,14 @@ struct psu_runtime {
     uint32_t agent_pid;        /* 172: process that the agent runs in; differs in a fork child, which has none */
     uint32_t agent_state;      /* 176: enum psu_agent_state */
     uint32_t membarrier_error; /* 180: errno of registering for membarrier, 0: works */
-    uint32_t command_seq;      /* 184: futex word the agent parks on */
-    uint32_t done_seq;         /* 188: equals command_seq when the command is done */
+    union {
+        struct {
+            uint16_t command_seq; /* 184: changed by psu-bin only */
+            uint16_t wakes;       /* 186: changed by application threads only, see psu_agent_wake */
+        };
+        uint32_t parking;      /* both: the futex word the agent parks on */
+    };
+    uint16_t done_seq, reserved_2; /* 188: equals command_seq when the command is done */
     uint64_t command;          /* 192: address of the record (command_buffer, or staged memory) */
     int64_t result;            /* 200: 0, or -errno of the step that failed (then nothing was changed) */
     uint64_t failed_entry;     /* 208: which entry */

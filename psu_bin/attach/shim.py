@@ -35,7 +35,7 @@ SURPLUS = struct.Struct("<IIII")
 SWITCH = struct.Struct("<QQQ6I")
 COMMIT = struct.Struct("<4IQQ")
 NEW_OBJECT = struct.Struct("<IIQ6Q")
-_HEAD = struct.Struct("<QIIIIIIII QQII QQII QQII QQQQQQQ IIIIIIQqQII".replace(" ", ""))
+_HEAD = struct.Struct("<QIIIIIIII QQII QQII QQII QQQQQQQ IIIIHHHHQqQII".replace(" ", ""))
 _TAIL = struct.Struct("<QQqQQQQ")
 STAGED = 64
 _TAIL_OFFSET = 224 + 24 * STAGED
@@ -112,7 +112,7 @@ class Runtime:
                            "use the psu-bin that instrumented it")
         pools = tuple(Pool(*f[9 + 4 * i:13 + 4 * i]) for i in range(3))
         (objects, totals, shared, blocks, commit_seq, meta, meta_size, tid, pid, state, membarrier_error,
-         command_seq, done_seq, _, result, failed, staged, _) = f[21:]
+         command_seq, _, done_seq, _, _, result, failed, staged, _) = f[21:]
         (start_agent, borrow, agent_error, near_delta, command_ns, leaving,
          leaving_end) = _TAIL.unpack_from(raw, _TAIL_OFFSET)
         return Runtime(address, pools, block, offsetof_count, indices, objects, totals, shared, blocks, commit_seq,

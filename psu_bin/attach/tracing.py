@@ -200,11 +200,11 @@ class AgentSession:
             raise PsuError(self.process.where, f"internal defect: a command of {len(record)} bytes has no room")
         deadline = time.monotonic() + patience
         self._park(deadline)
-        seq = (shim.Runtime.read(self.process, self.address).command_seq + 1) & 0xFFFFFFFF
+        seq = (shim.Runtime.read(self.process, self.address).command_seq + 1) & 0xFFFF
         # The agent is in a ptrace stop: these stores are ordered before anything it does after it.
         self.process.write(at, record)
         self.process.write(self.address + shim.COMMAND_ADDRESS_OFFSET, struct.pack("<Q", at))
-        self.process.write(self.address + shim.COMMAND_SEQ_OFFSET, struct.pack("<I", seq))
+        self.process.write(self.address + shim.COMMAND_SEQ_OFFSET, struct.pack("<H", seq))
         try:
             self.seized.resume()
             pause = 20e-6

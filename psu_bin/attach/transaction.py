@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
-from psu_bin.attach import borrow, copies, imports, linker, meta, patch, placement, seccomp, shim, stores, surplus, target
+from psu_bin.attach import (
+    borrow, copies, imports, linker, meta, patch, placement, seccomp, shim, stores, surplus, target,
+)
 from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit
 from psu_bin.attach.process import Process
 from psu_bin.attach.target import Module, Target

@@ -72,9 +72,9 @@ static inline void host_agent(void)
 static inline int64_t host_run(struct psu_command *c)
 {
     psu_runtime.command = (uint64_t)c;
-    uint32_t seq = psu_runtime.command_seq + 1;
+    uint16_t seq = (uint16_t)(psu_runtime.command_seq + 1);
     __atomic_store_n(&psu_runtime.command_seq, seq, __ATOMIC_SEQ_CST);
-    syscall(SYS_futex, &psu_runtime.command_seq, 129 /* FUTEX_WAKE_PRIVATE */, 1, 0, 0, 0);
+    syscall(SYS_futex, &psu_runtime.parking, 129 /* FUTEX_WAKE_PRIVATE */, 1, 0, 0, 0);
     double began = seconds();
     while (__atomic_load_n(&psu_runtime.done_seq, __ATOMIC_ACQUIRE) != seq) {
         CHECK(seconds() - began < 30, "the agent does not answer");

@@ -118,7 +118,7 @@ class Tracer:
         with open(f"/proc/{self.pid}/mem", "rb") as f:
             f.seek(arguments[3])
             size = struct.unpack("<QQ", f.read(16))[1]
-        return {4: "command_seq", 8: "command address"}.get(size, "bytes")
+        return {2: "command_seq", 8: "command address"}.get(size, "bytes")
 
 
 def _command(argv: list[str], start: int, out: int, err: int, modules: int) -> None:

@@ -225,7 +225,7 @@ def test_the_input_cannot_be_read(shell: Shell) -> None:
 def test_without_permission(good: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     """As a user that owns nothing: a program of root's that is not readable, a folder that is not writable."""
     folder = tmp_path_factory.mktemp("permission")
-    for parent in (folder, *folder.parents[:2]):
+    for parent in (folder, *folder.parents[:3]):
         parent.chmod(0o755)
     (folder / "secret").write_bytes(good)
     (folder / "secret").chmod(0o700)
