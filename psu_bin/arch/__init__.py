@@ -63,6 +63,8 @@ class Arch:
     # (code, its address, low, high, absolute operands too) -> whether the code may refer to [low, high)
     may_refer: Callable[[bytes, int, int, int, bool], bool]
     branch_marks: tuple[int, int]                 # (GNU property, its bit): branches must meet marks (IBT, BTI)
+    # Whether a call in progress has its return address in memory all the time; else a leaf function has it in a register.
+    returns_through_memory: bool
 
     @property
     def scan(self) -> ModuleType:

@@ -153,4 +153,5 @@ ARCH = Arch(
             "ABS32": FieldKind(4, _absolute32_target, _absolute32_encode),
             "ABS64": _ABSOLUTE64, "RELR_WORD": _ABSOLUTE64},
     moved_field="INSTRUCTION", landing=landing, relative=R_AARCH64_RELATIVE, may_refer=may_refer,
-    branch_marks=(GNU_PROPERTY_AARCH64_FEATURE_1_AND, AARCH64_FEATURE_1_BTI))
+    branch_marks=(GNU_PROPERTY_AARCH64_FEATURE_1_AND, AARCH64_FEATURE_1_BTI),
+    returns_through_memory=False)

@@ -123,4 +123,5 @@ ARCH = Arch(
             "ABS64": _ABSOLUTE64, "RELR_WORD": _ABSOLUTE64},
     moved_field="REL32", landing=lambda flags, code: b"",        # stubs jump with `notrack`
     relative=R_X86_64_RELATIVE, may_refer=may_refer,
-    branch_marks=(GNU_PROPERTY_X86_FEATURE_1_AND, X86_FEATURE_1_IBT))
+    branch_marks=(GNU_PROPERTY_X86_FEATURE_1_AND, X86_FEATURE_1_IBT),
+    returns_through_memory=True)

@@ -58,6 +58,14 @@ def standings(process: Process, without: int) -> dict[int, Standing]:
     return out
 
 
+def resident(process: Process) -> int:
+    """Bytes of memory that the target has touched, 0 when it cannot be told."""
+    try:
+        return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * PAGE
+    except (OSError, IndexError):
+        return 0
+
+
 def standing(process: Process, tid: int) -> Standing | None:
     folder = f"/proc/{process.pid}/task/{tid}"
     try:

@@ -52,7 +52,7 @@ def read(pid: int) -> Status:
     """The present state of process `pid`.  Raises PsuError when it cannot be read or is not instrumented."""
     process = Process(pid)
     t = target.read(process)
-    if surplus.sweep(t):
+    if surplus.sweep(t, most=surplus.BRIEF):
         _until_freed(t)
     runtime, notes = _consistent(t)
     objects = {o.index: o for o in runtime.read_objects(process)}

@@ -18,6 +18,8 @@ written off (the agent counts that many out) and the object is freed.  Why what 
 Stacks are not moved by the programs that we know; the search is repeated from the other end, so that a program that copies
 a stack from one place to another would have to do so twice, in opposite directions, to be missed.
 
+Where a call's return address may be in a register only (AArch64: a leaf function), nothing is written off.
+
 Stale addresses, below the stack pointer, would keep an object for as long as nothing overwrites them.  So what lies below the
 stack pointer on a thread's own stack does not count, if the thread was blocked all the time, its stack is a whole mapping with
 a guard page below it (or the main thread's), and no part of the program can switch stacks by makecontext.
@@ -28,6 +30,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from psu_bin import arch as arch_package
 from psu_bin.attach import shim, stacks
 from psu_bin.attach.process import Mapping, Process
 from psu_bin.attach.target import Target
@@ -36,6 +39,7 @@ from psu_bin.errors import PsuError
 
 PAST = 1_000_000            # nanoseconds; the few instructions take 10
 PATIENCE = 0.5              # seconds that running threads have for it
+BRIEF = 1 << 30             # bytes of memory that are searched on the way, by who did not come for that; half a second or so
 SWITCHERS = (b"\0makecontext\0", b"\0swapcontext\0", b"\0setcontext\0")
 
 
@@ -61,6 +65,8 @@ def survey(t: Target) -> Survey:
 
     Raises PsuError when the target cannot be read."""
     process, runtime = t.process, t.runtime()
+    if not all(arch_package.for_machine(m.machine, m.path).returns_through_memory for m in t.modules):
+        return Survey({}, (), ())
     retired = tuple(o.index for o in runtime.read_objects(process) if o.state == shim.RETIRED)
     surplus = {i: s for i, s in runtime.sums(process, retired).items() if s[0] != s[1]}
     if not surplus:
@@ -91,11 +97,15 @@ def write_off(t: Target, found: Survey) -> bool:
     return True
 
 
-def sweep(t: Target, at_least: int = 1) -> bool:
-    """survey and write_off in one, unless fewer than `at_least` objects are retired.  Whether something was written off."""
+def sweep(t: Target, at_least: int = 1, most: int = 0) -> bool:
+    """survey and write_off in one, unless fewer than `at_least` objects are retired.  Whether something was written off.
+
+    most: nothing is searched when the target has more bytes of memory than this; 0: however long it takes."""
     runtime = t.runtime()
     retired = sum(o.state == shim.RETIRED for o in runtime.read_objects(t.process))
-    return retired >= at_least and write_off(t, survey(t))
+    if retired < at_least or most and stacks.resident(t.process) > most:
+        return False
+    return write_off(t, survey(t))
 
 
 def _all_went_on(process: Process, before: dict[int, stacks.Standing], agent_tid: int) -> bool:

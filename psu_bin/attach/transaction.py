@@ -92,7 +92,7 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
         functions = tuple(dict.fromkeys(s.function.name for s in placed.switches))
         result = AttachResult(number, functions, placed.bytes, linked, seconds, x.threads_stopped,
                               placed.warnings + ((lost,) if lost else ()))
-    surplus.sweep(t, LEFTOVERS)
+    surplus.sweep(t, LEFTOVERS, surplus.BRIEF)
     return result
 
 

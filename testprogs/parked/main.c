@@ -4,7 +4,8 @@
  * still needs its version is over.
  * Usage: main PLACE, where the other stack is: heap, mapping, static, frame (a local array of main) or alternate (a signal
  * handler's, that blocks).
- * Line "jump": 1,000 calls are left by longjmp.  Line "resume": the parked call goes on; prints "finished N", N its version. */
+ * Line "jump": 1,000 calls are left by longjmp.  Line "resume": the parked call goes on; prints "finished N", N its version, and
+ * what it and the calls before it left on the stacks is overwritten (it would look like calls in progress). */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <setjmp.h>
@@ -20,7 +21,7 @@ enum { SIZE = 128 << 10 };
 ucontext_t here, there;
 jmp_buf out;
 int pipes[2];
-static int on_alternate;
+int on_alternate;
 static char fixed[SIZE] __attribute__((aligned(64)));
 
 __attribute__((noipa)) int version(void) { return 0; }
@@ -59,6 +60,12 @@ static void *interrupted(void *stack)
     sigaction(SIGUSR1, &a, 0);
     raise(SIGUSR1);
     return 0;
+}
+
+__attribute__((noinline)) static void overwrite(void)
+{
+    char below[64 << 10];
+    explicit_bzero(below, sizeof below);
 }
 
 int main(int argc, char **argv)
@@ -105,6 +112,9 @@ int main(int argc, char **argv)
             } else {
                 swapcontext(&here, &there);
             }
+            memset(stack, 0, SIZE);
+            memset(&there, 0, sizeof there);
+            overwrite();
             puts("resumed");
         } else if (!strcmp(line, "version\n")) {
             printf("version %d\n", version());

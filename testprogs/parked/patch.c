@@ -7,7 +7,7 @@
 extern ucontext_t here, there;
 extern jmp_buf out;
 extern int pipes[2];
-static int on_alternate;
+extern int on_alternate;
 
 __attribute__((noipa)) int version(void) { return V; }
 __attribute__((noipa)) void jump(void) { longjmp(out, 1); }
