@@ -4,6 +4,8 @@ import pytest
 from conftest import psu_bin
 from updating import Versions
 
+from psu_bin.attach import status, surplus
+
 UPDATES = 100
 
 
@@ -51,7 +53,7 @@ def test_calls_left_for_good_and_one_that_only_sleeps(lab, place):
     running.say("version")
     running.expect("^version 3$")
     # Version 2 goes, version 1 stays: somebody will return to it.
-    late = psu_bin("wait", running.pid, "--timeout", 3, check=False)
+    late = psu_bin("wait", running.pid, "--timeout", 2, check=False)
     assert (late.status, late.err.count("1 retired object ")) == (1, 1), late
     states = {p["id"]: p for p in psu_bin("status", running.pid, "--json").json["patches"]}
     assert [states[i]["state"] for i in (1, 2, 3)] == ["retired", "freed", "current"]
@@ -61,3 +63,18 @@ def test_calls_left_for_good_and_one_that_only_sleeps(lab, place):
     psu_bin("wait", running.pid, "--timeout", 20)
     running.say("version")
     running.expect("^version 3$")
+
+
+@pytest.mark.parametrize("cc, updates", [("g++", UPDATES), ("clang++", UPDATES // 5)])
+def test_exceptions(lab, cc, updates, monkeypatch):
+    # The gates count such calls out themselves: nothing is left to write off.
+    monkeypatch.setattr(surplus, "write_off", lambda _, found: pytest.fail("written off") if found.abandoned else False)
+    running = lab.start(lab.program("throwing", sources=("main.cc",), cc=cc), 4)
+    versions = Versions(lab, "throwing", "patch.cc", cc=cc)
+    running.expect("^ready$")
+    versions.run(running.pid, 1, updates)
+    running.expect(f"^version {updates}$")
+    status.wait(running.pid, 60)
+    assert [p.id for p in status.read(running.pid).patches if p.state != "freed"] == [updates]
+    turns = int(running.expect(r"^turns (\d+)$")[1])
+    running.expect(f"^turns {turns + 20000}$")

@@ -16,8 +16,8 @@ MARK = 0x12345678
 class Versions:
     """Versions of testprogs/NAME/SOURCE, where the number V appears as a 32-bit constant and nowhere else."""
 
-    def __init__(self, lab, name: str, source: str = "patch.c", *flags: str) -> None:
-        self.template = lab.patch(name, source, f"-DV={MARK}", *flags, out="template.o").read_bytes()
+    def __init__(self, lab, name: str, source: str = "patch.c", *flags: str, cc: str = "gcc") -> None:
+        self.template = lab.patch(name, source, f"-DV={MARK}", *flags, cc=cc, out="template.o").read_bytes()
         self.path: Path = lab.folder / "version.o"
         assert MARK.to_bytes(4, "little") in self.template
 
