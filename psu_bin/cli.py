@@ -77,12 +77,13 @@ def analyze(binary: Path, as_json: bool, functions: tuple[str, ...], debug_file:
 @click.option("--functions", multiple=True, metavar="GLOB", help="Only functions whose names match (repeatable).")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these functions as they are (repeatable).")
 @click.option("--debug-file", type=file_path, help="Separate debug file with the symbols.")
+@click.option("--stub-symbols", is_flag=True, help="Name each stub FUNCTION.psu in the symbol table, for gdb and perf.")
 @json_option
 def instrument(binary: Path, output: Path | None, functions: tuple[str, ...], exclude: tuple[str, ...],
-               debug_file: Path | None, as_json: bool) -> None:
+               debug_file: Path | None, stub_symbols: bool, as_json: bool) -> None:
     """Write an updatable copy of BINARY, and the shim beside it."""
     from psu_bin.instrument.driver import instrument as run
-    result = run(binary, output, functions, exclude, debug_file)
+    result = run(binary, output, functions, exclude, debug_file, stub_symbols)
     if as_json:
         _emit({"output": str(result.output), "shim": str(result.shim), "functions": result.functions,
                "call_sites": result.call_sites,

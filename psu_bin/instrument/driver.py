@@ -29,11 +29,12 @@ class InstrumentResult:
 
 
 def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclude: tuple[str, ...],
-               debug_file: Path | None) -> InstrumentResult:
+               debug_file: Path | None, stub_symbols: bool = False) -> InstrumentResult:
     """Write an updatable copy of the program or shared library at `path`, and the shim beside it.
 
     output: default `path`.psu.  include, exclude: shell patterns of function names.
-    debug_file: where the symbols are when the program is stripped.  Raises PsuError; then nothing was written."""
+    debug_file: where the symbols are when the program is stripped.  stub_symbols: name each stub in the symbol table.
+    Raises PsuError; then nothing was written."""
     binary, arch, debug = _read(path, debug_file)
     output = output or path.with_name(path.name + ".psu")
     try:
@@ -47,7 +48,7 @@ def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclud
         raise PsuError(str(output), "is the name of the shim", "give another name with -o")
     shim = shim_file(arch)
     beside = output.parent / descriptor.SHIM_SONAME
-    planned, data = _rewritten(binary, arch, debug, include, exclude, str(output))
+    planned, data = _rewritten(binary, arch, debug, include, exclude, stub_symbols, str(output))
     try:
         written = [(output, data, path.stat().st_mode & 0o7777 & ~0o6000)]
         if not (beside.exists() and (os.path.samefile(shim, beside) or beside.read_bytes() == shim.read_bytes())):
@@ -61,15 +62,15 @@ def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclud
 def rewritten(path: Path, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> bytes:
     """What instrument would write for `path`, read back and verified.  Raises PsuError as instrument."""
     binary, arch, debug = _read(path, None)
-    return _rewritten(binary, arch, debug, include, exclude, str(path))[1]
+    return _rewritten(binary, arch, debug, include, exclude, False, str(path))[1]
 
 
 def _rewritten(binary: Binary, arch: Arch, debug: Binary | None, include: tuple[str, ...], exclude: tuple[str, ...],
-               where: str) -> tuple[Plan, bytes]:
+               stub_symbols: bool, where: str) -> tuple[Plan, bytes]:
     from psu_bin.instrument import image, plan, verify
     planned = plan.make(binary, arch, include, exclude, debug)
     symbols, files = plan.symbols(binary, planned, debug)
-    data = image.build(binary, arch, planned, symbols, files)
+    data = image.build(binary, arch, planned, symbols, files, stub_symbols)
     verify.verify(binary, arch, planned, symbols, files, data, where)
     return planned, data
 

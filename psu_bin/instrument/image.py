@@ -26,10 +26,11 @@ PHDR = struct.Struct("<IIQQQQQQ")
 class Image:
     """The output under construction."""
 
-    def __init__(self, binary: Binary, arch: Arch, plan: Plan) -> None:
+    def __init__(self, binary: Binary, arch: Arch, plan: Plan, stub_symbols: bool) -> None:
         self.binary = binary
         self.arch = arch
         self.plan = plan
+        self.stub_symbols = stub_symbols    # a name for each stub, not one for all
         self.relocated = binary.type == elf.ET_DYN
         self.flags = ((descriptor.MODULE_PIC if self.relocated else 0)
                       | (descriptor.MODULE_IBT if marks.wanted(binary, arch) else 0))
@@ -91,9 +92,9 @@ class Image:
 
 
 def build(binary: Binary, arch: Arch, plan: Plan, symbols: tuple[descriptor.Symbol, ...], files: tuple[str, ...],
-          ) -> bytes:
+          stub_symbols: bool = False) -> bytes:
     """The instrumented file's bytes.  Raises PsuError when the input cannot be extended."""
-    m = Image(binary, arch, plan)
+    m = Image(binary, arch, plan, stub_symbols)
     _place_data_and_code(m)
     _check_reach(m)
     _place_tables(m, symbols, files)

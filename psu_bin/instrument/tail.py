@@ -27,6 +27,7 @@ HEADER_DTYPE = np.dtype([("name", "<u4"), ("type", "<u4"), ("flags", "<u8"), ("a
                          ("size", "<u8"), ("link", "<u4"), ("info", "<u4"), ("align", "<u8"), ("entsize", "<u8")])
 FILE_SYMBOL = "psu-bin"
 STUB_SUFFIX, COPY_SUFFIX = ".psu", ".psu.entry"
+ALL_STUBS, ALL_COPIES = "psu_stubs", "psu_entries"
 
 
 class Tail:
@@ -184,21 +185,28 @@ def _move(t: Tail, table: np.ndarray) -> None:
 
 
 def _stub_symbols(t: Tail, strings: bytearray) -> np.ndarray:
-    """A symbol for each stub and each moved entry, behind a file symbol of their own."""
+    """Symbols: one for all stubs, one for all moved entries; if wanted one for each (more than 40 bytes)."""
     m, plan = t.m, t.m.plan
-    names = [FILE_SYMBOL, *(f.name + STUB_SUFFIX for f in plan.functions),
-             *(plan.functions[d.function].name + COPY_SUFFIX for d in plan.detours)]
-    raw = [n.encode("utf-8", "surrogateescape") + b"\0" for n in names]
-    new = np.zeros(len(names), dtype=elf.SYMBOL_DTYPE)
+    stubs = m.stubs.address + m.stub_size * np.arange(len(plan.functions))
+    sizes = [d.size + m.arch.jump_size for d in plan.detours]
+    # (name, address, size)
+    symbols = [(FILE_SYMBOL, 0, 0)]
+    if m.stub_symbols:
+        symbols += [(f.name + STUB_SUFFIX, at, m.stub_size) for f, at in zip(plan.functions, stubs.tolist())]
+        symbols += [(plan.functions[d.function].name + COPY_SUFFIX, at, n)
+                    for d, at, n in zip(plan.detours, m.copies, sizes)]
+    else:
+        symbols.append((ALL_STUBS, m.stubs.address, m.stub_size * len(plan.functions)))
+        if plan.detours:
+            end = max(at + n for at, n in zip(m.copies, sizes))
+            symbols.append((ALL_COPIES, min(m.copies), end - min(m.copies)))
+    raw = [name.encode("utf-8", "surrogateescape") + b"\0" for name, _, _ in symbols]
+    new = np.zeros(len(symbols), dtype=elf.SYMBOL_DTYPE)
     new["st_name"] = len(strings) + np.cumsum([0, *map(len, raw[:-1])])
     strings += b"".join(raw)
+    new["st_value"], new["st_size"] = [at for _, at, _ in symbols], [n for _, _, n in symbols]
     new["st_info"] = elf.STB_LOCAL << 4 | elf.STT_FUNC
     new["st_shndx"] = t.index(descriptor.SECTION_STUBS)
-    count = len(plan.functions)
-    new["st_value"][1:1 + count] = m.stubs.address + m.stub_size * np.arange(count)
-    new["st_size"][1:1 + count] = m.stub_size
-    new["st_value"][1 + count:] = m.copies
-    new["st_size"][1 + count:] = [d.size + m.arch.jump_size for d in plan.detours]
     new["st_info"][0], new["st_shndx"][0] = elf.STB_LOCAL << 4 | elf.STT_FILE, elf.SHN_ABS
     return new
 
