@@ -2,7 +2,7 @@
 
 Attach reads the code of patch objects and must start fast, so this knows neither numpy nor capstone.  Every instruction
 is one word, so nothing can be misread about where instructions begin; what a word does, where it is not asked here, is
-OTHER.  tests/unit/test_link_aarch64_decode.py holds this decoder against capstone over whole libraries.
+OTHER.  tests/unit/test_aarch64_decode.py holds this decoder against capstone over whole libraries.
 
 Specification: Arm Architecture Reference Manual (DDI 0487), C4.1.
 """

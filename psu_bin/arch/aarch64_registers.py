@@ -30,7 +30,7 @@ _X0_15, _X16, _X17, _X18 = 0xFFFF, 1 << 48, 1 << 49, 1 << 50
 FACTS = RegisterFacts(
     volatile=_X0_15 | _X16 | _X17 | _X18 | _V0_7 | _V16_31 | FLAGS,
     arguments=0x1FF | _V0_7,               # x8: where a large result goes
-    variadic=_X18,                         # nested functions get their frame in x18
+    variadic=0,                            # nested functions get their frame in x18, from callers that say so
     results=0b11 | 0xF << 16,              # v0 to v3: homogeneous aggregates
     representable=_X0_15 | _V0_7,
     odd=_V16_31 | _X18 | FLAGS, stub=_X16 | _X17,      # gates use x17, too

@@ -70,7 +70,10 @@ def find(arch: Arch, functions: Functions, frames: Frames, code: Code, reference
 
     site = np.flatnonzero(calls.returns & (calls.callee != NONE) & (b.next != NONE))
     kept = np.uint64(facts.volatile) & ~changed[site]
-    relied = live[b.next[site]] & defined[site] & kept
+    # Compilers leave what stubs change to linkers, which use it for the like; only code without unwind table may not.
+    compiled = frames.covering(code.address[b.first[b.entry]]) >= 0
+    stub = np.where(compiled, np.uint64(facts.stub), np.uint64(0))
+    relied = live[b.next[site]] & defined[site] & kept & ~stub[b.unit[site]]
     need = np.zeros(len(b.entry), dtype=np.uint64)
     np.bitwise_or.at(need, calls.callee[site], relied)
     source, target = _between_units(b, calls)
@@ -78,7 +81,7 @@ def find(arch: Arch, functions: Functions, frames: Frames, code: Code, reference
 
     home = b.unit[np.searchsorted(code.address[b.first], functions.entry).clip(0, len(b.first) - 1)]
     needed = need[home]
-    hidden = _hidden_arguments(b, changed, facts)[home]
+    hidden = (_hidden_arguments(b, changed, facts) & ~stub)[home]
     odd = (hidden != 0) | ((needed & np.uint64(facts.odd)) != 0)
     beyond = needed & ~np.uint64(facts.representable | facts.odd) | hidden & np.uint64(facts.stub)
     crooked = alignment.misaligned(arch, frames, code, effects, b, calls.callee, _open_units(functions, code, b, taken))

@@ -13,6 +13,8 @@ from rewriting import instrument
 from test_ways import check, check_cxx, check_library, name
 
 from psu_bin import descriptor
+from psu_bin.instrument import driver
+from psu_bin.instrument.plan_types import Reroute
 
 pytest_plugins = ["rewriting", "crossing"]
 
@@ -22,6 +24,7 @@ PROGRAMS = [
     ("gcc", "-O2 -mbranch-protection=standard -nostartfiles start_aarch64.S"),
     ("gcc", "-O2 -mbranch-protection=standard -no-pie -nostartfiles start_aarch64.S"),
     ("gcc", "-O2 -flto -Wl,-z,now -Wl,-z,relro"), ("gcc", "-O2 -Wl,-z,pack-relative-relocs -fno-plt"),
+    ("gcc", "-O2 -Wl,-z,max-page-size=0x1000000"),        # stubs out of reach of adr
     ("gcc", "-O2 -mcmodel=tiny"), ("gcc", "-O2 -mcmodel=large -fno-pic -no-pie"),
     ("gcc", "-O2 -mfix-cortex-a53-843419 -mfix-cortex-a53-835769 -Wl,-z,separate-code"), ("gcc", "-O2 -fuse-ld=gold"),
     ("clang", "-O0 -fuse-ld=lld"), ("clang", "-O2 -fuse-ld=lld"), ("clang", "-Oz -fuse-ld=lld -mbranch-protection=standard"),
@@ -36,6 +39,10 @@ def test_every_way_of_calling_goes_through_the_slot(cross: Path, cc: str, flags:
                              cc=cc)
     i = instrument(program)
     assert bool(i.descriptor.flags & descriptor.MODULE_IBT) == ("start_aarch64.S" in flags)
+    if "max-page-size" in flags:
+        planned = driver.analyze(program, (), None)
+        kinds = {k for k, rows in planned.edits_by_kind.items() if len(rows)}
+        assert Reroute.INSTRUCTION in kinds and Reroute.TO_ADR not in kinds
     check(i, i.path, program, cross / "change.so", {}, UNDER)
 
 
