@@ -1,12 +1,17 @@
 """Runs in the arm64 guest: what the live tests need of it, one line each."""
 
 import ctypes
+import importlib
 import os
 import platform
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+import psu_bin  # noqa: E402
 
 PTRACE_CONT, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_GETREGSET, NT_PRSTATUS = 7, 0x4206, 0x4207, 0x4204, 1
 MEMBARRIER, REGISTER_SYNC_CORE, SYNC_CORE = 283, 1 << 6, 1 << 5      # of the arm64 system calls
@@ -38,5 +43,8 @@ with subprocess.Popen([scratch / "p"], stdout=subprocess.PIPE) as program:
 
 print("membarrier", libc.syscall(MEMBARRIER, REGISTER_SYNC_CORE, 0, 0), libc.syscall(MEMBARRIER, SYNC_CORE, 0, 0))
 print("atomics", "atomics" in Path("/proc/cpuinfo").read_text())
+for name in ("capstone", "click", "elftools", "numpy", "ptrace.binding", "pytest", "psu_bin.cli"):
+    importlib.import_module(name)
+print("modules", psu_bin.__version__)
 print("error", file=sys.stderr)
 sys.exit(7)

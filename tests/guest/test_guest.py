@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import psu_bin
+
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = 77
 
@@ -17,5 +19,5 @@ def test_guest(cpu, atomics):
         pytest.skip(done.stderr.strip())
     assert done.stdout.splitlines() == [
         "machine aarch64 processors 2", "compiler 1 True", "ptrace True 34 73", "membarrier 0 0", f"atomics {atomics}",
-        "error"], done.stdout + done.stderr
+        f"modules {psu_bin.__version__}", "error"], done.stdout + done.stderr
     assert done.returncode == 7
