@@ -18,10 +18,9 @@ import json
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from psu_bin import arch as arch_package
-from psu_bin.attach import seccomp, shim
+from psu_bin.attach import proc, seccomp, shim
 from psu_bin.attach.process import Mapping, Process, Thread
 from psu_bin.attach.target import Target
 from psu_bin.attach.tracing import Seized, agent_thread
@@ -114,13 +113,14 @@ def _await_agent(target: Target, began: float, stops: int) -> int:
 def _candidate(process: Process, machine, waiting_only: bool) -> Thread | None:  # noqa: ANN001
     for thread in process.threads():
         try:
-            words = Path(f"/proc/{process.pid}/task/{thread.tid}/syscall").read_text().split()
+            where = f"/proc/{process.pid}/task/{thread.tid}/syscall"
+            waiting = proc.syscall(proc.read(where), where)
         except OSError:
             continue
-        if words[0] == "running":
+        if waiting is None:
             if not waiting_only and thread.state in "RS":
                 return thread
-        elif int(words[0]) in machine.WAITING_CALLS:
+        elif waiting.number in machine.WAITING_CALLS:
             return thread
     return None
 
@@ -163,11 +163,12 @@ def _borrow(target: Target, machine, seized: Seized, entry: int) -> bool:  # noq
 
 def _signal_pending(process: Process, tid: int) -> bool:
     try:
-        text = Path(f"/proc/{process.pid}/task/{tid}/status").read_text()
+        where = f"/proc/{process.pid}/task/{tid}/status"
+        fields = proc.status(proc.read(where))
     except OSError:
         return True
-    f = {k: v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
-    return bool((int(f["SigPnd"], 16) | int(f["ShdPnd"], 16)) & ~int(f["SigBlk"], 16))
+    mine, shared, blocked = (proc.number(fields, name, where, base=16) for name in ("SigPnd", "ShdPnd", "SigBlk"))
+    return bool((mine | shared) & ~blocked)
 
 
 def _in_loader(maps: tuple[Mapping, ...], pc: int) -> bool:

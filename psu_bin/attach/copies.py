@@ -17,6 +17,7 @@ import shutil
 import stat
 from pathlib import Path
 
+from psu_bin.attach import proc
 from psu_bin.attach.process import Process
 from psu_bin.errors import PsuError
 
@@ -96,9 +97,9 @@ def sweep() -> None:
     for d in folders:
         pid, _, start = d.name.partition("-")
         try:
-            text = Path(f"/proc/{int(pid)}/stat").read_text()
-            if text[text.rindex(")") + 2:].split()[19] == start:
+            where = f"/proc/{int(pid)}/stat"
+            if str(proc.stat(proc.read(where), where).start_time) == start:
                 continue
-        except (OSError, ValueError):
+        except (OSError, ValueError, PsuError):
             pass
         shutil.rmtree(d, ignore_errors=True)

@@ -14,6 +14,7 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from psu_bin.attach.process import Process
 from psu_bin.attach.shim import Runtime
@@ -22,6 +23,8 @@ from psu_bin.errors import PsuError
 FORMAT = 1
 HISTORY = 64          # versions of a function that a revert can go back through
 FREED_KEPT = 16       # freed patches that status still lists
+LARGEST = 1 << 28     # bytes of the notes, unpacked
+_END = 1 << 64        # no number in them is as large
 _LENGTH = struct.Struct("<Q")
 
 
@@ -93,6 +96,11 @@ class Notes:
         return next((f for f in self.functions if f.module == module and f.number == number), None)
 
 
+# What each list holds, as types or, for rows of fixed length, a type for each place.
+_SHAPES: dict[str, type | tuple[type, ...]] = {
+    "next_gate": int, "variables": (str, str, str, int, int), "constants": (str, int, int, int, int),
+    "imports": (str, str, int, int), "pinned": str, "history": int, "gates": (int, int, int), "current": int,
+    "functions": str, "objects": int, "sources": (str, str), "code": (str, int, int)}
 _ROWS = {"patches": PatchNotes, "functions": FunctionNotes, "stubs": StubNotes, "stores": Store}
 
 
@@ -110,11 +118,40 @@ def read(process: Process, runtime: Runtime) -> Notes:
     raw = process.read(runtime.meta, runtime.meta_size)
     try:
         (length,) = _LENGTH.unpack_from(raw)
-        loaded = json.loads(zlib.decompress(raw[8:8 + length]))
+        unpacker = zlib.decompressobj()
+        loaded = json.loads(unpacker.decompress(raw[8:8 + length], LARGEST))
         if loaded.pop("format") != FORMAT:
             raise PsuError(process.where, "was patched by another version of psu-bin", "use that version")
         for key, row in _ROWS.items():
-            loaded[key] = [row(**x) for x in loaded[key]]
-        return Notes(**loaded)
-    except (ValueError, KeyError, TypeError, struct.error, zlib.error) as e:
+            loaded[key] = [_checked(row(**x)) for x in loaded[key]]
+        notes = _checked(Notes(**loaded))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error, zlib.error) as e:
         raise PsuError(process.where, f"psu-bin's notes in it are damaged: {e}") from e
+    return notes
+
+
+Row = TypeVar("Row")
+
+
+def _checked(row: Row) -> Row:
+    """`row`, a value of one of the classes above, when each of its values is of the declared type; else ValueError."""
+    for key, value in vars(row).items():
+        kind = type(row).__annotations__[key]       # a string: annotations are not evaluated
+        if not kind.startswith("list"):
+            good = type(value).__name__ == kind and (kind != "int" or 0 <= value < _END)
+        elif isinstance(row, Notes) and key in _ROWS:
+            good = True
+        else:
+            shape = _SHAPES[key]
+            good = type(value) is list and (
+                all(type(x) is list and tuple(map(type, x)) == shape and all(0 <= n < _END for n in x if type(n) is int)
+                    for x in value) if isinstance(shape, tuple)
+                else all(type(x) is shape and (type(x) is not int or 0 <= x < _END) for x in value))
+        if not good:
+            raise ValueError(f"{key} of {type(row).__name__}")
+    if isinstance(row, FunctionNotes) and (len(row.current) not in (0, 3) or any(not 0 <= g[0] < 3 for g in row.gates)
+                                           or not 0 <= (row.current or [0])[0] < 3):
+        raise ValueError(f"gates of {row.name}")
+    if isinstance(row, Notes) and len(row.next_gate) != 3:
+        raise ValueError("next_gate")
+    return row

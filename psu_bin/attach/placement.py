@@ -8,6 +8,7 @@ heap (brk) grows upwards behind the executable: we stay below the executable, or
 from __future__ import annotations
 
 from psu_bin.arch import for_machine
+from psu_bin.attach import proc
 from psu_bin.attach.process import Process, find_gap
 from psu_bin.attach.target import Module
 from psu_bin.errors import PsuError
@@ -44,9 +45,8 @@ def near(process: Process, module: Module, size: int, taken: tuple[tuple[int, in
 
 def _start_brk(process: Process) -> int:
     """Where the heap begins, also when nothing was allocated there yet (field 47 of /proc/PID/stat)."""
+    where = f"/proc/{process.pid}/stat"
     try:
-        with open(f"/proc/{process.pid}/stat") as f:
-            text = f.read()
-        return int(text[text.rindex(")") + 2:].split()[44])
-    except (OSError, ValueError, IndexError):
+        return proc.stat(proc.read(where), where).start_brk
+    except (OSError, PsuError):
         return 0

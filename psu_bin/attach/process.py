@@ -16,6 +16,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from psu_bin.attach import proc
+from psu_bin.attach.proc import Mapping
 from psu_bin.errors import PsuError
 
 MOST_READ = 1 << 28        # bytes at once; the largest things there are, descriptors, have a few MiB
@@ -31,18 +33,6 @@ for _call in (_libc.process_vm_readv, _libc.process_vm_writev):
     _call.restype = ctypes.c_ssize_t
     _call.argtypes = [ctypes.c_int, ctypes.POINTER(_Iovec), ctypes.c_ulong,
                       ctypes.POINTER(_Iovec), ctypes.c_ulong, ctypes.c_ulong]
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """One line of /proc/PID/maps."""
-    start: int
-    end: int
-    prot: str             # as in maps: "r-xp"
-    offset: int
-    inode: int
-    path: str             # as the target sees it; "" for anonymous memory
-    deleted: bool
 
 
 @dataclass(frozen=True)
@@ -64,11 +54,10 @@ class Process:
     def _alive(self) -> int:
         """The start time (clock ticks since boot) that tells this process from a later one with its number."""
         try:
-            stat = Path(f"/proc/{self.pid}/stat").read_text()
+            stat = proc.stat(proc.read(f"/proc/{self.pid}/stat"), f"/proc/{self.pid}/stat")
         except OSError as e:
             raise PsuError(self.where, "there is no such process") from e
-        fields = stat[stat.rindex(")") + 2:].split()
-        if fields[0] in "ZX":
+        if stat.state in "ZX":
             raise PsuError(self.where, "has ended already: it is a zombie",
                            "its parent has not collected it yet")
         status = self.status()
@@ -76,7 +65,7 @@ class Process:
             raise PsuError(self.where, f"is a thread of process {status.get('Tgid')}", "give the number of the process")
         if status.get("Kthread") == "1" or not os.path.exists(f"/proc/{self.pid}/exe") and "VmSize" not in status:
             raise PsuError(self.where, "is a kernel thread")
-        return int(fields[19])
+        return stat.start_time
 
     def alive(self) -> bool:
         """Whether this very process (not another with its number) still runs."""
@@ -92,31 +81,19 @@ class Process:
     def status(self) -> dict[str, str]:
         """The fields of /proc/PID/status."""
         try:
-            text = Path(f"/proc/{self.pid}/status").read_text()
+            return proc.status(proc.read(f"/proc/{self.pid}/status"))
         except OSError as e:
             raise PsuError(self.where, "there is no such process") from e
-        return {k: v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
 
     def maps(self) -> tuple[Mapping, ...]:
         """The memory map, ascending."""
         try:
-            text = Path(f"/proc/{self.pid}/maps").read_text(errors="surrogateescape")
+            text = proc.read(f"/proc/{self.pid}/maps")
         except OSError as e:
             raise self.forbidden(e) from e
         if not text:
             raise PsuError(self.where, "has no memory: it is ending")
-        out = []
-        for line in text.splitlines():
-            fields = line.split(maxsplit=5)
-            start, end = fields[0].split("-")
-            path = fields[5] if len(fields) > 5 else ""
-            deleted = path.endswith(" (deleted)")
-            if deleted:
-                path = path.removesuffix(" (deleted)")
-            path = path.replace("\\012", "\n")
-            out.append(Mapping(int(start, 16), int(end, 16), fields[1], int(fields[2], 16), int(fields[4]),
-                               path, deleted))
-        return tuple(out)
+        return proc.maps(text, f"/proc/{self.pid}/maps")
 
     def threads(self) -> tuple[Thread, ...]:
         """The live threads; threads that end meanwhile are left out."""
@@ -136,15 +113,14 @@ class Process:
 
     def _thread(self, name: str) -> Thread | None:
         try:
-            text = Path(f"/proc/{self.pid}/task/{name}/status").read_text()
+            text = proc.read(f"/proc/{self.pid}/task/{name}/status")
         except OSError:
             return None  # ended since it was listed
-        fields = {k: v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
-        return Thread(int(name), int(fields.get("NSpid", name).split()[-1]), fields["State"][:1])
+        return thread_of(text, int(name), f"/proc/{self.pid}/task/{name}/status")
 
     def own_pid(self) -> int:
         """The process' number in its own PID namespace: what getpid() returns there."""
-        return int(self.status().get("NSpid", str(self.pid)).split()[-1])
+        return proc.number(self.status(), "NSpid", f"/proc/{self.pid}/status", default=str(self.pid))
 
     def file(self, path: str) -> str:
         """A name under which this process can open what maps calls `path`.
@@ -213,17 +189,16 @@ class Process:
             return PsuError(self.where, "ended meanwhile")
         try:
             status = self.status()
-            mine = {k: v.strip() for k, _, v in (
-                line.partition(":") for line in Path("/proc/self/status").read_text().splitlines())}
+            mine = proc.status(proc.read("/proc/self/status"))
         except (PsuError, OSError):
             return PsuError(self.where, "ended meanwhile")
-        ptrace_capable = int(mine.get("CapEff", "0"), 16) >> 19 & 1
-        uids = set(status.get("Uid", "").split())
+        ptrace_capable = proc.number(mine, "CapEff", "/proc/self/status", base=16, default="0") >> 19 & 1
+        uids = set(status.get("Uid", "").split()) or {"?"}
         if mine.get("Seccomp", "0") != "0" and (ptrace_capable or uids == {str(os.geteuid())}):
             return PsuError(self.where, "may not be traced: a seccomp filter of this session forbids ptrace",
                             "run psu-bin outside the sandbox, or allow ptrace and process_vm_readv in its profile")
         if not ptrace_capable and uids != {str(os.geteuid())}:
-            owner = status.get("Uid", "?").split()[0]
+            owner = (status.get("Uid", "").split() or ["?"])[0]
             return PsuError(self.where, f"may not be traced: it belongs to user {owner}, you are {os.geteuid()}",
                             "run psu-bin as that user or as root")
         groups = set(status.get("Gid", "").split())
@@ -240,6 +215,14 @@ class Process:
                             "run psu-bin as root (CAP_SYS_PTRACE)")
         return PsuError(self.where, f"may not be traced: {cause.strerror}",
                         "a security module or another user namespace forbids it")
+
+
+def thread_of(status: str, tid: int, where: str) -> Thread:
+    """The thread `tid` of this process' PID namespace that has this status; its own number is that of its own namespace."""
+    fields = proc.status(status)
+    if not fields.get("State"):
+        raise PsuError(where, "is not what the kernel writes: no State")
+    return Thread(tid, proc.number(fields, "NSpid", where, default=str(tid)), fields["State"][:1])
 
 
 def _yama_scope() -> int:

@@ -15,9 +15,9 @@ import ctypes
 import errno
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
+from psu_bin.attach import proc
 from psu_bin.attach.process import Process
 from psu_bin.errors import PsuError
 
@@ -110,28 +110,32 @@ def check(process: Process, tid: int, architecture: int, calls: Sequence[Call]) 
             return
         raise PsuError(process.where, "has a seccomp filter that only root may read: the agent's system calls could end the "
                        "process", "run psu-bin as root (CAP_SYS_ADMIN)")
+    refuse(filters, architecture, calls, process.where)
+
+
+def refuse(filters: Sequence[bytes], architecture: int, calls: Sequence[Call], where: str) -> None:
+    """Raise PsuError when one of `filters` stands in the way of one of `calls`, or is none; `where` names the process."""
     for call in calls:
         try:
             answer = strictest(filters, architecture, call)
         except (ValueError, KeyError, IndexError, struct.error) as e:
-            raise PsuError(process.where, f"has a seccomp filter that psu-bin cannot read: {e}") from e
+            raise PsuError(where, f"has a seccomp filter that psu-bin cannot read: {e}") from e
         action = answer & ACTION
         if action in (ALLOW, LOG) or action == ERRNO and not call.vital:
             continue
         how = f"forbids {call.name} with {errno.errorcode.get(answer & 0xFFFF, answer & 0xFFFF)}" if action == ERRNO else \
             f"ends it at {call.name}" if action in (KILL_PROCESS, KILL_THREAD) else f"intercepts {call.name}"
-        raise PsuError(process.where, f"cannot be changed: its seccomp filter {how}",
+        raise PsuError(where, f"cannot be changed: its seccomp filter {how}",
                        f"allow {call.name} in the filter, or attach before it is installed")
 
 
 def _state(path: str) -> tuple[int, int]:
     """(mode, number of filters) of a thread; the number is 0 where the kernel (before 5.9) does not tell."""
     try:
-        text = Path(path).read_text()
+        fields = proc.status(proc.read(path))
     except OSError:
         return 0, 0            # it ended: whoever goes on will notice
-    fields = {k: v.strip() for k, _, v in (line.partition(":") for line in text.splitlines())}
-    return int(fields.get("Seccomp", "0")), int(fields.get("Seccomp_filters", "0"))
+    return proc.number(fields, "Seccomp", path, default="0"), proc.number(fields, "Seccomp_filters", path, default="0")
 
 
 def _read(process: Process, tid: int) -> list[bytes] | None:

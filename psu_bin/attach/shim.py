@@ -115,6 +115,8 @@ class Runtime:
          command_seq, _, done_seq, _, _, result, failed, staged, _) = f[21:]
         (start_agent, borrow, agent_error, near_delta, command_ns, leaving,
          leaving_end) = _TAIL.unpack_from(raw, _TAIL_OFFSET)
+        if leaving > leaving_end or any(p.first + p.stride * p.count >= WORD or p.data >= WORD for p in pools):
+            raise PsuError(process.where, "psu-bin's state in it is damaged: gates beyond the end of memory")
         return Runtime(address, pools, block, offsetof_count, indices, objects, totals, shared, blocks, commit_seq,
                        meta, meta_size, tid, pid, state, membarrier_error, command_seq, done_seq, result, failed,
                        staged, start_agent, borrow, agent_error, near_delta, command_ns, (leaving, leaving_end))
@@ -151,12 +153,13 @@ class Runtime:
     def _counters(self, process: Process) -> list[tuple[int, int]]:
         """Every table of counters: (thread, address); thread 0: dead threads and shared counts."""
         sources = [(0, self.totals), (0, self.shared)]
-        block, seen = self.blocks, 0
-        while block and seen < 1 << 20:
+        block, steps = self.blocks, 0
+        seen: dict[int, int] = {}         # a block that moves to the front meanwhile leads past the same ones again
+        while block and steps < 4 * len(seen) + 64:
             _, tid, _, following = struct.unpack("<IIQQ", process.read(block, 24))
-            sources.append((tid, block + self.offsetof_count))
-            block, seen = following, seen + 1
-        return sources
+            seen[block] = tid
+            block, steps = following, steps + 1
+        return sources + [(tid, block + self.offsetof_count) for block, tid in seen.items()]
 
     def activations(self, process: Process, indices: tuple[int, ...]) -> dict[int, dict[int, int]]:
         """For each counter index, {thread (its own numbering): activations}; 0 names dead threads and shared counts.

@@ -11,9 +11,8 @@ from __future__ import annotations
 import struct
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from psu_bin.attach import meta, shim, surplus, target
+from psu_bin.attach import meta, proc, shim, surplus, target
 from psu_bin.attach.process import Process
 from psu_bin.attach.tracing import agent_thread
 from psu_bin.errors import PsuError
@@ -50,10 +49,15 @@ class Status:
 
 def read(pid: int) -> Status:
     """The present state of process `pid`.  Raises PsuError when it cannot be read or is not instrumented."""
-    process = Process(pid)
-    t = target.read(process)
+    t = target.read(Process(pid))
     if surplus.sweep(t, most=surplus.BRIEF):
         _until_freed(t)
+    return of(t)
+
+
+def of(t: target.Target) -> Status:
+    """As read, of a target that is known already; nothing in it is touched."""
+    process = t.process
     runtime, notes = _consistent(t)
     objects = {o.index: o for o in runtime.read_objects(process)}
     by_patch: dict[int, list[shim.Object]] = {}
@@ -74,7 +78,7 @@ def read(pid: int) -> Status:
         patches.append(PatchStatus(p.id, p.name, state, tuple(p.functions), max(active, 0),
                                    sum(o.bytes for o in alive), kept))
     modules = tuple(ModuleStatus(m.path, m.build_id.hex(), len(m.descriptor.functions)) for m in t.modules)
-    return Status(pid, modules, agent.tid if agent else None, tuple(patches))
+    return Status(process.pid, modules, agent.tid if agent else None, tuple(patches))
 
 
 def _consistent(t: target.Target) -> tuple[shim.Runtime, meta.Notes]:
@@ -123,13 +127,14 @@ def _who(process: Process, p: meta.PatchNotes, o: shim.Object, own_tid: int, n: 
 def _function_on_stack(process: Process, p: meta.PatchNotes, o: shim.Object, tid: int) -> str:
     """The patch's function that a waiting thread executes or will return to, found among the words of its stack."""
     try:
-        words = Path(f"/proc/{process.pid}/task/{tid}/syscall").read_text().split()
-        if len(words) < 3:
-            return ""  # running
-        sp, pc = int(words[-2], 16), int(words[-1], 16)
+        where = f"/proc/{process.pid}/task/{tid}/syscall"
+        waiting = proc.syscall(proc.read(where), where)
+        if waiting is None:
+            return ""
+        _, sp, pc = waiting
         limit = next((m.end for m in process.maps() if m.start <= sp < m.end), sp)
         stack = process.read(sp, max(0, min(limit - sp, STACK_SEARCHED)) // 8 * 8)
-    except (OSError, ValueError, PsuError):
+    except (OSError, PsuError):
         return ""
     for (word,) in ((pc,), *struct.iter_unpack("<Q", stack)):
         if any(a <= word < a + size for a, size in o.regions):

@@ -181,6 +181,8 @@ def _soname(process: Process, image: _Image) -> str:
 
 def _symbol(process: Process, image: _Image, name: str) -> int:
     """Run-time address of an exported symbol of the shim, whose string table follows its symbol table."""
+    if not {DT_SYMTAB, DT_STRTAB} <= image.dynamic.keys():
+        raise PsuError(image.mapping.path, "is not psu-bin's shim: no symbol table")
     symtab, strtab = _pointer(image, DT_SYMTAB), _pointer(image, DT_STRTAB)
     raw = process.read(symtab, max(0, min(strtab - symtab, 1 << 16)) // 24 * 24)
     for st_name, _, _, shndx, value, _ in struct.iter_unpack("<IBBHQQ", raw):

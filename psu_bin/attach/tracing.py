@@ -25,7 +25,7 @@ import threading
 import time
 from types import FrameType
 
-from psu_bin.attach import shim
+from psu_bin.attach import proc, shim
 from psu_bin.attach.process import Process, Thread
 from psu_bin.errors import PsuError
 
@@ -77,14 +77,12 @@ class Seized:
     def _refused(self, cause: OSError) -> PsuError:
         tracer = ""
         try:
-            with open(f"/proc/{self.process.pid}/task/{self.tid}/status") as f:
-                tracer = next((line.split()[1] for line in f if line.startswith("TracerPid:")), "0")
+            tracer = proc.status(proc.read(f"/proc/{self.process.pid}/task/{self.tid}/status")).get("TracerPid", "0")
         except OSError:
             pass
         if tracer not in ("", "0"):
             try:
-                with open(f"/proc/{tracer}/comm") as f:
-                    name = f.read().strip()
+                name = proc.read(f"/proc/{tracer}/comm").strip()
             except OSError:
                 name = "?"
             return PsuError(self.process.where, f"is being traced already by {name} (process {tracer})",

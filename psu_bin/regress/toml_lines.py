@@ -23,7 +23,7 @@ class LineIndex:
         counts: dict[Path, int] = {}
         table: Path = ()
         depth, quotes = 0, ""
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             rest = line
             if not depth and not quotes:
                 if header := _HEADER.match(line):

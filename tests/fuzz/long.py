@@ -16,9 +16,8 @@ import time
 import traceback
 from pathlib import Path
 
-import corpus
 from judge import bounded, judge
-from targets import TARGETS, instrumented
+from targets import TARGETS, prepare
 
 BATCH = 100
 HANGS = 200.0        # seconds of the clock without a new case; judge.SECONDS of processor time ends everything in Python
@@ -116,7 +115,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None, help="begin with this seed [random]")
     parser.add_argument("--again", type=Path, nargs="+", metavar="FILE", help="only judge these kept inputs")
     options = parser.parse_args()
-    corpus.programs(), corpus.stripped(), corpus.patches(), corpus.aarch64_patches(), instrumented()
+    prepare()
     if options.again:
         _again(options.again)
         return

@@ -16,8 +16,10 @@ from pathlib import Path
 from random import Random
 
 import corpus
+import running
 from damage import damaged, damaged_bytes
 from memory import Bytes, mapped
+from recorded import recording
 
 from psu_bin import arch, descriptor, elf
 from psu_bin.attach import linker, patch, target
@@ -235,6 +237,9 @@ TARGETS: dict[str, Target] = {
     "patch": Target(lambda chance: _any(corpus.patches() + corpus.aarch64_patches(), chance), run_patch),
     "descriptor": Target(make_descriptor, run_descriptor),
     "loaded": Target(make_loaded, run_loaded),
+    "memory": Target(running.make_memory, running.run_memory),
+    "proc": Target(running.make_proc, running.run_proc),
+    "seccomp": Target(running.make_filter, running.run_filter),
     "scenario": Target(make_scenario, run_scenario),
 }
 
@@ -246,5 +251,17 @@ INTACT: dict[str, Callable[[], tuple[bytes, ...]]] = {
     "patch": lambda: corpus.patches()[:1] + corpus.patches()[2:3] + corpus.aarch64_patches()[:1],
     "descriptor": lambda: (_packed_descriptor(),),
     "loaded": lambda: (instrumented(),),
+    "memory": lambda: (recording().pack(),),
+    "proc": lambda: tuple(kind + b"\0" + text for kind, text in running.TEXTS),
+    "seccomp": lambda: running.FILTERS[1:],
     "scenario": _scenarios,
 }
+
+
+def prepare() -> None:
+    """Compile, run and record everything, before memory is limited."""
+    for inputs in INTACT.values():
+        inputs()
+    for which in range(len(corpus.programs())):
+        instrumented(which)
+

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import corpus
 import pytest
-from memory import Range
+from judge import judge
+from memory import Bytes, Range, mapped
 
-from psu_bin import elf
-from psu_bin.attach import patch
+from psu_bin import arch, elf
+from psu_bin.attach import patch, target
 from psu_bin.attach.process import Process
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
 from psu_bin.instrument import driver
 from psu_bin.regress import scenario
-from targets import BIAS, Bytes, link, _views
+from recorded import read_all, recording
+from targets import BIAS, SHIM_BIAS, _views, instrumented, link
 
 
 def with_field(data: bytes, at: int, layout: str, value: int) -> bytes:
@@ -102,6 +105,44 @@ def test_numbers_from_damaged_memory_are_no_sizes(address: int, size: int) -> No
     for process in (Process(os.getpid()), Bytes([Range(BIAS, bytes(64))], [])):
         with pytest.raises(PsuError, match="memory cannot be read: "):
             process.read(address, size)
+
+
+@pytest.mark.parametrize("tag", [5, 6])          # DT_STRTAB, DT_SYMTAB
+def test_a_shim_without_a_symbol_table(tag: int) -> None:
+    shim = driver.shim_file(arch.for_machine(elf.EM_X86_64, "shim")).read_bytes()
+    bad = with_field(shim, dynamic_entry(Binary(shim, "good"), tag), "<Q", 0x7000_0000)
+    program, its_maps = mapped(instrumented(), "/program", BIAS)
+    ranges, maps = mapped(bad, "/libpsu_shim.so", SHIM_BIAS)
+    with pytest.raises(PsuError, match="^process 4711: has no libpsu_shim.so loaded" if tag == 5 else
+                       "^/libpsu_shim.so: is not psu-bin's shim: no symbol table"):
+        target.read(Bytes(program + ranges, its_maps + maps))
+
+
+def recorded_with(address: int, value: int) -> Bytes:
+    """The recorded process with another 8-byte word at `address`."""
+    r = recording()
+    bodies = [with_field(body, address - start, "<Q", value) if start <= address < start + len(body) else body
+              for start, body in zip(r.starts, r.bodies)]
+    assert len(b"".join(bodies)) == len(b"".join(r.bodies))
+    return replace(r, bodies=tuple(bodies)).process()
+
+
+def test_a_list_of_counters_without_end() -> None:
+    """Each block counts once, and the walk ends."""
+    runtime = target.read(recording().process()).runtime()
+    objects = tuple(o.index for o in runtime.read_objects(recording().process()))
+    good = runtime.activations(recording().process(), objects)
+    assert any(good.values())
+    process = recorded_with(runtime.blocks + 16, runtime.blocks)
+    assert judge(lambda data: read_all(process), b"") == ""
+    assert target.read(process).runtime().activations(process, objects) == good
+
+
+def test_gates_beyond_the_end_of_memory() -> None:
+    at = target.read(recording().process()).runtime_address
+    pools = struct.calcsize("<QIIIIIIII")
+    with pytest.raises(PsuError, match="psu-bin's state in it is damaged: gates beyond the end of memory"):
+        target.read(recorded_with(at + pools, (1 << 64) - 1)).runtime()
 
 
 # ---- scenarios ---------------------------------------------------------------------------------------------------------

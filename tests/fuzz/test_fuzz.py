@@ -12,9 +12,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import corpus
 from judge import TooLong, bounded, judge
-from targets import INTACT, TARGETS, instrumented
+from targets import INTACT, TARGETS, prepare
 
 EXAMPLES = {"instrument": 250, "analyze": 60, "debug-file": 60}
 OTHERS = 300
@@ -23,7 +22,7 @@ OTHERS = 300
 @pytest.fixture(scope="module", autouse=True)
 def built() -> Iterator[None]:
     """Everything is compiled before memory is limited."""
-    corpus.programs(), corpus.stripped(), corpus.patches(), corpus.aarch64_patches(), instrumented()
+    prepare()
     with bounded():
         yield
 

@@ -1,7 +1,9 @@
 """The notes that psu-bin keeps in a target, and the copies of patch objects on disk."""
 
 import os
+import struct
 import time
+import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -44,6 +46,28 @@ def test_damaged_notes_are_an_error(at):
     blob[at] ^= 0x55
     with pytest.raises(PsuError, match="damaged"):
         round_trip(bytes(blob))
+
+
+@pytest.mark.parametrize("change", [
+    lambda n: setattr(n, "next_patch", "1"), lambda n: setattr(n, "next_patch", -1), lambda n: setattr(n, "next_patch", 1 << 64),
+    lambda n: setattr(n, "next_gate", [0, 0]), lambda n: setattr(n, "pinned", [1]), lambda n: setattr(n, "variables", [["a"]]),
+    lambda n: setattr(n, "constants", [["m", 1, -1, 1, 1]]), lambda n: setattr(n, "imports", {}),
+    lambda n: setattr(n.functions[0], "history", ["1"]), lambda n: setattr(n.functions[0], "current", [0]),
+    lambda n: setattr(n.functions[0], "gates", [[3, 0, 0]]), lambda n: setattr(n.functions[0], "number", None)])
+def test_notes_of_another_shape_are_an_error(change):
+    """Everything that reads them relies on their types."""
+    notes = meta.Notes(functions=[meta.FunctionNotes("55", 7, "f", [1], [[0, 1, 0]], [0, 1, 0], 5)])
+    assert round_trip(meta.encode(notes)) == notes
+    change(notes)
+    with pytest.raises(PsuError, match="notes in it are damaged"):
+        round_trip(meta.encode(notes))
+
+
+def test_notes_that_are_no_table_or_nested_too_deeply_are_an_error():
+    for text in (b"[]", b"7", b"null", b"[" * 100_000, b"9" * 5000, b'{"format": 1, "patches": 1}'):
+        packed = zlib.compress(text)
+        with pytest.raises(PsuError, match="notes in it are damaged"):
+            round_trip(struct.pack("<Q", len(packed)) + packed)
 
 
 @pytest.fixture
