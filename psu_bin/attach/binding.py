@@ -300,10 +300,10 @@ class Binder:
         return None
 
     def _bound(self, home: int, m: int, s: Symbol) -> Target:
-        """A symbol of a module as a target: its stub, its address, or its offset from the thread pointer."""
+        """A symbol of a module as a target: what pointers to it are, or its offset from the thread pointer."""
         view = self.views[m]
         if s.function != NO_FUNCTION:
-            return Fixed(view.stub(s.function), m != home)
+            return Fixed(view.pointer(s.function), m != home)
         if s.kind == descriptor.KIND_TLS:
             if view.tls_offset is None:
                 return Unclear(

@@ -240,8 +240,12 @@ class _Linker:
         if isinstance(t, External):
             return self._external(t)
         if isinstance(t, BoundFunction) and self.work.reader.has_stub(t):
-            return self._function(t)
+            return self._pointer(t)
         return None
+
+    def _pointer(self, f: BoundFunction) -> int:
+        """What a pointer to the function has to be: the same as in the program."""
+        return self._function(f) if f.new else self.work.views[f.module].pointer(f.number)
 
     def _function(self, f: BoundFunction) -> int:
         if not f.new:
@@ -260,7 +264,7 @@ class _Linker:
             # Offsets of references into a whole section, and into code, count from its start, which is the piece's.
             return self.address[t]
         if isinstance(t, BoundFunction):
-            return self._function(t)
+            return self._pointer(t)
         if isinstance(t, Thread):
             return t.offset
         if isinstance(t, Fixed):
@@ -287,7 +291,8 @@ class _Linker:
             elif r.use in (Use.GOT_BASE, Use.SIZE):
                 v = r.addend
             else:
-                v = self._target(r.target) + r.offset
+                called = r.use is Use.BRANCH and isinstance(r.target, BoundFunction)
+                v = (self._function(r.target) if called else self._target(r.target)) + r.offset
                 plt = room.plt(r.target)
                 branch = base + plt if r.use is Use.BRANCH and plt is not None else 0
             try:
@@ -385,7 +390,7 @@ class _Linker:
                 continue
             section = memoryview(image)[x.piece.offset:x.piece.offset + x.piece.size]
             start = self.address[x.piece]
-            target = self._function(x.target)
+            target = self._function(x.target) if x.ref.use is Use.BRANCH else self._pointer(x.target)
             try:
                 if x.trampoline >= 0:
                     at = x.piece.offset + x.trampoline

@@ -47,6 +47,11 @@ class ModuleView:
     def stub(self, index: int) -> int:
         return self.load_bias + self.descriptor.stub(index)
 
+    def pointer(self, index: int) -> int:
+        """What pointers to function `index` are in the program: its stub, or its entry where that jumps to the stub."""
+        f = self.descriptor.functions[index]
+        return self.load_bias + f.address if f.flags & descriptor.DETOURED else self.stub(index)
+
     @cached_property
     def globals(self) -> dict[str, Symbol]:
         """Global symbols by name, strong ones before weak ones; aliases of a version ("x@V") by plain name."""
