@@ -34,10 +34,11 @@ class Cell:
 
 
 def cells(matrix: Matrix, only: dict[str, tuple[str, ...]], *, short: bool) -> list[Cell]:
-    """The cells of `matrix` that `only` (axis -> values) lets through; the first value of each axis if `short`."""
+    """The cells of `matrix` that `only` (axis -> values) lets through; if `short`, the first such value of each axis."""
+    axes = {axis: [v for v in getattr(matrix, axis) if axis not in only or str(v) in only[axis]]
+            for axis in Cell.__dataclass_fields__}
     n = 1 if short else None
-    found = [Cell(*values) for values in itertools.product(matrix.cc[:n], matrix.opt[:n], matrix.link[:n], matrix.threads[:n])]
-    return [c for c in found if all(str(getattr(c, axis)) in values for axis, values in only.items())]
+    return [Cell(*values) for values in itertools.product(*(values[:n] for values in axes.values()))]
 
 
 def parse_only(texts: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

@@ -90,6 +90,7 @@ def test_the_matrix_is_every_combination_and_can_be_narrowed():
     m = scenario.Matrix(("gcc", "clang"), ("-O0", "-O2"), ("pie",), (1, 4))
     assert len(matrix.cells(m, {}, short=False)) == 8
     assert len(matrix.cells(m, {}, short=True)) == 1
+    assert [str(c) for c in matrix.cells(m, {"cc": ("clang",), "threads": ("4",)}, short=True)] == ["clang -O0 pie 4 threads"]
     assert {c.cc for c in matrix.cells(m, matrix.parse_only(("cc=clang",)), short=False)} == {"clang"}
     with pytest.raises(PsuError, match="AXIS=VALUE: colour=red"):
         matrix.parse_only(("colour=red",))
