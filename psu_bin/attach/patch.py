@@ -121,7 +121,9 @@ class PatchObject:
         """Functions it defines, ascending by section and address."""
         at: dict[tuple[int, int], list[PatchSymbol]] = {}
         for s in self.symbols:
-            if s.type in (elf.STT_FUNC, elf.STT_GNU_IFUNC) and 0 < s.section < len(self.sections):
+            # Assembly calls tables functions now and then: what is in data is data.
+            if s.type in (elf.STT_FUNC, elf.STT_GNU_IFUNC) and 0 < s.section < len(self.sections) and (
+                    self.sections[s.section].flags & elf.SHF_EXECINSTR):
                 at.setdefault((s.section, s.value), []).append(s)
         out = []
         places = sorted(at)

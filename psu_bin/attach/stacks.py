@@ -18,14 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from psu_bin.attach import shim
+from psu_bin.attach import pagemap, shim
 from psu_bin.attach.process import Mapping, Process
 from psu_bin.errors import PsuError
 
 PAGE = 4096
 CHUNK = 1 << 20
 ADDRESS_BITS = 48          # above them, AArch64 has signatures (PAC) of return addresses
-PRESENT_OR_SWAPPED = 3 << 62    # Documentation/admin-guide/mm/pagemap.rst
 
 
 @dataclass(frozen=True)
@@ -117,28 +116,15 @@ class Memory:
         self.process = process
         self.gates = gates
         self.maps = tuple(m for m in maps if _may_be_stack(m))
+        self.unclear = False            # something was too much to be searched
 
     def search(self, start: int, end: int) -> Iterator[Found]:
         """The words in [start, end) that are addresses inside gates.  What is unmapped meanwhile is left out."""
-        for at, size in self._resident(start, end):
+        ranges = pagemap.touched(self.process.pid, start, end)
+        self.unclear |= ranges is None
+        for at, size in ranges or ():
             for address in range(at, at + size, CHUNK):
                 yield from self._words(address, min(CHUNK, at + size - address))
-
-    def _resident(self, start: int, end: int) -> list[tuple[int, int]]:
-        """The parts of [start, end) that the target ever touched."""
-        import numpy
-        first, last = start // PAGE, -(-end // PAGE)
-        try:
-            with open(f"/proc/{self.process.pid}/pagemap", "rb", buffering=0) as f:
-                f.seek(first * 8)
-                raw = f.read((last - first) * 8)
-        except OSError:
-            return [(start, end - start)]
-        present = (numpy.frombuffer(raw[:len(raw) // 8 * 8], numpy.uint64) & numpy.uint64(PRESENT_OR_SWAPPED)) != 0
-        edges = numpy.flatnonzero(numpy.diff(numpy.concatenate(([False], present, [False])).astype(numpy.int8)))
-        pairs = ((max(start, (first + int(a)) * PAGE), min(end, (first + int(b)) * PAGE))
-                 for a, b in zip(edges[::2], edges[1::2]))
-        return [(a, b - a) for a, b in pairs]
 
     def _words(self, at: int, size: int) -> Iterator[Found]:
         import numpy

@@ -76,7 +76,7 @@ def survey(t: Target) -> Survey:
     search = _Search(t, runtime, agent_tid, frozenset(surplus))
     keepers = search.run()
     rest = set(surplus) - {k.index for k in keepers}
-    if not rest or search.unclear or not _all_went_on(process, search.before, agent_tid):
+    if not rest or search.unclear or search.memory.unclear or not _all_went_on(process, search.before, agent_tid):
         return Survey(surplus, tuple(keepers), ())
     now = runtime.sums(process, tuple(rest))
     return Survey(surplus, tuple(keepers), tuple(sorted(i for i in rest if now[i] == surplus[i])))
@@ -161,7 +161,7 @@ class _Search:
                 found += self._keepers((word.kind, word.gate), tid)
         rest = [m for m in self.memory.maps if m not in mine and m != agent]
         for order in (rest, rest[::-1]):
-            if self.unclear or self.wanted <= {k.index for k in found}:
+            if self.unclear or self.memory.unclear or self.wanted <= {k.index for k in found}:
                 return found
             found += self._elsewhere(order)
         if self.wanted <= {k.index for k in found}:

@@ -98,6 +98,18 @@ def test_code_that_is_not_in_the_file() -> None:
         link(patch.parse(Binary(bad, "patch.o")), _views(0))
 
 
+def test_a_function_symbol_in_data() -> None:
+    """It is no code: it was decoded, and where the section has no bytes in the file, that failed."""
+    for data in (corpus.patches()[0], *corpus.aarch64_patches()[:1]):
+        b = Binary(data, "good")
+        table = b.section(".symtab")
+        assert table and b.symtab
+        n = next(n for n in range(len(b.symtab.entries)) if b.symtab.name(n) == "also_new")
+        p = patch.parse(Binary(with_field(data, table.offset + 24 * n + 4, "<B", elf.STT_FUNC), "patch.o"))
+        assert "also_new" not in [f.name for f in p.functions]
+        link(p, _views(0 if b.machine == elf.EM_X86_64 else len(corpus.programs()) - 1))
+
+
 # ---- memory ------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("address, size", [(BIAS, 1 << 60), (BIAS, 1 << 34), (1 << 64, 8), (-8, 8), (BIAS, -1)])
