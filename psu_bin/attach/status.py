@@ -121,7 +121,14 @@ def _who(process: Process, p: meta.PatchNotes, o: shim.Object, own_tid: int, n: 
     if thread is None:
         return f"{calls} of thread {own_tid}, which ended"
     where = _function_on_stack(process, p, o, thread.tid)
-    return f"{calls} of thread {thread.tid}" + (f" in {where}" if where else "")
+    if not where:       # it runs: nobody can tell without stopping it
+        names = [name for name, start, _ in p.code if any(a <= start < a + size for a, size in o.regions)]
+        where = names[0] if len(names) == 1 else f"one of {len(names)} functions: {_some(names)}"
+    return f"{calls} of thread {thread.tid} in {where}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _function_on_stack(process: Process, p: meta.PatchNotes, o: shim.Object, tid: int) -> str:

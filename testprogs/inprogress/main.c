@@ -1,6 +1,7 @@
 /* A call in progress finishes in the version it began in, and keeps exactly that version in memory.
  *
- * Each line on standard input starts a thread that calls `job`, which waits until it is told to end: "start", "end N". */
+ * Each line on standard input starts a thread that calls `job`, which waits until it is told to end: "start", "end N"; or
+ * `busy`, which runs all the time: "busy". */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +9,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
-static char ended[1000];
+char ended[1000];
 
 __attribute__((noipa)) void wait_for_end(int number)
 {
@@ -25,6 +26,15 @@ __attribute__((noipa)) void job(int number)
     printf("job %d ended in 0\n", number);
 }
 
+__attribute__((noipa)) void busy(int number)
+{
+    printf("busy %d began in 0\n", number);
+    while (!__atomic_load_n(&ended[number], __ATOMIC_ACQUIRE))
+        ;
+    printf("busy %d ended in 0\n", number);
+}
+
+static void *keep_busy(void *number) { busy((int)(long)number); return 0; }
 static void *start(void *number) { job((int)(long)number); return 0; }
 
 int main(void)
@@ -34,9 +44,9 @@ int main(void)
     setvbuf(stdout, 0, _IOLBF, 0);
     puts("ready");
     while (fgets(line, sizeof line, stdin)) {
-        if (!strncmp(line, "start", 5)) {
+        if (!strncmp(line, "start", 5) || !strncmp(line, "busy", 4)) {
             pthread_t t;
-            pthread_create(&t, 0, start, (void *)next++);
+            pthread_create(&t, 0, *line == 's' ? start : keep_busy, (void *)next++);
         } else {
             pthread_mutex_lock(&lock);
             ended[atoi(line + 4)] = 1;

@@ -1,5 +1,7 @@
 """Which version a call executes, and when: the newest for new calls, its own for one in progress, all functions at once."""
 
+import re
+
 import pytest
 from conftest import psu_bin
 
@@ -44,15 +46,32 @@ def test_every_way_of_calling_reaches_the_newest_version(lab, flags):
         running.fresh()
         running.next()     # a line that was perhaps half computed before the commit
         line = running.expect("^direct").string
-        assert __import__("re").match(everywhere(v), line), line
+        assert re.match(everywhere(v), line), line
     psu_bin("revert", running.pid)
     running.fresh()
     running.next()
-    assert __import__("re").match(everywhere(1), running.expect("^direct").string)
+    assert re.match(everywhere(1), running.expect("^direct").string)
     psu_bin("revert", running.pid, "--original")
     running.fresh()
     running.next()
-    assert __import__("re").match(everywhere(0), running.expect("^direct").string)
+    assert re.match(everywhere(0), running.expect("^direct").string)
+
+
+def test_a_thread_that_never_stops_running_keeps_its_version(lab):
+    running = lab.start(lab.program("inprogress"))
+    running.expect("ready")
+    psu_bin("attach", running.pid, lab.patch("inprogress", "patch.c", "-DV=1"))
+    running.say("busy")
+    running.expect("busy 0 began in 1")
+    psu_bin("attach", running.pid, lab.patch("inprogress", "patch.c", "-DV=2"))
+    status = patches(psu_bin("status", running.pid, "--json").json)
+    assert [status[i]["state"] for i in (1, 2)] == ["retired", "current"]
+    assert re.search("1 call in progress of thread [0-9]+ in one of 2 functions: busy, job$|"
+                                   "1 call in progress of thread [0-9]+ in one of 2 functions: job, busy$",
+                                   status[1]["kept_because"]), status[1]["kept_because"]
+    running.say("end 0")
+    running.expect("busy 0 ended in 1")
+    psu_bin("wait", running.pid, "--timeout", 60)
 
 
 def test_a_call_in_progress_finishes_in_its_version_and_keeps_just_that(lab):
