@@ -107,6 +107,8 @@ def _to_original(x: Transaction, f: meta.FunctionNotes) -> Switch:
     m = next((m for m in x.target.modules if m.key == f.module), None)
     if m is None:
         raise PsuError(x.target.process.where, f"the library with {f.name} is not loaded any more")
+    if f.number >= len(m.descriptor.functions):
+        raise PsuError(x.target.process.where, f"psu-bin's notes in it are damaged: function {f.number} of {m.path}")
     return Switch(f, m.slot(f.number), m.original(f.number), 0, 0, 0)
 
 

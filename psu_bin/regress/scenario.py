@@ -10,6 +10,7 @@ import difflib
 import re
 import signal
 import tomllib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,9 @@ def _some(v: Any) -> tuple[str, ...]:
 
 def _pattern(v: Any) -> re.Pattern[str]:
     try:
-        return re.compile(_text(v))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")          # what may mean something else in a later Python means what it means now
+            return re.compile(_text(v))
     except (re.error, OverflowError) as e:
         raise ValueError(f"a regular expression ({e})") from None
     except RecursionError:

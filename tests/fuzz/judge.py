@@ -1,6 +1,6 @@
 """One case, judged: input that is damaged may be refused or taken; nothing else may happen.
 
-Nothing else: no exception but PsuError, a message that is one line, an end within SECONDS of processor time (not of the
+Nothing else: no exception or warning but PsuError, a message that is one line, an end within SECONDS of processor time (not of the
 clock: the machine may be busy), and no more than ROOM bytes of memory above what the test process has already.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,9 @@ def judge(run: Callable[[bytes], None], data: bytes) -> str:
     before = signal.signal(signal.SIGVTALRM, expired)
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
-        run(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")        # they would be lines on standard error
+            run(data)
     except PsuError as e:
         message = cli._one_line(str(e))
     else:

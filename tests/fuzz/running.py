@@ -10,13 +10,14 @@ import json
 import struct
 import zlib
 from random import Random
+from types import SimpleNamespace
 
 from damage import damaged_bytes, numbers
 from memory import Bytes
 from recorded import Recording, read_all, recording
 
 from psu_bin import arch, elf
-from psu_bin.attach import meta, proc, seccomp, target
+from psu_bin.attach import meta, proc, revert, seccomp, target
 from psu_bin.attach.commit import choose_indices
 from psu_bin.attach.process import find_gap, thread_of
 from psu_bin.attach.transaction import views
@@ -107,6 +108,11 @@ def run_memory(data: bytes) -> None:
     notes = meta.read(process, runtime)
     choose_indices(runtime, process, [list(notes.functions)])
     views(t, notes)
+    for patch_id in (None, 2):
+        revert._chosen(notes, patch_id, False, process)
+    for f in notes.functions:
+        if f.module:
+            revert._to_original(SimpleNamespace(target=t), f)  # type: ignore[arg-type]
 
 
 # ---- /proc ------------------------------------------------------------------------------------------------------------

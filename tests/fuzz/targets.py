@@ -22,8 +22,9 @@ from memory import Bytes, mapped
 from recorded import recording
 
 from psu_bin import arch, descriptor, elf
-from psu_bin.attach import linker, patch, target
+from psu_bin.attach import imports, linker, patch, target
 from psu_bin.attach.meta import Notes
+from psu_bin.attach.process import Mapping
 from psu_bin.attach.transaction import views
 from psu_bin.attach.view import ModuleView
 from psu_bin.elf import Binary
@@ -188,6 +189,15 @@ def run_loaded(data: bytes) -> None:
     link(_intact_patch(), views(target.read(process), Notes()))
 
 
+def run_library(data: bytes) -> None:
+    """A library of the target, whose dynamic symbols say what is a function."""
+    path = _file("library", data)
+    maps = (Mapping(BIAS, BIAS + (1 << 20), "r-xp", 0, 1, str(path), False),)
+    found = [name for name in ("leaf", "pointers", "rand", "") if imports.is_function(Bytes([], []), maps, name, BIAS + 64)]
+    if found != ["leaf"]:
+        raise PsuError("library", f"its functions are {found}")
+
+
 # ---- scenarios --------------------------------------------------------------------------------------------------------
 
 @functools.cache
@@ -237,6 +247,7 @@ TARGETS: dict[str, Target] = {
     "patch": Target(lambda chance: _any(corpus.patches() + corpus.aarch64_patches(), chance), run_patch),
     "descriptor": Target(make_descriptor, run_descriptor),
     "loaded": Target(make_loaded, run_loaded),
+    "library": Target(lambda chance: damaged(chance, corpus.programs()[2], corpus.programs()), run_library),
     "memory": Target(running.make_memory, running.run_memory),
     "proc": Target(running.make_proc, running.run_proc),
     "seccomp": Target(running.make_filter, running.run_filter),
@@ -251,6 +262,7 @@ INTACT: dict[str, Callable[[], tuple[bytes, ...]]] = {
     "patch": lambda: corpus.patches()[:1] + corpus.patches()[2:3] + corpus.aarch64_patches()[:1],
     "descriptor": lambda: (_packed_descriptor(),),
     "loaded": lambda: (instrumented(),),
+    "library": lambda: corpus.programs()[2:3],
     "memory": lambda: (recording().pack(),),
     "proc": lambda: tuple(kind + b"\0" + text for kind, text in running.TEXTS),
     "seccomp": lambda: running.FILTERS[1:],

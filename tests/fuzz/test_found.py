@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import corpus
 import pytest
@@ -14,7 +15,7 @@ from judge import judge
 from memory import Bytes, Range, mapped
 
 from psu_bin import arch, elf
-from psu_bin.attach import patch, target
+from psu_bin.attach import meta, patch, revert, target
 from psu_bin.attach.process import Process
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
@@ -150,6 +151,12 @@ def test_a_list_of_counters_without_end() -> None:
     assert target.read(process).runtime().activations(process, objects) == good
 
 
+def test_notes_of_a_function_that_the_module_has_not() -> None:
+    t = target.read(recording().process())
+    with pytest.raises(PsuError, match="psu-bin's notes in it are damaged: function 99 of "):
+        revert._to_original(SimpleNamespace(target=t), meta.FunctionNotes(t.modules[0].key, 99, "f"))  # type: ignore[arg-type]
+
+
 def test_gates_beyond_the_end_of_memory() -> None:
     at = target.read(recording().process()).runtime_address
     pools = struct.calcsize("<QIIIIIIII")
@@ -166,6 +173,15 @@ SCENARIOS: dict[str, Callable[[str], str]] = {
     r"expect should be a regular expression \(the rep": lambda good: good.replace('"line"', '"a{99999999999}"'),
     "no such file: xxx": lambda good: good.replace("main.c", "x" * 5000),
 }
+
+
+def test_a_pattern_that_a_later_python_may_read_otherwise(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Python's warning would be two lines on standard error."""
+    (tmp_path / "main.c").touch()
+    file = tmp_path / "a.toml"
+    file.write_text('[program]\nsources = ["main.c"]\n[[step]]\nstart = []\n[[step]]\nexpect = "[[a]"\n')
+    assert scenario.read(file).steps[1].value.search("[")
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("message", SCENARIOS)
