@@ -1,6 +1,8 @@
 """Compiles the shim when the package is built; everything else about the package is in setup.cfg.
 
-The shim is C for the target's machine, not a Python extension: one shared library, shipped as package data.
+The shim is C for the target's machine, not a Python extension: one shared library, shipped as package data.  Where a
+cross compiler for another architecture of shim/arch is installed, its shim is built and shipped, too, so that
+`instrument` can write programs for that architecture.
 """
 
 import os
@@ -29,6 +31,12 @@ class BuildWithShim(build_py):
         compiler = os.environ.get("CC", "cc")
         subprocess.run(["make", "-C", str(here / "shim"), f"CC={compiler}", f"OUT={target}"], check=True)
         shutil.copyfile(here / "shim" / "psu.h", target.with_name("psu.h"))
+        own = subprocess.run([compiler, "-dumpmachine"], capture_output=True, text=True, check=True).stdout.split("-")[0]
+        for arch in sorted(folder.name for folder in (here / "shim" / "arch").iterdir()):
+            cross = f"{arch}-linux-gnu-gcc"
+            if arch != own and shutil.which(cross):
+                other = target.parent / arch / target.name
+                subprocess.run(["make", "-C", str(here / "shim"), f"CC={cross}", f"OUT={other}"], check=True)
         super().run()
 
 

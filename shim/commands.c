@@ -93,18 +93,26 @@ static int inside_staged(uint64_t address, uint64_t size)
 
 static int64_t protect(const struct psu_map *m, uint32_t count)
 {
+    int code = 0;
     for (uint32_t i = 0; i < count; i++) {
         psu_runtime.failed_entry = i;
         if ((m[i].prot & (PSU_PROT_WRITE | PSU_PROT_EXEC)) == (PSU_PROT_WRITE | PSU_PROT_EXEC) || !m[i].size
             || !inside_staged(m[i].address, m[i].size))
             return -PSU_EINVAL;
-        /* x86-64 needs nothing more for fresh code: the new mapping was never executed (SDM 3A, 9.1.3). */
-        long r = psu_syscall(NR_mprotect, m[i].address, m[i].size, m[i].prot);
+        long r = 0;
+        if (PSU_SYNC_CORES && m[i].prot & PSU_PROT_EXEC) {
+            code = 1;
+            r = psu_syscall(NR_mprotect, m[i].address, m[i].size, PSU_PROT_READ);
+            if (r == 0)
+                psu_code_written(m[i].address, m[i].size);
+        }
+        if (r == 0)
+            r = psu_syscall(NR_mprotect, m[i].address, m[i].size, m[i].prot);
         if (r < 0)
             return r;
     }
     psu_runtime.failed_entry = 0;
-    return 0;
+    return code ? psu_membarrier_code() : 0;
 }
 
 /* dlsym also runs IFUNC resolvers and waits for the dynamic linker's lock, if a thread holds it.  An error that it

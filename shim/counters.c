@@ -289,6 +289,7 @@ void psu_blocks_recycle(void)
         unused++;
         if (!tid)
             continue;
+        __atomic_thread_fence(__ATOMIC_ACQUIRE); /* what the kernel answered, then the counts */
         fold(b);
         __atomic_store_n(&b->tid, 0, __ATOMIC_RELEASE);
         push_free(b);

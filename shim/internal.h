@@ -12,6 +12,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* How far a gate has come, for its personality routine (psu_gate_state in arch.h). */
+struct psu_gate_state {
+    int counted;   /* in, and not yet out */
+    int entry;     /* DWARF number of the register with the side-frame entry that was claimed, -1: none */
+};
+
+/* The call that wants a side-frame entry: its caller's stack pointer after it, and what the gate found as return address and
+ * frame pointer. */
+struct psu_call { uint64_t sp, return_address, fp; };
+
 #include "arch.h"
 
 struct psu_runtime; /* of this very library, whoever else has one */
@@ -47,19 +57,17 @@ struct psu_save {
     struct psu_save *next;
     uint64_t reserved[7];
     uint64_t general[16];
-    uint8_t vector[16][64];
+    uint8_t vector[PSU_SAVED_VECTORS][PSU_VECTOR_SIZE];
 };
 extern __thread uint64_t psu_self;            /* the only thread-local variable: what PSU_SELF gives, 0: no block yet */
-/* Gates reach what they need by short displacements: so they fit 128 bytes. */
-#define PSU_SELF(block) ((uint64_t)(block)->count)
+/* The address of `count` and what else the architecture's gates want to know. */
+#define PSU_SELF(block) psu_self_word((uint64_t)(block)->count)
 static inline struct psu_block *psu_own_block(void)
 {
-    return psu_self ? (struct psu_block *)(psu_self - offsetof(struct psu_block, count)) : 0;
+    return psu_self ? (struct psu_block *)(psu_self_count(psu_self) - offsetof(struct psu_block, count)) : 0;
 }
 extern struct psu_counter psu_totals[PSU_INDICES], psu_shared[PSU_INDICES];
 struct psu_block *psu_block_get(void);        /* this thread's block, made if need be; 0 without memory */
-/* The call that wants an entry: what its caller's stack pointer will be, and what the gate found as return address and rbp. */
-struct psu_call { uint64_t sp, return_address, fp; };
 struct psu_side *psu_side_claim(struct psu_block *b, const struct psu_call *call);  /* 0 without memory */
 void psu_side_release(struct psu_block *b, struct psu_side *side);
 void psu_side_give_save(struct psu_block *b, struct psu_side *side); /* what a PSU_FULL gate kept, if any */
@@ -75,7 +83,7 @@ void psu_blocks_adopt(void);                  /* the calling thread's block carr
 void psu_blocks_recycle(void);                /* agent only */
 int psu_blocks_want_recycling(void);
 
-/* ---- gates (arch/ARCH/gates.S, routes.S, vectors.S, near.c) ---- */
+/* ---- gates (arch/ARCH, routes.c) ---- */
 struct psu_kind {
     const char *first;                        /* gate 0 */
     struct psu_gate *data;
@@ -84,7 +92,11 @@ struct psu_kind {
 };
 extern const struct psu_kind psu_kinds[PSU_GATE_KINDS];
 
-void psu_gates_start(void);
+/* The vector registers in `which`, the upper half of psu_gate.preserve: from and to the area. */
+void psu_vectors_save(uint8_t to[PSU_SAVED_VECTORS][PSU_VECTOR_SIZE], uint32_t which);
+void psu_vectors_restore(const uint8_t from[PSU_SAVED_VECTORS][PSU_VECTOR_SIZE], uint32_t which);
+
+void psu_gates_start(void);                   /* when the shim is loaded, and again in every agent */
 /* Before gate `number` is used for `slot`, and maybe for the first time: makes its copy near the slot, if that is
  * better. */
 void psu_gate_prepare(uint32_t kind, uint32_t number, uint64_t slot);
@@ -100,6 +112,8 @@ static inline int psu_gate_live(const struct psu_kind *k, const struct psu_gate 
 /* Where the gate with data `g` is, 0 when it is none of this kind. */
 static inline uint64_t psu_gate_entry(uint32_t kind, const struct psu_gate *g)
 {
+    if (kind >= PSU_GATE_KINDS)
+        return 0;
     const struct psu_kind *k = &psu_kinds[kind];
     uint64_t delta = 0, offset = (uint64_t)g - (uint64_t)k->data;
     if (offset >= k->count * sizeof *g) {
@@ -124,6 +138,7 @@ static inline struct psu_gate *psu_gate_at(uint32_t kind, uint64_t address)
 /* ---- membarrier.c ---- */
 void psu_membarrier_register(void);
 int64_t psu_membarrier(void);                 /* 0 or -errno */
+int64_t psu_membarrier_code(void);            /* the same, and no core goes on with instructions that it fetched before */
 
 /* ---- libc.c: what the C library offers, all of it optional ---- */
 void *psu_find(const char *name);             /* a function of the process, not one of ours; 0: absent */

@@ -123,6 +123,7 @@ __attribute__((constructor)) static void loaded(void)
     once(&real_thrd_create, "thrd_create");
     once(&real_thrd_exit, "thrd_exit");
     psu_frames_start();
+    psu_gates_start();
     if (agent_when() == AT_ONCE || (agent_when() == ON_FIRST_THREAD && already_threaded()))
         psu_agent_ensure();
     psu_errno_set(saved);

@@ -11,12 +11,10 @@
 /* Itanium C++ ABI, level I */
 enum { CONTINUE_UNWIND = 8, CLEANUP_PHASE = 2 };
 struct _Unwind_Context;
-#define DW_REG_FRAME_POINTER 6
 /* A program linked with -static-libgcc has an unwinder whose functions nobody can find.  Where its context keeps the
- * program counter has been the same since GCC 3 (struct _Unwind_Context: 18 registers, CFA, return address), and what
- * we read must be an address in a gate of the right kind, or it is not used.  The frame's registers are out of reach: a
- * side-frame entry is lost then. */
-#define CONTEXT_RA 19
+ * program counter is known for each architecture (CONTEXT_RA in arch.h; struct _Unwind_Context: registers, CFA, return
+ * address), and what we read must be an address in a gate of the right kind, or it is not used.  The frame's registers
+ * are out of reach: a side-frame entry is lost then. */
 
 extern uint64_t _Unwind_GetIP(struct _Unwind_Context *) __attribute__((weak, visibility("default")));
 extern uint64_t _Unwind_GetGR(struct _Unwind_Context *, int) __attribute__((weak, visibility("default")));
@@ -50,11 +48,9 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
     struct psu_gate *g = psu_gate_at(kind, ip);
     if (!g)
         return CONTINUE_UNWIND;
-    const struct psu_gate_offsets *o = &psu_gate_offsets[kind];
-    uint32_t offset = (uint32_t)(ip - psu_gate_entry(kind, g));
-    int leaving = offset >= o->slow_leave && o->slow_leave; /* in the slow path on the way out */
-    if (get_register && kind != PSU_PLAIN && ((offset >= o->claimed && offset < o->released) || leaving)) {
-        struct psu_side *s = (struct psu_side *)get_register(context, DW_REG_FRAME_POINTER);
+    struct psu_gate_state state = psu_gate_state(kind, (uint32_t)(ip - psu_gate_entry(kind, g)));
+    if (get_register && state.entry >= 0) {
+        struct psu_side *s = (struct psu_side *)get_register(context, state.entry);
         /* The unwinder is about to read the caller's registers from the entry; a signal handler must not be given it
          * before that.  So it goes back to the list with the next one. */
         if (b->deferred)
@@ -63,7 +59,7 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
         psu_side_give_save(b, s);
         b->deferred = s;
     }
-    if ((offset >= o->counted && offset <= o->left) || leaving)
+    if (state.counted)
         psu_count_leave(g->counter / 8);
     return CONTINUE_UNWIND;
 }

@@ -89,7 +89,7 @@ int main(void)
     CHECK(host_commit(0, page, &s, 1, -1) == 0 && answer(5) == 205);
 
     struct psu_symbol symbols[3] = {{.name = (uint64_t) "strlen"}, {.name = (uint64_t) "no_such_function"},
-                                    {.name = (uint64_t) "memcpy", .version = (uint64_t) "GLIBC_2.14"}};
+                                    {.name = (uint64_t) "memcpy", .version = (uint64_t) CODE_MEMCPY_VERSION}};
     CHECK(host_command(PSU_OP_RESOLVE, symbols, sizeof symbols, 3) == 0);
     CHECK(((size_t(*)(const char *))symbols[0].value)("four") == 4 && !symbols[1].value);
 #ifdef __GLIBC__

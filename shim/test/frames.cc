@@ -32,39 +32,28 @@ extern "C" __attribute__((noinline)) long callee(long mode)
     return mode + 7;
 }
 
-/* sub $space, %rsp; call *callee(%rip); add $space, %rsp; ret: and the rules for it. */
+/* A function with a frame that calls callee(), and the rules for it. */
 static char *place(uint64_t at, uint32_t space, uint64_t *eh_frame)
 {
     struct psu_map m = {at, 4096, PROT_READ | PROT_WRITE, 0};
     CHECK(host_command(PSU_OP_MAP, &m, sizeof m, 1) == 0);
     char *page = (char *)m.address;
-    void *to = (void *)callee;
-    memcpy(page, "\x48\x81\xec", 3); /* 0..6 */
-    memcpy(page + 3, &space, 4);
-    memcpy(page + 7, "\xff\x15\x0b\0\0\0", 6); /* 7..12: at 24 */
-    memcpy(page + 13, "\x48\x81\xc4", 3); /* 13..19 */
-    memcpy(page + 16, &space, 4);
-    page[20] = (char)0xc3;
-    memcpy(page + 24, &to, 8);
+    uint64_t start = (uint64_t)page, length = code_framed(page, space, (void *)callee);
 
-    char *p = page + 256; /* CIE: version 1, no augmentation, code 1, data -8, return address 16, CFA rsp + 8 */
+    char *p = page + 256;
     uint32_t n = 16, zero = 0;
     memcpy(p, &n, 4);
     memcpy(p + 4, &zero, 4);
-    memcpy(p + 8, "\x01\0\x01\x78\x10\x0c\x07\x08\x90\x01\0\0", 12);
+    char *cie = p + 8;
     p += 20;
-    uint64_t start = (uint64_t)page, length = 21;
-    n = 28;
+    n = 36;
     uint32_t back = (uint32_t)(p + 4 - (page + 256));
     memcpy(p, &n, 4);
     memcpy(p + 4, &back, 4);
     memcpy(p + 8, &start, 8);
     memcpy(p + 16, &length, 8);
-    /* advance 7; CFA offset space + 8 (uleb128 of two bytes); advance 13; CFA offset 8 */
-    uint32_t cfa = space + 8;
-    char rows[8] = {0x47, 0x0e, (char)(0x80 | (cfa & 127)), (char)(cfa >> 7), 0x4d, 0x0e, 8, 0};
-    memcpy(p + 24, rows, 8);
-    memcpy(p + 32, &zero, 4);
+    code_rules(cie, p + 24, space);
+    memcpy(p + 40, &zero, 4);
     *eh_frame = (uint64_t)page + 256;
     m.prot = PROT_READ | PROT_EXEC;
     CHECK(host_command(PSU_OP_PROTECT, &m, sizeof m, 1) == 0);

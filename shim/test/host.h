@@ -37,13 +37,7 @@ extern "C" {
         } \
     } while (0)
 
-/* Stub and slot of a function `name`, whose original is `name_original`. */
-#define STUB(name) \
-    __asm__(".data\n.p2align 3\n.globl " #name "_slot\n" #name "_slot: .quad " #name "_original\n" \
-            ".text\n.p2align 4\n.globl " #name "\n.type " #name ", @function\n" #name ":\n" \
-            ".cfi_startproc\nendbr64\nnotrack jmp *" #name "_slot(%rip)\n.cfi_endproc\n" \
-            ".size " #name ", .-" #name "\n"); \
-    extern volatile uint64_t name##_slot
+#include "code.h"
 
 static inline void sleep_ms(long ms)
 {
@@ -110,7 +104,7 @@ static inline void *host_map(size_t size, uint32_t keep)
 static inline void *host_place(const void *code, size_t size)
 {
     char *at = (char *)host_map(4096, 0);
-    memset(at, 0xcc, 4096);
+    memset(at, CODE_TRAP, 4096);
     memcpy(at, code, size);
     struct psu_map m = {(uint64_t)at, 4096, PROT_READ | PROT_EXEC, 0};
     int64_t r = host_command(PSU_OP_PROTECT, &m, sizeof m, 1);
@@ -121,9 +115,8 @@ static inline void *host_place(const void *code, size_t size)
 /* Machine code that jumps to a function of the test, all registers and flags intact. */
 static inline void *host_jump_to(void *function)
 {
-    uint8_t code[32] = {0xf3, 0x0f, 0x1e, 0xfa, 0xff, 0x25, 0, 0, 0, 0}; /* endbr64; jmp *0(%rip) */
-    memcpy(code + 10, &function, 8);
-    return host_place(code, 18);
+    uint8_t code[32];
+    return host_place(code, code_jump(code, function));
 }
 
 struct host_switch { volatile uint64_t *slot; uint64_t original, body; uint32_t kind, gate, preserve; };

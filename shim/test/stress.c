@@ -81,16 +81,9 @@ static uint8_t *place(uint64_t number, uint64_t version)
     int64_t r = host_command(PSU_OP_MAP, &m, sizeof m, 1);
     CHECK(r == 0, "MAP: %ld", (long)r);
     uint8_t *page = (uint8_t *)m.address;
-    memset(page, 0xcc, 4096);
-    for (int f = 0; f < 2; f++) { /* mov $turns, %ecx; 1: dec %ecx; jnz 1b; mov $version, %rax; ret */
-        uint8_t *p = page + 64 * f;
-        uint32_t turns = 1 + (uint32_t)(version * 7919 % 700);
-        memcpy(p, "\xb9", 1);
-        memcpy(p + 1, &turns, 4);
-        memcpy(p + 5, "\xff\xc9\x75\xfc\x48\xb8", 6);
-        memcpy(p + 11, &version, 8);
-        p[19] = 0xc3;
-    }
+    memset(page, CODE_TRAP, 4096);
+    for (int f = 0; f < 2; f++)
+        code_counting(page + 64 * f, 1 + (uint32_t)(version * 7919 % 700), version);
     m.prot = PROT_READ | PROT_EXEC;
     CHECK(host_command(PSU_OP_PROTECT, &m, sizeof m, 1) == 0);
     return page;

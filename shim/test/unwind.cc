@@ -226,7 +226,7 @@ int main(int argc, char **argv)
         balanced("longjmp", 50);
         CHECK(outer(RETURN) == SUM);
     }
-    CHECK((psu_runtime.near_delta != 0) == (slot == &work_slot));
+    CHECK((psu_runtime.near_delta != 0) == (CODE_NEAR && slot == &work_slot));
     puts("ok");
     return 0;
 }

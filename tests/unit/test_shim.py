@@ -40,7 +40,7 @@ def test_same_file_serves_musl(shim: Path) -> None:  # noqa: F811
     assert run(build(shim, "basic.c", "musl-gcc")) == "ok\n"
 
 
-def _routine_offsets(shim: Path) -> list[str]:  # noqa: F811
+def routine_offsets(shim: Path) -> list[str]:  # noqa: F811
     """Where the routines of retired and pending gates are, from psu_runtime (the tests poke them into gate data)."""
     out = subprocess.run(["nm", str(shim)], capture_output=True, text=True, check=True).stdout
     at = {line.split()[2]: int(line.split()[0], 16) for line in out.splitlines() if len(line.split()) == 3}
@@ -49,7 +49,7 @@ def _routine_offsets(shim: Path) -> list[str]:  # noqa: F811
 
 
 def test_gates_keep_registers_flags_and_stack_arguments(shim: Path) -> None:  # noqa: F811
-    assert run(build(shim, "conventions.c"), *_routine_offsets(shim)) == "ok\n"
+    assert run(build(shim, "conventions.c"), *routine_offsets(shim)) == "ok\n"
 
 
 UNWINDERS = [["-O2"], ["-fno-omit-frame-pointer"], ["-static-libgcc", "-static-libstdc++"]]

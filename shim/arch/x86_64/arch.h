@@ -51,6 +51,35 @@ static inline int psu_take_word(volatile uint64_t *word, uint64_t value)
 
 static inline void psu_pause(void) { __asm__ volatile("pause"); }
 
+/* What psu_self holds for a block whose count[0] is at `count`, and back. */
+static inline uint64_t psu_self_word(uint64_t count) { return count; }
+static inline uint64_t psu_self_count(uint64_t word) { return word; }
+
+/* Fresh code needs nothing: the mapping was never executed before (SDM 3A, 9.1.3). */
+#define PSU_SYNC_CORES 0
+static inline void psu_code_written(uint64_t address, uint64_t size) { (void)address, (void)size; }
+
+/* ---- unwinding -------------------------------------------------------------------------------------- */
+
+/* Offsets in a gate of each kind, see gates.S: the first instruction after the event; `left` is the counting itself. */
+struct psu_gate_offsets { uint32_t claimed, counted, released, left, slow_leave, own[2]; };
+extern const struct psu_gate_offsets psu_gate_offsets[];
+
+/* How far a gate of `kind` has come at `offset`.  The entry is in rbp from before it is claimed until after it is given
+ * back. */
+static inline struct psu_gate_state psu_gate_state(uint32_t kind, uint32_t offset)
+{
+    const struct psu_gate_offsets *o = &psu_gate_offsets[kind];
+    int leaving = offset >= o->slow_leave; /* in the slow path on the way out */
+    int entry = o->claimed && ((offset >= o->claimed && offset < o->released) || leaving);
+    return (struct psu_gate_state){(offset >= o->counted && offset <= o->left) || leaving, entry ? 6 : -1};
+}
+
+/* Where libgcc's _Unwind_Context keeps the program counter, in words: behind 18 registers and the CFA, since GCC 3. */
+#define CONTEXT_RA 19
+
+/* ---- routes.S --------------------------------------------------------------------------------------- */
+
 /* What routes.S pushes, lowest address first, before it calls C. */
 struct psu_frame {
     uint64_t rbx, r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax, rbp, flags;
@@ -59,14 +88,43 @@ struct psu_frame {
     uint64_t above[2];     /* what the gate has on the stack: see gates.S for each kind */
 };
 
-/* What the C code behind routes.S answers: go on with the gate, or jump to `target`, the gate being undone. */
-enum psu_action { PSU_RETURN = 0, PSU_UNDONE = 1 };
+/* See the shim's routes.c for what these are for. */
+static inline void psu_frame_give_block(struct psu_frame *f, uint64_t self) { f->r11 = self; }
+static inline void psu_frame_give_entry(struct psu_frame *f, uint64_t side) { f->rbp = side; }
+static inline void psu_frame_undo_plain(struct psu_frame *f) { f->r11 = f->above[0]; }
+static inline void psu_frame_undo_side(struct psu_frame *f) { f->rbp = f->above[0]; }
+static inline uint64_t psu_frame_pointer(const struct psu_frame *f) { return f->rbp; }
+static inline uint64_t psu_frame_caller(const struct psu_frame *f) { return f->above[0]; }
+static inline void psu_frame_return_to(struct psu_frame *f, uint64_t fp, uint64_t address)
+{
+    f->rbp = fp;
+    f->back = address;
+}
+
+static inline struct psu_call psu_frame_side_call(const struct psu_frame *f)
+{
+    return (struct psu_call){(uint64_t)&f->above[2], f->above[1], f->above[0]};
+}
+static inline struct psu_call psu_frame_full_call(const struct psu_frame *f)
+{
+    return (struct psu_call){(uint64_t)&f->above[1], f->above[0], f->rbp};
+}
+
+/* Where psu_frame has volatile general register n of psu_gate.preserve; 0 if it is none. */
+#define PSU_AT(r) (__builtin_offsetof(struct psu_frame, r) / 8)
+static inline uint64_t *psu_frame_register(struct psu_frame *f, uint32_t n)
+{
+    static const int8_t place[16] = {PSU_AT(rax), PSU_AT(rcx), PSU_AT(rdx), -1, -1, -1, PSU_AT(rsi), PSU_AT(rdi),
+                                     PSU_AT(r8), PSU_AT(r9), PSU_AT(r10), PSU_AT(r11), -1, -1, -1, -1};
+    return n < 16 && place[n] >= 0 ? (uint64_t *)f + place[n] : 0;
+}
+
+/* psu_gate.preserve, upper half: bit n is vector register n, up to 512 bits long. */
+#define PSU_SAVED_VECTORS 16
+#define PSU_VECTOR_SIZE 64
 
 /* The gates, what they read, and the routines that they call. */
 extern uint8_t psu_gate_area[];
-/* Offsets in a gate of each kind, see gates.S: the first instruction after the event; `left` is the counting itself. */
-struct psu_gate_offsets { uint32_t claimed, counted, released, left, slow_leave, own[2]; };
-extern const struct psu_gate_offsets psu_gate_offsets[];
 extern const char psu_plain_gates[], psu_side_gates[], psu_full_gates[];
 extern const char psu_plain_pending[], psu_plain_redirect[], psu_side_pending[], psu_side_redirect[];
 extern const char psu_full_pending[], psu_full_redirect[];

@@ -17,7 +17,7 @@
 
 #define EXIT_SIZE 16
 
-/* psu_gate_area (gates.c): what PLAIN and SIDE gates read, at fixed distances from their code. */
+/* psu_gate_area (near.c): what PLAIN and SIDE gates read, at fixed distances from their code. */
 #define AREA_SELF 0         /* offset of psu_self from the thread pointer */
 #define AREA_PLAIN 4096
 #define AREA_SIDE (AREA_PLAIN + GATE_SIZE * PSU_PLAIN_GATES)

@@ -136,7 +136,7 @@
 /* Called by gates without a block, at entry (r11 := block) and on leaving. */
 FUNCTION psu_plain_slow
         SAVE
-        CALL_C  psu_slow_plain, $0
+        CALL_C  psu_slow_enter, $0
         FINISH_RETURN
 END_FUNCTION psu_plain_slow
 

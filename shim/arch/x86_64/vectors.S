@@ -28,12 +28,12 @@
 1:
 .endm
 
-/* void psu_vectors_save(uint8_t to[16][64], uint32_t which, uint32_t level)
+/* void psu_vectors_save_at(uint8_t to[16][64], uint32_t which, uint32_t level)
  * which: bit n: register n; level 0: xmm, 1: ymm, 2: zmm */
-        .globl  psu_vectors_save
-        .hidden psu_vectors_save
-        .type   psu_vectors_save, @function
-psu_vectors_save:
+        .globl  psu_vectors_save_at
+        .hidden psu_vectors_save_at
+        .type   psu_vectors_save_at, @function
+psu_vectors_save_at:
         .cfi_startproc
         cmp     $1, %edx
         je      2f
@@ -45,13 +45,13 @@ psu_vectors_save:
 3:      ALL     vmovups, zmm, SAVE_ONE
         ret
         .cfi_endproc
-        .size   psu_vectors_save, . - psu_vectors_save
+        .size   psu_vectors_save_at, . - psu_vectors_save_at
 
-/* void psu_vectors_restore(const uint8_t from[16][64], uint32_t which, uint32_t level) */
-        .globl  psu_vectors_restore
-        .hidden psu_vectors_restore
-        .type   psu_vectors_restore, @function
-psu_vectors_restore:
+/* void psu_vectors_restore_at(const uint8_t from[16][64], uint32_t which, uint32_t level) */
+        .globl  psu_vectors_restore_at
+        .hidden psu_vectors_restore_at
+        .type   psu_vectors_restore_at, @function
+psu_vectors_restore_at:
         .cfi_startproc
         cmp     $1, %edx
         je      2f
@@ -63,6 +63,6 @@ psu_vectors_restore:
 3:      ALL     vmovups, zmm, RESTORE_ONE
         ret
         .cfi_endproc
-        .size   psu_vectors_restore, . - psu_vectors_restore
+        .size   psu_vectors_restore_at, . - psu_vectors_restore_at
 
         .section .note.GNU-stack, "", @progbits

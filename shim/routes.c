@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * routes.c: the decisions behind routes.S.  Runs on application threads in the middle of their calls:
+ * routes.c: the decisions behind arch/ARCH/routes.S.  Runs on application threads in the middle of their calls:
  * async-signal-safe, no lock, no vector register.
+ *
+ * What struct psu_frame holds is the architecture's; here it has these parts: `back`, an address in the gate; `target`, the
+ * answer for actions that jump; and what the psu_frame_ functions of arch.h get and set: what the gate wants back
+ * (its block, a free side-frame entry), and the frame pointer and return address of the gate's caller.
  */
-#include "gates.h"
 #include "internal.h"
 
 _Static_assert(sizeof(struct psu_gate) == GATE_SIZE, "GATE_SIZE");
@@ -12,19 +15,20 @@ _Static_assert(offsetof(struct psu_gate, counter) == GATE_COUNTER, "GATE_COUNTER
 #define IN_BLOCK(field) ((long)offsetof(struct psu_block, field) - (long)offsetof(struct psu_block, count))
 _Static_assert(IN_BLOCK(free) == BLOCK_FREE, "BLOCK_FREE");
 _Static_assert(IN_BLOCK(count) == BLOCK_ENTER, "BLOCK_ENTER");
-_Static_assert(IN_BLOCK(count) + 4 == BLOCK_LEAVE, "BLOCK_LEAVE");
+_Static_assert(IN_BLOCK(count) + (int)offsetof(struct psu_counter, leave) == BLOCK_LEAVE, "BLOCK_LEAVE");
 _Static_assert(offsetof(struct psu_side, saved_fp) == SIDE_FP, "SIDE_FP");
 _Static_assert(offsetof(struct psu_side, return_address) == SIDE_RETURN, "SIDE_RETURN");
 _Static_assert(offsetof(struct psu_side, next) == SIDE_NEXT && offsetof(struct psu_side, sp) == SIDE_SP, "SIDE_NEXT");
 
-uint32_t psu_slow_plain(struct psu_frame *f);
+/* What routes.S is answered: go on with the gate, or jump to `target`, the gate being undone. */
+enum psu_action { PSU_RETURN = 0, PSU_UNDONE = 1 };
+
+uint32_t psu_slow_enter(struct psu_frame *f);
 uint32_t psu_slow_leaving(struct psu_frame *f);
 uint32_t psu_slow_side(struct psu_frame *f);
 uint32_t psu_route(struct psu_frame *f, uint32_t how);
 uint32_t psu_entering_full(struct psu_frame *f);
 uint32_t psu_leaving_full(struct psu_frame *f, struct psu_side *side);
-void psu_vectors_save(uint8_t to[16][64], uint32_t which, uint32_t level);
-void psu_vectors_restore(const uint8_t from[16][64], uint32_t which, uint32_t level);
 
 /* Takes the gate's own count when there is no memory for a real block; the true count is in psu_shared. */
 static struct psu_block nowhere;
@@ -46,14 +50,14 @@ static void shared_enter(const struct psu_gate *g)
     __atomic_add_fetch(&psu_shared[g->counter / 8].enter, 1, __ATOMIC_SEQ_CST);
 }
 
-uint32_t psu_slow_plain(struct psu_frame *f)
+uint32_t psu_slow_enter(struct psu_frame *f)
 {
     struct psu_block *b = psu_block_get();
     if (!b) {
         shared_enter(gate_of(f->back));
         b = &nowhere;
     }
-    f->r11 = PSU_SELF(b);
+    psu_frame_give_block(f, PSU_SELF(b));
     return PSU_RETURN;
 }
 
@@ -64,7 +68,7 @@ uint32_t psu_slow_leaving(struct psu_frame *f)
         __atomic_add_fetch(&psu_shared[gate_of(f->back)->counter / 8].leave, 1, __ATOMIC_RELEASE);
         b = &nowhere;
     }
-    f->r11 = PSU_SELF(b);
+    psu_frame_give_block(f, PSU_SELF(b));
     return PSU_RETURN;
 }
 
@@ -110,20 +114,19 @@ static uint64_t without_gate(struct psu_gate *g)
     return code;
 }
 
-/* Above f->back: the caller's rbp, the caller's return address. */
 uint32_t psu_slow_side(struct psu_frame *f)
 {
     struct psu_block *b = psu_block_get();
-    const struct psu_call call = {(uint64_t)&f->above[2], f->above[1], f->above[0]};
+    const struct psu_call call = psu_frame_side_call(f);
     struct psu_side *s = b ? psu_side_claim(b, &call) : 0;
     if (!s) {
         f->target = without_gate(gate_of(f->back));
-        f->rbp = f->above[0];
+        psu_frame_undo_side(f);
         return PSU_UNDONE;
     }
     psu_side_release(b, s); /* the gate claims it: the first of the list */
-    f->r11 = PSU_SELF(b);
-    f->rbp = (uint64_t)s;
+    psu_frame_give_block(f, PSU_SELF(b));
+    psu_frame_give_entry(f, (uint64_t)s);
     return PSU_RETURN;
 }
 
@@ -133,9 +136,16 @@ static inline void give_back(struct psu_block *b, struct psu_side *s)
     psu_side_release(b, s);
 }
 
-/* how: kind + 256 * redirect. */
+/* how: kind + 256 * redirect.
+ *
+ * The fence orders two loads that gates made, of `code` here and in gates that this thread passed before, ahead of all that
+ * is read now.  `code` is stored after the fields that it makes valid (commit.c, arm) and, when a gate settles, after
+ * commit_seq: without the fence a processor that reorders loads could run the new version of one function (its `code`
+ * was settled) and read here, for the next, a commit_seq from before the commit.  It costs the fast path nothing.
+ * (shim/test/litmus/settled.litmus.) */
 PSU_LEAVING uint32_t psu_route(struct psu_frame *f, uint32_t how)
 {
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
     uint32_t kind = how & 255;
     struct psu_gate *g = psu_gate_at(kind, f->back);
     int undo = 1;
@@ -143,12 +153,11 @@ PSU_LEAVING uint32_t psu_route(struct psu_frame *f, uint32_t how)
     if (!undo)
         return PSU_RETURN;
     if (kind == PSU_PLAIN) {
-        f->r11 = f->above[0];
+        psu_frame_undo_plain(f);
     } else {
-        struct psu_side *s = (struct psu_side *)f->rbp;
+        struct psu_side *s = (struct psu_side *)psu_frame_pointer(f);
         struct psu_block *b = psu_block_get();
-        f->back = s->return_address;
-        f->rbp = s->saved_fp;
+        psu_frame_return_to(f, s->saved_fp, s->return_address);
         if (b)
             give_back(b, s);
     }
@@ -158,37 +167,14 @@ PSU_LEAVING uint32_t psu_route(struct psu_frame *f, uint32_t how)
 
 /* ---- PSU_FULL --------------------------------------------------------------------------------------- */
 
-/* 0: xmm, 1: ymm, 2: zmm.  cpuid 1, ecx bit 27: the kernel has switched on XCR0; its bits 2:1 are SSE and AVX, 7:5
- * AVX-512. */
-static uint32_t vector_level(void)
-{
-    static uint32_t known; /* level + 1 */
-    uint32_t level = __atomic_load_n(&known, __ATOMIC_RELAXED);
-    if (!level) {
-        uint32_t a = 1, b, c = 0, d, low, high;
-        __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-        level = 1;
-        if (c >> 27 & 1) {
-            __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-            level = (low & 0xe6) == 0xe6 ? 3 : (low & 6) == 6 ? 2 : 1;
-        }
-        __atomic_store_n(&known, level, __ATOMIC_RELAXED);
-    }
-    return level - 1;
-}
-
-/* Where psu_frame has the registers, by hardware number; callee-saved ones and rsp are not ours to restore: 0. */
-#define AT(r) (offsetof(struct psu_frame, r) / 8)
-static const uint8_t place[16] = {AT(rax), AT(rcx), AT(rdx), 0, 0, 0, AT(rsi), AT(rdi),
-                                  AT(r8), AT(r9), AT(r10), AT(r11)};
-#define VOLATILE_GENERAL 0x0fc7u
-
-/* Copies the general registers in `which` from or to the area; bit n: hardware number n. */
+/* Copies the general registers in `which` from or to the area. */
 static void copy_general(struct psu_frame *f, struct psu_save *save, uint32_t which, int restore)
 {
-    for (which &= VOLATILE_GENERAL; which; which &= which - 1) {
+    for (which &= 0xffff; which; which &= which - 1) {
         uint32_t n = (uint32_t)__builtin_ctz(which);
-        uint64_t *in_frame = (uint64_t *)f + place[n];
+        uint64_t *in_frame = psu_frame_register(f, n);
+        if (!in_frame) /* callee-saved: not ours to restore */
+            continue;
         if (restore)
             *in_frame = save->general[n];
         else
@@ -196,12 +182,11 @@ static void copy_general(struct psu_frame *f, struct psu_save *save, uint32_t wh
     }
 }
 
-/* Above f->back: the caller's return address. */
 uint32_t psu_entering_full(struct psu_frame *f)
 {
     struct psu_gate *g = psu_gate_at(PSU_FULL, f->back);
     struct psu_block *b = psu_block_get();
-    const struct psu_call call = {(uint64_t)&f->above[1], f->above[0], f->rbp};
+    const struct psu_call call = psu_frame_full_call(f);
     struct psu_side *s = b ? psu_side_claim(b, &call) : 0;
     struct psu_save *save = s && g->preserve ? psu_save_claim(b) : 0;
     if (!s || (g->preserve && !save)) {
@@ -210,17 +195,17 @@ uint32_t psu_entering_full(struct psu_frame *f)
         f->target = without_gate(g);
         return PSU_UNDONE;
     }
-    s->saved_fp = f->rbp;
-    s->return_address = f->above[0];
+    s->saved_fp = psu_frame_pointer(f);
+    s->return_address = psu_frame_caller(f);
     s->gate = (uint64_t)g;
     s->save = save;
     if (save) {
         copy_general(f, save, g->preserve, 0);
         if (g->preserve >> 16)
-            psu_vectors_save(save->vector, g->preserve >> 16, vector_level());
+            psu_vectors_save(save->vector, g->preserve >> 16);
     }
     psu_count(&b->count[g->counter / 8].enter);
-    f->target = (uint64_t)s; /* becomes rbp */
+    f->target = (uint64_t)s; /* becomes the frame pointer */
     return PSU_RETURN;
 }
 
@@ -232,7 +217,7 @@ PSU_LEAVING uint32_t psu_leaving_full(struct psu_frame *f, struct psu_side *s)
     if (save) {
         copy_general(f, save, g->preserve, 1);
         if (g->preserve >> 16)
-            psu_vectors_restore(save->vector, g->preserve >> 16, vector_level());
+            psu_vectors_restore(save->vector, g->preserve >> 16);
     }
     if (b)
         give_back(b, s);

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * routes.S: the ways out of a gate that are not the fast one: no block of counters yet, a commit under way, a retired
+ * gate, and the whole of PSU_FULL's entering and leaving.  All are rare, so all are made alike: save every volatile
+ * general register and the flags (struct psu_frame in arch.h), let C decide (the shim's routes.c, compiled without
+ * vector registers), restore, and do one of enum psu_action.  Nothing of the interrupted call is lost: arguments, x8,
+ * x18, flags, vectors.
+ *
+ * x16 and x17 are ours at a gate's entry: the stub before it used x16, and linkers' veneers may use both.  A jump with
+ * all other registers full takes its target from x16, which is also a register that `bti c` admits.
+ *
+ * Nothing is ever kept below the stack pointer: AArch64 has no red zone.
+ */
+#include "gates.h"
+
+        .text
+
+/* Where to come back to in the gate is \back. */
+.macro SAVE back
+        sub     sp, sp, #FRAME_SIZE
+        .cfi_adjust_cfa_offset FRAME_SIZE
+        stp     x0, x1, [sp]
+        stp     x2, x3, [sp, #16]
+        stp     x4, x5, [sp, #32]
+        stp     x6, x7, [sp, #48]
+        stp     x8, x9, [sp, #64]
+        stp     x10, x11, [sp, #80]
+        stp     x12, x13, [sp, #96]
+        stp     x14, x15, [sp, #112]
+        stp     x16, x17, [sp, #128]
+        mrs     x16, nzcv
+        stp     x18, x16, [sp, #144]
+        stp     x29, x30, [sp, #FRAME_FP]
+        .cfi_rel_offset x29, FRAME_FP
+        .cfi_rel_offset x30, FRAME_LR
+        stp     xzr, \back, [sp, #FRAME_TARGET]
+.endm
+
+/* All but x16, x17. */
+.macro RESTORE
+        ldp     x0, x1, [sp]
+        ldp     x2, x3, [sp, #16]
+        ldp     x4, x5, [sp, #32]
+        ldp     x6, x7, [sp, #48]
+        ldp     x8, x9, [sp, #64]
+        ldp     x10, x11, [sp, #80]
+        ldp     x12, x13, [sp, #96]
+        ldp     x14, x15, [sp, #112]
+        ldp     x18, x16, [sp, #144]
+        msr     nzcv, x16
+        ldp     x29, x30, [sp, #FRAME_FP]
+        .cfi_restore x29
+        .cfi_restore x30
+.endm
+
+.macro DROP_FRAME extra=0
+        add     sp, sp, #FRAME_SIZE + \extra
+        .cfi_def_cfa sp, 0
+.endm
+
+.macro FUNCTION name
+        .p2align 4
+        .globl  \name
+        .hidden \name
+        .type   \name, @function
+\name:
+        .cfi_startproc
+.endm
+
+.macro END_FUNCTION name
+        .cfi_endproc
+        .size   \name, . - \name
+.endm
+
+/* ---- slow paths of PLAIN and SIDE ---------------------------------------------------------------------
+ * Jumped to by gates, with the place to come back to in x9; x29 and x30 are still, or again, the caller's, so that to
+ * unwinders these functions stand in the gate's place.  They come back with `ret`, which needs no landing mark. */
+.macro COME_BACK
+        RESTORE
+        ldp     x16, x17, [sp, #128]
+        DROP_FRAME
+        ret     x9
+.endm
+
+/* No block: x16 := what psu_self holds. */
+FUNCTION psu_plain_slow
+        SAVE    x9
+        mov     x0, sp
+        bl      psu_slow_enter
+        COME_BACK
+END_FUNCTION psu_plain_slow
+
+        .section psu_leaving, "ax", %progbits
+/* No block on leaving: x16 := what psu_self holds; x17 is kept, a SIDE gate has its entry there. */
+FUNCTION psu_slow_leave
+        SAVE    x9
+        mov     x0, sp
+        bl      psu_slow_leaving
+        COME_BACK
+END_FUNCTION psu_slow_leave
+
+        .text
+/* No block or no free entry: x16 := what psu_self holds, x17 := first free entry.  Without memory the call goes on
+ * without the gate. */
+FUNCTION psu_side_slow
+        SAVE    x9
+        mov     x0, sp
+        bl      psu_slow_side
+        .cfi_remember_state
+        cbnz    w0, 1f
+        COME_BACK
+        .cfi_restore_state
+1:      ldr     x17, [sp, #FRAME_TARGET]
+        RESTORE
+        DROP_FRAME
+        mov     x16, x17
+        br      x16
+END_FUNCTION psu_side_slow
+
+/* ---- routes -------------------------------------------------------------------------------------------
+ * What psu_gate.code holds when it is not a version: called by the gate in the version's place. */
+.macro ROUTE name, kind, redirect, frame
+FUNCTION \name
+        bti     c
+        SAVE    x30
+        mov     x0, sp
+        mov     w1, #\kind + 256 * \redirect
+        bl      psu_route
+        ldr     x17, [sp, #FRAME_TARGET]
+        .cfi_remember_state
+        .if     \frame
+        cbnz    w0, 1f
+        .endif
+        RESTORE                                 // the version, or, in SIDE and FULL, undone: C restored x29 and x30
+        DROP_FRAME
+        mov     x16, x17
+        br      x16
+        .if     \frame
+        .cfi_restore_state
+1:      RESTORE
+        ldp     x29, x30, [sp, #FRAME_SIZE]     // the gate's frame record: the caller's
+        DROP_FRAME \frame
+        mov     x16, x17
+        br      x16
+        .endif
+END_FUNCTION \name
+.endm
+
+        ROUTE   psu_plain_pending, 0, 0, 16
+        ROUTE   psu_plain_redirect, 0, 1, 16
+        ROUTE   psu_side_pending, 1, 0, 0
+        ROUTE   psu_side_redirect, 1, 1, 0
+        ROUTE   psu_full_pending, 2, 0, 0
+        ROUTE   psu_full_redirect, 2, 1, 0
+
+/* ---- FULL --------------------------------------------------------------------------------------------- */
+
+/* Jumped to first by a FULL gate, with the place to come back to in x17. */
+FUNCTION psu_full_enter
+        SAVE    x17
+        mov     x0, sp
+        bl      psu_entering_full
+        .cfi_remember_state
+        cbnz    w0, 1f
+        ldr     x17, [sp, #FRAME_TARGET]        // the entry; the caller's x29 and x30 are in it
+        RESTORE
+        mov     x16, x17
+        ldr     x17, [sp, #FRAME_BACK]
+        DROP_FRAME
+        mov     x29, x16
+        .cfi_escape 0x10, 29, 2, 0x8d, SIDE_FP          // DW_CFA_expression x29: breg29 + SIDE_FP
+        .cfi_escape 0x10, 30, 2, 0x8d, SIDE_RETURN
+        ret     x17
+        .cfi_restore_state
+1:      ldr     x17, [sp, #FRAME_TARGET]
+        RESTORE
+        DROP_FRAME
+        mov     x16, x17
+        br      x16
+END_FUNCTION psu_full_enter
+
+        .section psu_leaving, "ax", %progbits
+/* Jumped to by a FULL gate, when the version has returned: x29 is the entry. */
+FUNCTION psu_full_leave
+        .cfi_escape 0x10, 29, 2, 0x8d, SIDE_FP
+        .cfi_escape 0x10, 30, 2, 0x8d, SIDE_RETURN
+        mov     x17, x29
+        ldp     x29, x30, [x29, #SIDE_FP]
+        .cfi_restore x29
+        .cfi_restore x30
+        SAVE    x17
+        mov     x0, sp
+        mov     x1, x17
+        bl      psu_leaving_full
+        RESTORE
+        DROP_FRAME
+        ret
+END_FUNCTION psu_full_leave
+
+#include "property.h"
