@@ -248,6 +248,7 @@ static void finish(const struct record *r)
             psu_unstage(n->region[j].address, n->region[j].size);
         }
         o->eh_frame = n->eh_frame;
+        psu_debugger_add(n->index, n->symfile, n->symfile_size);
         __atomic_store_n(&o->state, PSU_CURRENT, __ATOMIC_RELEASE);
     }
     for (uint32_t i = 0; i < r->head->retires; i++)

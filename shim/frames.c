@@ -240,4 +240,5 @@ void psu_frames_add_near(uint64_t address, uint64_t size, const void *eh_frame)
     uint32_t count = 0;
     load(&entries[NEAR], &count, address, size);
     finish(&entries[NEAR], count, (uint64_t)eh_frame);
+    psu_debugger_add_near(address, size, eh_frame);
 }

@@ -182,6 +182,11 @@ void psu_frames_add(const struct psu_new_object *o);
 void psu_frames_remove(uint32_t index, uint64_t eh_frame);
 void psu_frames_add_near(uint64_t address, uint64_t size, const void *eh_frame);
 
+/* ---- debugger.c: agent only ---- */
+void psu_debugger_add(uint32_t index, uint64_t symfile, uint64_t size);  /* size 0: there is none */
+void psu_debugger_remove(uint32_t index);
+void psu_debugger_add_near(uint64_t address, uint64_t size, const uint8_t *eh_frame);
+
 /* ---- memory.c ---- */
 void *memcpy(void *to, const void *from, size_t size);
 void *memset(void *to, int byte, size_t size);

@@ -31,6 +31,7 @@ static void release(uint32_t index)
 {
     struct psu_object *o = &psu_objects[index];
     psu_frames_remove(index, o->eh_frame);
+    psu_debugger_remove(index);
     for (int i = 0; i < PSU_REGIONS; i++)
         if (o->region[i].size)
             psu_syscall(NR_munmap, o->region[i].address, PSU_PAGES(o->region[i].size));

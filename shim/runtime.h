@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define PSU_RUNTIME_MAGIC 0x314e55525f555350ull /* "PSU_RUN1" */
-#define PSU_RUNTIME_VERSION 1
+#define PSU_RUNTIME_VERSION 2
 
 /* ---- counters -------------------------------------------------------------------------------------
  * A counter index names one injected object (index i <-> psu_object i).  Each thread that ever called a
@@ -171,6 +171,7 @@ struct psu_new_object {
     uint32_t index, patch;
     uint64_t eh_frame;     /* 0: none */
     struct { uint64_t address, size; } region[PSU_REGIONS];
+    uint64_t symfile, symfile_size; /* an ELF file for debuggers inside a region (debugger.c); size 0: none */
 };
 
 /* ---- the runtime ----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ class NewObject:
     patch: int
     eh_frame: int                          # run-time address, 0: none
     regions: tuple[tuple[int, int], ...]   # (address, size), at most shim.REGIONS
+    symfile: tuple[int, int]               # (address, size) of the file for debuggers, in a region
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def commit(session: AgentSession, notes: meta.Notes, objects: list[NewObject], s
     still = {f.current[2] for f in notes.functions if f.current}
     alive = {o.index for o in runtime.read_objects(process) if o.state == shim.CURRENT}
     retires = sorted((retiring & alive) - still)
-    head = b"".join(shim.NEW_OBJECT.pack(o.index, o.patch, o.eh_frame, *_flat(o.regions)) for o in objects)
+    head = b"".join(shim.NEW_OBJECT.pack(o.index, o.patch, o.eh_frame, *_flat(o.regions), *o.symfile) for o in objects)
     tail = b"".join(i.to_bytes(4, "little") for i in retires)
     blob = meta.encode(notes)
     meta_size = -(-len(blob) // 4096) * 4096

@@ -91,6 +91,7 @@ class LinkedObject(NamedTuple):
     code: tuple[tuple[str, int, int], ...]     # (name, address, size) of every function, private ones too
     regions: tuple[Region, ...]
     eh_frame: int                  # to register, 0: none
+    symfile: tuple[int, int]       # (address, size) of the file for debuggers
     relied: tuple[tuple[int, int], ...]        # (stub, registers that this object's code expects it to leave alone)
 
 

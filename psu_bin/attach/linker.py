@@ -28,7 +28,7 @@ from types import ModuleType
 
 from psu_bin import arch
 from psu_bin.arch.link_types import OutOfRange, Places, Use
-from psu_bin.attach import checks, constants, constructors, gates
+from psu_bin.attach import checks, constants, constructors, gates, symfile
 from psu_bin.attach.binding import Binder
 from psu_bin.attach.layout import Layout
 from psu_bin.attach.linked import (
@@ -60,6 +60,7 @@ class Work:
     gates: dict[BoundFunction, gates.Gate]
     relied: dict[int, dict[BoundFunction, int]]        # by patch
     rooms: list[ObjectRoom]
+    symfiles: list[symfile.Symfile]                    # by patch
     used: tuple[int, ...]                              # numbers of the views in Demand.modules
 
 
@@ -82,9 +83,11 @@ def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Se
     reader.settle()
     checks.refuse(reader.problems + binder.problems + list(constructors.problems(layouts, reader)))
     kinds, relied = gates.decide(layouts, reader, machine)
-    rooms = [_lay_out(n, layouts[n], reader, link) for n in range(len(all_patches))]
+    symfiles = [symfile.make(layout.patch, _code_sections(n, layout, reader), binder.warnings)
+                for n, layout in enumerate(layouts)]
+    rooms = [_lay_out(n, layouts[n], reader, link, symfiles[n].size) for n in range(len(all_patches))]
     used = tuple(sorted(set(binder.module)))
-    work = Work(all_patches, all_views, binder, layouts, reader, link, kinds, relied, rooms, used)
+    work = Work(all_patches, all_views, binder, layouts, reader, link, kinds, relied, rooms, symfiles, used)
     return Demand(tuple(_module_demand(work, m) for m in used), tuple(binder.warnings), work)
 
 
@@ -107,7 +110,12 @@ def _layout(n: int, binder: Binder, link: ModuleType) -> Layout:
     return Layout(n, binder, link.HOWTO, surveys)
 
 
-def _lay_out(n: int, layout: Layout, reader: Reader, link: ModuleType) -> ObjectRoom:
+def _code_sections(n: int, layout: Layout, reader: Reader) -> list[int]:
+    return [p.section for p in reader.reached
+            if p.patch == n and p.room is Room.CODE and layout.roles[p.section] is Role.CODE]
+
+
+def _lay_out(n: int, layout: Layout, reader: Reader, link: ModuleType, symfile_size: int) -> ObjectRoom:
     """Offsets in the object's own room: code, then what is only read, then writable tables of labels."""
     pieces = [p for p in reader.reached if p.patch == n]
     room = ObjectRoom(link.PLT_SIZE, link.GOT_SLOT_SIZE)
@@ -129,6 +137,7 @@ def _lay_out(n: int, layout: Layout, reader: Reader, link: ModuleType) -> Object
     for p in pieces:
         if p.room is Room.CODE and layout.roles[p.section] not in (Role.CODE, Role.UNWIND):
             room.add(p)
+    room.add_symfile(symfile_size)
     room.add_unwind([p for p in pieces if layout.roles[p.section] is Role.UNWIND])
     room.close(PAGE)
     for p in pieces:
@@ -361,6 +370,11 @@ class _Linker:
         for at, code in self.thunks.get(n, ()):
             image[at:at + len(code)] = code
         self._reroute(n, image)
+        symfile_at, symfile_size = base + room.symfile, work.symfiles[n].size
+        image[room.symfile:room.symfile + symfile_size] = work.symfiles[n].build(
+            {p.section: self.address[p] for p in work.reader.reached
+             if p.patch == n and p.room is Room.CODE and layout.roles[p.section] is Role.CODE},
+            base, symfile_at, symfile_at, room.unwind_end - room.unwind)
         regions = [Region(base, bytes(image[:room.closed]), PROT_READ | PROT_EXEC, "code")]
         if room.size > room.closed:
             regions.append(Region(base + room.closed, bytes(image[room.closed:]), PROT_READ | PROT_WRITE, "labels"))
@@ -380,7 +394,8 @@ class _Linker:
         return LinkedObject(layout.patch.path, base, room.size, tuple(replaced), tuple(canonical),
                             tuple((f.name, self._body(b), f.end - f.start) for b in work.binder.functions[n].values()
                                   for f in (b.function,)),
-                            tuple(regions), base + room.unwind if room.unwind else 0, relied)
+                            tuple(regions), base + room.unwind if room.unwind else 0,
+                            (symfile_at, symfile_size + room.unwind_end - room.unwind), relied)
 
     def _reroute(self, n: int, image: bytearray) -> None:
         """Point what the assembler had resolved to the stubs."""

@@ -59,6 +59,14 @@ class Reloc(NamedTuple):
     addend: int
 
 
+class DebugLines(NamedTuple):
+    """The sections that name source lines, as they are in the file: (bytes, whether compressed).  See lines.py."""
+    lines: tuple[bytes, bool]
+    line_strings: tuple[bytes, bool]
+    strings: tuple[bytes, bool]
+    relocs: tuple[Reloc, ...]          # of .debug_line
+
+
 class PatchFunction(NamedTuple):
     """One piece of code with a function symbol; aliases share it."""
     section: int
@@ -106,6 +114,7 @@ class PatchObject:
     contents: tuple[bytes, ...]                 # of allocated sections that have bytes; b"" for the others
     symbols: tuple[PatchSymbol, ...]
     relocs: dict[int, tuple[Reloc, ...]]        # by index of the allocated section they patch, ascending by offset
+    debug: DebugLines | None = None             # None: compiled without -g
 
     @property
     def file(self) -> str:
@@ -204,7 +213,27 @@ def parse(binary: Binary, machine: int | None = None) -> PatchObject:
     symbols = _symbols(binary)
     return PatchObject(path, binary.machine, sections,
                        tuple(binary.contents(s) if s.flags & elf.SHF_ALLOC else b"" for s in sections),
-                       symbols, _relocations(binary, len(symbols)))
+                       symbols, _relocations(binary, len(symbols)), _debug(binary, len(symbols)))
+
+
+def _debug(binary: Binary, symbols: int) -> DebugLines | None:
+    """.debug_line and what it names; the last ones of these names, as the compiler writes one."""
+    named = {s.name: s for s in binary.sections if s.name.startswith(".debug_")}
+    if ".debug_line" not in named:
+        return None
+
+    def contents(name: str) -> tuple[bytes, bool]:
+        s = named.get(name)
+        return (binary.contents(s), bool(s.flags & elf.SHF_COMPRESSED)) if s else (b"", False)
+
+    rows = []
+    for s in binary.sections:
+        if s.type == elf.SHT_RELA and s.info == named[".debug_line"].index:
+            body = binary.contents(s)
+            rows += [Reloc(offset, info & 0xFFFFFFFF, info >> 32, addend)
+                     for offset, info, addend in struct.iter_unpack("<QQq", body[:len(body) // 24 * 24])]
+    return DebugLines(contents(".debug_line"), contents(".debug_line_str"), contents(".debug_str"),
+                      tuple(r for r in rows if r.symbol < symbols))
 
 
 def _check_section(binary: Binary, s: Section) -> None:

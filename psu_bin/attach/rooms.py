@@ -1,4 +1,5 @@
-"""The memory of one injected object: code, PLT entries, GOT, what only the code reads, writable tables of labels."""
+"""The memory of one injected object: code, PLT entries, GOT, what only the code reads, the file for debuggers, unwind
+rules, writable tables of labels."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from psu_bin.attach.meaning import Piece, Reference, Target
 
 class ObjectRoom:
     """Offsets from the object's address.  Filled in order: add (code), add_tables, add_thunks, add (private data),
-    add_unwind, close, add (writable), end."""
+    add_symfile, add_unwind, close, add (writable), end."""
 
     def __init__(self, plt_size: int, slot_size: int) -> None:
         self.plt_size = plt_size
@@ -18,7 +19,9 @@ class ObjectRoom:
         self.size = 0
         self.closed = 0        # where the executable part ends, a multiple of the page size
         self.got = 0
+        self.symfile = 0       # offset of the file for debuggers
         self.unwind = 0        # offset of .eh_frame, 0: none
+        self.unwind_end = 0
         self._slots: dict[tuple[Target, int], int] = {}
         self._plts: dict[Target, int] = {}
         self._thunks: dict[tuple[Piece, int], int] = {}
@@ -62,13 +65,18 @@ class ObjectRoom:
         """Offset of the room for the thunk of the field at `at`."""
         return self._thunks.get((piece, at))
 
+    def add_symfile(self, size: int) -> None:
+        """The file for debuggers, which ends with the .eh_frame that is added next."""
+        self.symfile = -(-self.size // 8) * 8
+        self.size = self.symfile + size
+
     def add_unwind(self, pieces: list[Piece]) -> None:
         """.eh_frame sections back to back, and the zero that ends them."""
         for n, p in enumerate(pieces):
             self.add(p, 8 if n == 0 else 4)
         if pieces:
             self.unwind = pieces[0].offset
-            self.size = -(-self.size // 4) * 4 + 4
+            self.size = self.unwind_end = -(-self.size // 4) * 4 + 4
 
     def close(self, page: int) -> None:
         """End of the executable part."""

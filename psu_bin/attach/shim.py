@@ -13,7 +13,7 @@ from psu_bin.attach.process import Process
 from psu_bin.errors import PsuError
 
 MAGIC = 0x314E55525F555350
-VERSION = 1
+VERSION = 2
 
 PLAIN, SIDE, FULL = range(3)
 NO_GATE = 0xFFFFFFFF
@@ -34,7 +34,7 @@ PIN = struct.Struct("<Q")
 SURPLUS = struct.Struct("<IIII")
 SWITCH = struct.Struct("<QQQ6I")
 COMMIT = struct.Struct("<4IQQ")
-NEW_OBJECT = struct.Struct("<IIQ6Q")
+NEW_OBJECT = struct.Struct("<IIQ6Q2Q")
 _HEAD = struct.Struct("<QIIIIIIII QQII QQII QQII QQQQQQQ IIIIHHHHQqQII".replace(" ", ""))
 _TAIL = struct.Struct("<QQqQQQQ")
 STAGED = 64

@@ -316,7 +316,7 @@ class Transaction:
         indices = choose_indices(self.session.runtime, self.target.process, replaced)
         objects, switches = [], []
         for n, (o, mine, index) in enumerate(zip(flat, rows, indices)):
-            objects.append(NewObject(index, owner_of[n].patch, o.eh_frame, ((o.address, o.size),)))
+            objects.append(NewObject(index, owner_of[n].patch, o.eh_frame, ((o.address, o.size),), o.symfile))
             switches += [Switch(f, slot, original, body, kind, index, preserve)
                          for f, slot, original, body, kind, preserve in mine]
         for o in flat:
