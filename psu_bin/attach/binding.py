@@ -57,6 +57,7 @@ class Binder:
         self.module: list[int] = []
         self.functions: list[dict[tuple[int, int], BoundFunction]] = []   # by patch: (section, start) ->
         self._variables: dict[tuple[int, int], Target | None] = {}
+        self.assigned: dict[tuple[int, int, str, str], dict[int, Symbol | str | None]] = {}      # statics.match
         self._preferred: dict[tuple[int, int, str], set[int]] = {}
         for n in range(len(patches)):
             self.module.append(self._choose_module(n))

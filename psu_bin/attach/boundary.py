@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from psu_bin.arch.link_types import Access, Use
@@ -47,20 +48,50 @@ class Undecided(NamedTuple):
     objects: tuple[Object, ...]
 
 
-def choose(objects: list[Object], at: int, access: Access, line: int, mentions: Callable[[], list[Mention]],
+class Ordered:
+    """The objects of a section, ascending by start; they may overlap."""
+
+    def __init__(self, objects: list[Object]) -> None:
+        self.objects = objects
+        self._starts = [o.start for o in objects]
+        self._reach = list(accumulate((o.end for o in objects), max))      # how far those up to each one go
+
+    def covering(self, at: int) -> Object | None:
+        """The first object that has the byte at `at`."""
+        found, n = None, bisect.bisect_right(self._starts, at) - 1
+        while n >= 0 and self._reach[n] > at:
+            found = self.objects[n] if self.objects[n].end > at else found
+            n -= 1
+        return found
+
+    def ending(self, at: int) -> Object | None:
+        """The first object, not an empty one, that ends at `at`."""
+        found, n = None, bisect.bisect_left(self._starts, at) - 1
+        while n >= 0 and self._reach[n] >= at:
+            found = self.objects[n] if self.objects[n].end == at else found
+            n -= 1
+        return found
+
+    def starting(self, first: int, last: int) -> Object | None:
+        """The first object that starts at `first` or behind it, up to `last`."""
+        n = bisect.bisect_left(self._starts, first)
+        return self.objects[n] if n < len(self._starts) and self._starts[n] <= last else None
+
+
+def choose(ordered: Ordered, at: int, access: Access, line: int, mentions: Callable[[], list[Mention]],
            image: Piece | None) -> Object | Undecided | None:
     """The object meant by offset `at` of its section; None: no object (the image of the section, if it has one).
 
     line: of the reference, as in Mention; mentions: what the function at hand refers to in this section."""
+    objects = ordered.objects
     if len(objects) == 1 and (image is None or objects[0].start == 0 and objects[0].end == image.end):
         return objects[0]
-    covering = next((o for o in objects if o.start <= at < o.end), None)
-    ending = next((o for o in objects if o.end == at and o.end > o.start), None)
+    covering, ending = ordered.covering(at), ordered.ending(at)
     if covering is None:
-        return _outside(objects, at, access, line, ending, mentions, image)
+        return _outside(ordered, at, access, line, ending, mentions, image)
     if covering.start == at and ending is not None and ending.shift != covering.shift:
         return _at_boundary(covering, ending, access, line, mentions(), image is None)
-    following = next((o for o in objects if covering.end <= o.start <= at + BEFORE), None)
+    following = ordered.starting(covering.end, at + BEFORE)
     if following is not None and following.shift != covering.shift and at != covering.start:
         if access is Access.INDEXED and following.start - at <= 8 and not any(
                 following.start <= m.to < following.end for m in mentions()):
@@ -72,7 +103,7 @@ def choose(objects: list[Object], at: int, access: Access, line: int, mentions: 
     return covering
 
 
-def _outside(objects: list[Object], at: int, access: Access, line: int, ending: Object | None,
+def _outside(ordered: Ordered, at: int, access: Access, line: int, ending: Object | None,
              mentions: Callable[[], list[Mention]], image: Piece | None) -> Object | Undecided | None:
     """No object has the byte: the end of the one before, an unnamed constant, or an index below the next."""
     if ending is not None and access is Access.BELOW:
@@ -85,7 +116,7 @@ def _outside(objects: list[Object], at: int, access: Access, line: int, ending: 
         return None
     if ending is not None:
         return ending
-    following = min((o for o in objects if at < o.start <= at + BEFORE), key=lambda o: o.start, default=None)
+    following = ordered.starting(at + 1, at + BEFORE)
     return following if access not in (Access.EXACT, Access.WRITTEN) else None
 
 

@@ -63,6 +63,8 @@ class Layout:
         self.mentions: dict[int, list[tuple[int, int, boundary.Mention]]] = {}   # boundary.mentions remembers here
         self._pieces: dict[tuple[int, int], Piece] = {}
         self._objects: dict[int, list[Object]] = {}
+        self._ordered: dict[int, boundary.Ordered] = {}
+        self._named: dict[int, list[tuple[int, int, PatchSymbol]]] = {}
         self._commons: dict[int, Piece] = {}
         self.runs = runs.find(self.patch, self.roles, howto)
         self.private = runs.sections_with_labels(self.patch, self.roles, self.runs)
@@ -100,8 +102,8 @@ class Layout:
     def is_unnamed_run(self, piece: Piece) -> bool:
         """A compiler's jump table: all its entries are places inside functions, even one at a function's entry."""
         return (piece.start, piece.end) in self.runs.get(piece.section, ()) and not any(
-            s.section == piece.section and s.type == elf.STT_OBJECT and s.value <= piece.start < s.value + s.size
-            for s in self.patch.symbols)
+            s.type == elf.STT_OBJECT and s.value <= piece.start < s.value + s.size
+            for s in self.patch.symbols_in.get(piece.section, ()))
 
     def _string(self, section: int, offset: int) -> Piece:
         s, data = self.patch.sections[section], self.patch.contents[section]
@@ -132,10 +134,16 @@ class Layout:
 
     def _symbols(self, section: int) -> list[tuple[int, int, PatchSymbol]]:
         """(start, end, symbol) of the objects of a section, one for each start: globals before locals."""
+        found = self._named.get(section)
+        if found is None:
+            found = self._named[section] = self._find_symbols(section)
+        return found
+
+    def _find_symbols(self, section: int) -> list[tuple[int, int, PatchSymbol]]:
         size = self.patch.sections[section].size
         best: dict[int, PatchSymbol] = {}
-        for s in self.patch.symbols:
-            if s.section == section and s.type in (elf.STT_OBJECT, elf.STT_NOTYPE, elf.STT_TLS) and s.name and (
+        for s in self.patch.symbols_in.get(section, ()):
+            if s.type in (elf.STT_OBJECT, elf.STT_NOTYPE, elf.STT_TLS) and s.name and (
                     not s.name.startswith(".L")) and s.value < size:
                 old = best.get(s.value)
                 if old is None or (s.type == elf.STT_NOTYPE, s.local, -s.size) < (
@@ -272,6 +280,8 @@ class Layout:
         """The thread-local variable at `offset` of a TLS section (or the undefined `symbol`), as (target, offset)."""
         if symbol.section == elf.SHN_UNDEF:
             return self.binder.undefined(self.n, symbol), offset
+        if not 0 < section < len(self.roles):
+            return Unclear(f"{symbol.name} is used as a thread-local variable and is none", ""), 0
         for start, end, s in self._symbols(section):
             if start <= offset < end or symbol.number == s.number:
                 target = self._variable_target(s)
@@ -305,7 +315,9 @@ class Layout:
             return Unclear(f"section {self.patch.sections[section].name} is not loaded", ""), 0
         image = self.whole(section) if kind is Role.CONSTANT else None
         line = boundary.line_of(self, function.section, insn) if function else -1
-        chosen = boundary.choose(self.objects(section), base, access, line,
+        if section not in self._ordered:
+            self._ordered[section] = boundary.Ordered(self.objects(section))
+        chosen = boundary.choose(self._ordered[section], base, access, line,
                                  lambda: boundary.mentions(self, function, section), image)
         if isinstance(chosen, boundary.Undecided):
             twins = [o.target for o in chosen.objects if isinstance(o.target, Twin)]
@@ -361,7 +373,7 @@ class Layout:
 
     def table_base(self, section: int, offset: int) -> int:
         """Where the table of PC-relative entries that has one at `offset` starts: entries count from there."""
-        starts = [s.value for s in self.patch.symbols if s.section == section and s.type == elf.STT_OBJECT
+        starts = [s.value for s in self.patch.symbols_in.get(section, ()) if s.type == elf.STT_OBJECT
                   and s.value <= offset < s.value + s.size]
         if starts:
             return max(starts)

@@ -126,6 +126,14 @@ class PatchObject:
         return next((s.name for s in self.symbols if s.type == elf.STT_FILE), "")
 
     @cached_property
+    def symbols_in(self) -> dict[int, list[PatchSymbol]]:
+        """Symbols by the section that they are in, in the order of the table; sections without any are left out."""
+        out: dict[int, list[PatchSymbol]] = {}
+        for s in self.symbols:
+            out.setdefault(s.section, []).append(s)
+        return out
+
+    @cached_property
     def functions(self) -> tuple[PatchFunction, ...]:
         """Functions it defines, ascending by section and address."""
         at: dict[tuple[int, int], list[PatchSymbol]] = {}

@@ -7,6 +7,8 @@ that does."""
 
 from __future__ import annotations
 
+import bisect
+
 from psu_bin import elf
 from psu_bin.arch.link_types import Howto, Use
 from psu_bin.attach.patch import PatchObject, PatchSymbol, Reloc
@@ -33,7 +35,7 @@ def _label_entries(patch: PatchObject, roles: tuple[Role, ...], howto: dict[int,
     """Start -> end of each entry that holds a label, or of the object that it is in."""
     entries: dict[int, int] = {}
     maybe: dict[int, int] = {}
-    objects = _objects(patch, section)
+    covered = _covered(_objects(patch, section), [r.offset for r in relocs])
     for r in relocs:
         how = howto.get(r.type)
         if how is None:
@@ -45,7 +47,7 @@ def _label_entries(patch: PatchObject, roles: tuple[Role, ...], howto: dict[int,
             label = s.type == elf.STT_SECTION or s.local and s.type == elf.STT_NOTYPE
         else:
             label = (s.section, s.value + r.addend) not in patch.function_at
-        covering = next(((o.value, o.value + o.size) for o in objects if o.value <= r.offset < o.value + o.size), None)
+        covering = covered.get(r.offset)
         if label:
             start, end = covering or (r.offset, r.offset + how.size)
             entries[start] = max(end, entries.get(start, 0))
@@ -62,8 +64,18 @@ def _label_entries(patch: PatchObject, roles: tuple[Role, ...], howto: dict[int,
     return entries
 
 
+def _covered(objects: list[PatchSymbol], offsets: list[int]) -> dict[int, tuple[int, int]]:
+    """(start, end) of the first of `objects` that has the byte, by offset; `offsets`: ascending."""
+    out: dict[int, tuple[int, int]] = {}
+    for o in objects:
+        first, last = bisect.bisect_left(offsets, o.value), bisect.bisect_left(offsets, o.value + o.size)
+        for offset in offsets[first:last]:
+            out.setdefault(offset, (o.value, o.value + o.size))
+    return out
+
+
 def _objects(patch: PatchObject, section: int) -> list[PatchSymbol]:
-    return [s for s in patch.symbols if s.section == section and s.type == elf.STT_OBJECT and s.size]
+    return [s for s in patch.symbols_in.get(section, ()) if s.type == elf.STT_OBJECT and s.size]
 
 
 def _joined(entries: dict[int, int]) -> list[tuple[int, int]]:

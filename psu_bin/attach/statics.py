@@ -7,6 +7,7 @@ refused, never guessed: the wrong storage corrupts the program's state silently.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -45,7 +46,10 @@ def match(binder: Binder, n: int, m: int, s: PatchSymbol) -> Symbol | None:
         if len(found) > 1:
             raise Ambiguous(s.name, (view.file_name(x) for x in found))
         return found[0] if found else None
-    assigned = _assign(binder, n, m, base, s.file)
+    key = (n, m, base, s.file)
+    assigned = binder.assigned.get(key)
+    if assigned is None:
+        assigned = binder.assigned[key] = _assign(binder, *key)
     found_local = assigned.get(s.number)
     if isinstance(found_local, str):
         raise Ambiguous(f"static local {base}", found_local.split("\n"))
@@ -149,10 +153,11 @@ def _patch_users(patch: PatchObject, s: PatchSymbol, functions: frozenset[str]) 
 @lru_cache(maxsize=16)
 def _references(patch: PatchObject) -> dict[int, set[str]]:
     """By index of a static variable: the functions whose code refers to it."""
-    objects: dict[int, list[PatchSymbol]] = {}
-    for s in patch.symbols:
-        if s.local and s.type in (elf.STT_OBJECT, elf.STT_TLS) and 0 < s.section < len(patch.sections):
-            objects.setdefault(s.section, []).append(s)
+    objects: dict[int, _Spans] = {}
+    for section, symbols in patch.symbols_in.items():
+        variables = [s for s in symbols if s.local and s.type in (elf.STT_OBJECT, elf.STT_TLS)]
+        if variables and 0 < section < len(patch.sections):
+            objects[section] = _Spans(variables)
     out: dict[int, set[str]] = {}
     for section in patch.relocs:
         if not patch.sections[section].flags & elf.SHF_EXECINSTR:
@@ -165,12 +170,31 @@ def _references(patch: PatchObject) -> dict[int, set[str]]:
             if f is None:
                 continue
             at = symbol.value + r.addend
-            for s in objects[symbol.section]:
+            meant = {symbol.number}
+            if symbol.type == elf.STT_SECTION:
                 # A PC-relative field counts from the end of its instruction: 4 bytes on, and up to 4 of an immediate.
-                if symbol.number == s.number or any(s.value <= at + d < s.value + s.size for d in (4, 5, 6, 8)) and (
-                        symbol.type == elf.STT_SECTION):
-                    out.setdefault(s.number, set()).add(without_clone(f.name))
+                meant = {number for d in (4, 5, 6, 8) for number in objects[symbol.section].at(at + d)}
+            for number in meant & objects[symbol.section].numbers:
+                out.setdefault(number, set()).add(without_clone(f.name))
     return out
+
+
+class _Spans:
+    """The variables of a section, found by a byte of theirs."""
+
+    def __init__(self, variables: list[PatchSymbol]) -> None:
+        self.numbers = {s.number for s in variables}
+        self._edges = sorted({n for s in variables for n in (s.value, s.value + s.size)})
+        self._inside: list[list[int]] = [[] for _ in self._edges]          # from each edge to the next one
+        for s in variables:
+            first, last = bisect.bisect_left(self._edges, s.value), bisect.bisect_left(self._edges, s.value + s.size)
+            for n in range(first, last):
+                self._inside[n].append(s.number)
+
+    def at(self, offset: int) -> list[int]:
+        """The numbers of the symbols that have the byte at `offset`."""
+        n = bisect.bisect_right(self._edges, offset) - 1
+        return self._inside[n] if n >= 0 else []
 
 
 def identity(patch: PatchObject, s: PatchSymbol) -> Identity:

@@ -93,7 +93,7 @@ def pointers(binary: Binary) -> np.ndarray:
     where = [binary.relr]
     got = binary.dyn(DT_PLTGOT)
     if got:
-        where.append(np.array([got]))
+        where.append(np.array([got], dtype=np.uint64).astype(np.int64))       # damage: may be beyond every address
     for s in binary.sections:
         if s.name == ".got" and s.address != got and binary.type == elf.ET_EXEC and s.type != elf.SHT_NOBITS:
             where.append(np.arange(s.address, s.end - 7, 8))

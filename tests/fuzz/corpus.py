@@ -107,14 +107,17 @@ def stripped() -> tuple[bytes, bytes]:
     return tuple(_run("stripped", commands, sources, name) for name in ("program", "debug"))  # type: ignore[return-value]
 
 
+def compiled(source: str, *flags: str, cc: str = "gcc") -> bytes:
+    """An object file."""
+    return _run("patch", [[cc, "-c", "main.c", "-o", "out.o", *flags]], {"main.c": source}, "out.o")
+
+
 @functools.cache
 def patches() -> tuple[bytes, ...]:
     """Patch objects for x86-64 programs of PROGRAM."""
-    def compiled(cc: str, *flags: str) -> bytes:
-        return _run("patch", [[cc, "-c", "main.c", "-o", "out.o", *flags]], {"main.c": PATCH}, "out.o")
-    return (compiled("gcc", "-O2"), compiled("gcc", "-O2", "-fno-pic", "-fexceptions"),
-            compiled("clang", "-O2", "-ffunction-sections", "-fdata-sections"), compiled("gcc", "-O0", "-fPIC"),
-            compiled("gcc", "-O2", "-g"))
+    return (compiled(PATCH, "-O2"), compiled(PATCH, "-O2", "-fno-pic", "-fexceptions"),
+            compiled(PATCH, "-O2", "-ffunction-sections", "-fdata-sections", cc="clang"),
+            compiled(PATCH, "-O0", "-fPIC"), compiled(PATCH, "-O2", "-g"))
 
 
 @functools.cache
@@ -122,5 +125,5 @@ def aarch64_patches() -> tuple[bytes, ...]:
     """Patch objects for an AArch64 program of PROGRAM; none without the cross compiler."""
     if not shutil.which("aarch64-linux-gnu-gcc"):
         return ()
-    return tuple(_run("patch", [["aarch64-linux-gnu-gcc", "-c", "main.c", "-o", "out.o", *flags]], {"main.c": PATCH}, "out.o")
-                 for flags in (["-O2", "-fno-section-anchors"], ["-O1", "-fno-pic", "-fno-section-anchors"]))
+    return tuple(compiled(PATCH, "-fno-section-anchors", *flags, cc="aarch64-linux-gnu-gcc")
+                 for flags in (["-O2"], ["-O1", "-fno-pic"]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +81,17 @@ def test_a_hash_table_without_a_way_to_its_end(tmp_path: Path) -> None:
     assert grown[0] > 0 and grown[1] == 0
 
 
+def test_an_address_in_the_dynamic_section_that_is_beyond_all_memory(tmp_path: Path) -> None:
+    """It made numpy warn, and every number beside it inexact."""
+    data = corpus.programs()[3]
+    at = dynamic_entry(Binary(data, "good"), 3)          # DT_PLTGOT
+    file = tmp_path / "program"
+    file.write_bytes(with_field(data, at + 8, "<Q", (1 << 64) - 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert driver.rewritten(file)
+
+
 # ---- patch objects -----------------------------------------------------------------------------------------------------
 
 def test_a_global_symbol_without_a_name() -> None:
@@ -97,6 +110,32 @@ def test_code_that_is_not_in_the_file() -> None:
     bad = with_field(with_field(data, at + 4, "<I", elf.SHT_NOBITS), at + 8, "<Q", 7)
     with pytest.raises(PsuError, match="malformed section .text"):
         link(patch.parse(Binary(bad, "patch.o")), _views(0))
+
+
+def test_a_thread_local_reference_to_what_is_in_no_section() -> None:
+    data = corpus.patches()[0]
+    b = Binary(data, "good")
+    table = b.section(".symtab")
+    assert table and b.symtab
+    n = next(n for n in range(len(b.symtab.entries)) if b.symtab.name(n) == "per_thread")
+    bad = with_field(data, table.offset + 24 * n + 6, "<H", elf.SHN_ABS)
+    with pytest.raises(PsuError, match="per_thread is used as a thread-local variable and is none"):
+        link(patch.parse(Binary(bad, "patch.o")), _views(0))
+
+
+def test_a_large_patch_takes_time_in_proportion() -> None:
+    """Linking five times as much took twenty-five times as long, two minutes for 2,000 functions."""
+    def seconds(count: int) -> float:
+        source = "int leaf(int); int puts(const char *);\n" + "".join(
+            f"static int s{n}; static const char *const t{n}[] = {{\"a{n}\", \"b{n}\"}};\n"
+            f"__attribute__((noipa)) int f{n}(int x) {{ static int c; s{n} += x; puts(t{n}[x & 1]); return s{n} + ++c; }}\n"
+            for n in range(count)) + "int leaf(int x) { return " + " + ".join(f"f{n}(x)" for n in range(count)) + "; }\n"
+        p = patch.parse(Binary(corpus.compiled(source, "-O1"), "patch.o"))
+        began = time.process_time()
+        link(p, _views(0))
+        return time.process_time() - began
+    seconds(120)                        # what is only done once is done
+    assert seconds(600) < 15 * seconds(120)
 
 
 def test_a_function_symbol_in_data() -> None:
