@@ -23,7 +23,7 @@ from psu_bin import arch as arch_package
 from psu_bin.attach import proc, seccomp, shim
 from psu_bin.attach.process import Mapping, Process, Thread
 from psu_bin.attach.target import Target
-from psu_bin.attach.tracing import Seized, agent_thread
+from psu_bin.attach.tracing import Seized, agent_thread, traced
 from psu_bin.errors import PsuError
 
 PTRACE_GETREGSET, PTRACE_SETREGSET, NT_PRSTATUS = 0x4204, 0x4205, 1
@@ -41,7 +41,8 @@ def start_agent(target: Target) -> int:
     runtime = target.runtime()
     state = process.status()["State"][:1]
     if state in "Tt":
-        raise PsuError(process.where, f"is stopped (state {state})", "let it run: kill -CONT, or detach its debugger")
+        raise traced(process, process.pid) or PsuError(process.where, f"is stopped (state {state})",
+                                                       "let it run: kill -CONT")
     if not runtime.borrow:
         raise PsuError(process.where, "its shim cannot start an agent on request")
     machine = arch_package.for_machine(target.modules[0].machine, process.where).borrow

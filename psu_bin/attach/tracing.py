@@ -41,6 +41,21 @@ def _ptrace(request: int, tid: int, data: int = 0) -> None:
     ptrace(request, tid, 0, data)
 
 
+def traced(process: Process, tid: int) -> PsuError | None:
+    """The error that names the tracer of a thread; None when it has none."""
+    try:
+        tracer = proc.status(proc.read(f"/proc/{process.pid}/task/{tid}/status")).get("TracerPid", "0")
+    except OSError:
+        return None
+    if tracer == "0":
+        return None
+    try:
+        name = proc.read(f"/proc/{tracer}/comm").strip()
+    except OSError:
+        name = "?"
+    return PsuError(process.where, f"is being traced already by {name} (process {tracer})", "wait for it, or detach it")
+
+
 class Seized:
     """A thread under PTRACE_SEIZE.  Context manager: detached at the end, stopped or not, alive or not."""
 
@@ -54,7 +69,7 @@ class Seized:
         try:
             _ptrace(PTRACE_SEIZE, self.tid)
         except OSError as e:
-            raise self._refused(e) from e
+            raise traced(process, self.tid) or process.forbidden(e) from e
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGCHLD, self._on_child)
             self._handler = True
@@ -73,21 +88,6 @@ class Seized:
                 pass            # gone: noted in the process, which refuses to be written from now on
         if callable(self._before):
             self._before(number, frame)
-
-    def _refused(self, cause: OSError) -> PsuError:
-        tracer = ""
-        try:
-            tracer = proc.status(proc.read(f"/proc/{self.process.pid}/task/{self.tid}/status")).get("TracerPid", "0")
-        except OSError:
-            pass
-        if tracer not in ("", "0"):
-            try:
-                name = proc.read(f"/proc/{tracer}/comm").strip()
-            except OSError:
-                name = "?"
-            return PsuError(self.process.where, f"is being traced already by {name} (process {tracer})",
-                            "wait for it, or detach it")
-        return self.process.forbidden(cause)
 
     def __enter__(self) -> Seized:
         return self
