@@ -1,8 +1,8 @@
 """Which pages of a stretch of the target's memory were ever touched: touched().
 
-Programs reserve far more than they use: AddressSanitizer maps 16 TiB, garbage collectors their whole heap.  /proc/PID/pagemap
-has 8 bytes for each page of that, 32 GiB for AddressSanitizer's; the kernel's own search (ioctl PAGEMAP_SCAN, Linux 6.7)
-skips page tables that are not there.  Older kernels are asked window by window, up to a limit.
+Programs reserve far more than they use: AddressSanitizer maps 16 TiB, garbage collectors their whole heap.
+/proc/PID/pagemap has 8 bytes for each page of that, 32 GiB for AddressSanitizer's; the kernel's own search (ioctl
+PAGEMAP_SCAN, Linux 6.7) skips page tables that are not there.  Older kernels are asked window by window, up to a limit.
 
 Specification: Documentation/admin-guide/mm/pagemap.rst, linux/fs.h.
 """
@@ -50,8 +50,9 @@ def scan(f: io.FileIO, first: int, last: int) -> Ranges | None:
     buffer = ctypes.create_string_buffer(_REGIONS * _REGION.size)
     out: Ranges = []
     while first < last:
-        argument = bytearray(_SCAN_ARGUMENT.pack(_SCAN_ARGUMENT.size, 0, first, last, 0, ctypes.addressof(buffer), _REGIONS, 0, 0, 0,
-                                                 _IS_PRESENT | _IS_SWAPPED, _IS_PRESENT | _IS_SWAPPED))
+        argument = bytearray(_SCAN_ARGUMENT.pack(
+            _SCAN_ARGUMENT.size, 0, first, last, 0, ctypes.addressof(buffer), _REGIONS, 0, 0, 0,
+            _IS_PRESENT | _IS_SWAPPED, _IS_PRESENT | _IS_SWAPPED))
         try:
             found = fcntl.ioctl(f, _SCAN, argument)
         except OSError as e:

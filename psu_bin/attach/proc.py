@@ -44,8 +44,8 @@ class Waiting(NamedTuple):
     program_counter: int
 
 
-_MAPS = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) ([r-][w-][x-][ps]) ([0-9a-f]{1,16}) [0-9a-f]+:[0-9a-f]+ ([0-9]{1,20})"
-                   r"(?: +(.*))?", re.DOTALL | re.ASCII)
+_MAPS = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) ([r-][w-][x-][ps]) ([0-9a-f]{1,16}) "
+                   r"[0-9a-f]+:[0-9a-f]+ ([0-9]{1,20})(?: +(.*))?", re.DOTALL | re.ASCII)
 _INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 _WAITING = re.compile(r"(-?[0-9]{1,10})(?: 0x[0-9a-f]+){0,6} 0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16})\n?", re.ASCII)
 
@@ -76,7 +76,8 @@ def number(fields: dict[str, str], name: str, where: str, *, base: int = 10, def
 def stat(text: str, where: str) -> Stat:
     """/proc/PID/stat; the name before the last parenthesis may hold some itself."""
     words = text[text.rfind(")") + 1:].split()       # from field 3 of proc(5) on
-    if len(words) < 45 or not re.fullmatch("[A-Za-z]", words[0]) or not all(_INTEGER.fullmatch(words[n]) for n in (19, 44)):
+    if len(words) < 45 or not re.fullmatch("[A-Za-z]", words[0]) or not all(
+            _INTEGER.fullmatch(words[n]) for n in (19, 44)):
         raise _odd(where, text)
     return Stat(words[0], int(words[19]), int(words[44]))
 

@@ -1,7 +1,7 @@
 """One case, judged: input that is damaged may be refused or taken; nothing else may happen.
 
-Nothing else: no exception or warning but PsuError, a message that is one line, an end within SECONDS of processor time (not of the
-clock: the machine may be busy), and no more than ROOM bytes of memory above what the test process has already.
+Nothing else: no exception or warning but PsuError, a message that is one line, an end within SECONDS of processor time
+(not of the clock: the machine may be busy), and no more than ROOM bytes of memory above what the process has already.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ PROGRAM = """
 __attribute__((noipa)) int first(int x) { return x; }
 __attribute__((noipa)) void second(void) { }
 static void *work(void *p) { second(); return p; }
-int main(void) { pthread_t t; pthread_create(&t, 0, work, 0); puts("ready"); fflush(stdout); for (;;) { first(1); usleep(1000); } }
+int main(void) {
+    pthread_t t; pthread_create(&t, 0, work, 0); puts("ready"); fflush(stdout);
+    for (;;) { first(1); usleep(1000); }
+}
 """
 # A version that a thread stays in, then new variables, constants and functions with an address of their own.
 PATCHES = ["""

@@ -22,7 +22,7 @@ from psu_bin.attach.commit import choose_indices
 from psu_bin.attach.process import find_gap, thread_of
 from psu_bin.attach.transaction import views
 
-# ---- memory -----------------------------------------------------------------------------------------------------------
+# ---- memory ---------------------------------------------------------------------------------------------------------
 
 
 def make_memory(chance: Random) -> bytes:
@@ -96,7 +96,8 @@ def _other_value(chance: Random, tree: object) -> None:
         other, place = chance.choice(places)
         node[key] = json.loads(json.dumps(other[place]))  # type: ignore[index, call-overload]
     else:
-        node[key] = chance.choice((0, -1, 1, 7, 1 << 32, 1 << 64, 10 ** 400, "", "x", None, True, 1.5, [], {}, [[]], [[1]]))  # type: ignore
+        node[key] = chance.choice(  # type: ignore[index, call-overload]
+            (0, -1, 1, 7, 1 << 32, 1 << 64, 10 ** 400, "", "x", None, True, 1.5, [], {}, [[]], [[1]]))
 
 
 def run_memory(data: bytes) -> None:
@@ -115,7 +116,7 @@ def run_memory(data: bytes) -> None:
             revert._to_original(SimpleNamespace(target=t), f)  # type: ignore[arg-type]
 
 
-# ---- /proc ------------------------------------------------------------------------------------------------------------
+# ---- /proc ----------------------------------------------------------------------------------------------------------
 
 MAPS = (b"5652084ea000-5652084ec000 r--p 00000000 fe:00 260386                     /usr/bin/head\n"
         b"5652084ec000-5652084f2000 r-xp 00002000 fe:00 260386                     /usr/bin/he ad (deleted)\n"
@@ -165,7 +166,7 @@ def run_proc(data: bytes) -> None:
     READERS[kind](text.decode("utf-8", "surrogateescape"))
 
 
-# ---- seccomp ----------------------------------------------------------------------------------------------------------
+# ---- seccomp --------------------------------------------------------------------------------------------------------
 
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050001, 0x80000000
 FILTERS = tuple(b"".join(struct.pack("<HBBI", *row) for row in rows) for rows in (

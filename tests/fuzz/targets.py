@@ -55,7 +55,7 @@ def _file(name: str, data: bytes) -> Path:
     return path
 
 
-# ---- instrument and analyze -------------------------------------------------------------------------------------------
+# ---- instrument and analyze -----------------------------------------------------------------------------------------
 
 def run_instrument(data: bytes) -> None:
     """Instrument it; what is written is read back as attach reads it: from the file and from memory."""
@@ -94,7 +94,7 @@ def run_debug_file(data: bytes) -> None:
     driver.analyze(_file("program", corpus.stripped()[0]), (), _file("debug", data))
 
 
-# ---- what attach reads ------------------------------------------------------------------------------------------------
+# ---- what attach reads ----------------------------------------------------------------------------------------------
 
 @functools.cache
 def instrumented(which: int = 0) -> bytes:
@@ -198,7 +198,7 @@ def run_library(data: bytes) -> None:
         raise PsuError("library", f"its functions are {found}")
 
 
-# ---- scenarios --------------------------------------------------------------------------------------------------------
+# ---- scenarios ------------------------------------------------------------------------------------------------------
 
 @functools.cache
 def _scenarios() -> tuple[bytes, ...]:
@@ -230,7 +230,8 @@ def make_scenario(chance: Random) -> bytes:
     return b"\n".join(lines)
 
 
-VALUES = (b"0", b"-1", b"1e400", b"nan", b"inf", b"9" * 5000, b"true", b'""', b"[]", b"{}", b"[[]]", b'["", 1]', b'"("', b'"\\u0000"',
+VALUES = (b"0", b"-1", b"1e400", b"nan", b"inf", b"9" * 5000, b"true", b'""', b"[]", b"{}", b"[[]]", b'["", 1]', b'"("',
+          b'"\\u0000"',
           b"1979-05-27", b"07:32:00", b"[" * 2000, b"{a = " * 2000, b'"' + b"x" * 5000 + b'"', b'"(a+)+$"', b'"../"', b'"/"',
           b'["cc", "cc"]', b'"\\ud800"', b"0x7fffffffffffffff", b'"' + b"(" * 2000 + b")" * 2000 + b'"')
 

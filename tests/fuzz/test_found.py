@@ -49,7 +49,7 @@ def instrument(tmp_path: Path, data: bytes) -> bytes:
     return driver.rewritten(tmp_path / "program")
 
 
-# ---- programs ----------------------------------------------------------------------------------------------------------
+# ---- programs -------------------------------------------------------------------------------------------------------
 
 def test_two_dynamic_entries_for_one_table(tmp_path: Path) -> None:
     data = corpus.programs()[0]
@@ -92,7 +92,7 @@ def test_an_address_in_the_dynamic_section_that_is_beyond_all_memory(tmp_path: P
         assert driver.rewritten(file)
 
 
-# ---- patch objects -----------------------------------------------------------------------------------------------------
+# ---- patch objects --------------------------------------------------------------------------------------------------
 
 def test_a_global_symbol_without_a_name() -> None:
     data = corpus.patches()[0]
@@ -150,7 +150,7 @@ def test_a_function_symbol_in_data() -> None:
         link(p, _views(0 if b.machine == elf.EM_X86_64 else len(corpus.programs()) - 1))
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------------
+# ---- memory ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("address, size", [(BIAS, 1 << 60), (BIAS, 1 << 34), (1 << 64, 8), (-8, 8), (BIAS, -1)])
 def test_numbers_from_damaged_memory_are_no_sizes(address: int, size: int) -> None:
@@ -203,7 +203,7 @@ def test_gates_beyond_the_end_of_memory() -> None:
         target.read(recorded_with(at + pools, (1 << 64) - 1)).runtime()
 
 
-# ---- scenarios ---------------------------------------------------------------------------------------------------------
+# ---- scenarios ------------------------------------------------------------------------------------------------------
 
 SCENARIOS: dict[str, Callable[[str], str]] = {
     "not TOML: nested too deeply": lambda good: good + "x = " + "[" * 5000,

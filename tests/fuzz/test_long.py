@@ -25,8 +25,9 @@ def fault(data: bytes) -> None:
     raise KeyError(data)
 
 
-@pytest.mark.parametrize("broken, place, details", [(fault, "KeyError < test_long.py:", "KeyError: b'input 8"),
-                                                    (crash, "killed by signal 9", "killed"), (sleep, "does not end", "does not end")])
+@pytest.mark.parametrize("broken, place, details", [
+    (fault, "KeyError < test_long.py:", "KeyError: b'input 8"), (crash, "killed by signal 9", "killed"),
+    (sleep, "does not end", "does not end")])
 def test_findings_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable[[bytes], None], place: str,
                            details: str) -> None:
     def run(data: bytes) -> None:

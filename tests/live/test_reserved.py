@@ -10,13 +10,13 @@ from conftest import ROOT, psu_bin
 
 
 def test_calls_that_were_left_are_found(lab):
-    """With 2 GiB of address space, of which the 8 bytes that pagemap has for each page of the target would take sixteen times as much."""
+    """With 2 GiB of address space: the 8 bytes that pagemap has for each page of the target would be 32 GiB."""
     p = lab.start(lab.program("reserved"))
     p.expect("version 0")
     for n in (1, 2):
         psu_bin("attach", p.pid, lab.patch("reserved", f"patch{n}.c", out=f"patch{n}.o"))
         p.expect(f"version {n}")
-    done = subprocess.run([sys.executable, "-m", "psu_bin", "wait", str(p.pid), "--timeout", "120"], cwd=ROOT, capture_output=True,
-                          text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)))
+    done = subprocess.run([sys.executable, "-m", "psu_bin", "wait", str(p.pid), "--timeout", "120"], cwd=ROOT,
+                          capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)))
     assert done.returncode == 0, done.stderr
     assert p.alive()
