@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from psu_bin.errors import PsuError
 
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     import numpy as np
 
 EM_X86_64, EM_AARCH64 = 62, 183
+
+
+class Waiting(NamedTuple):
+    """/proc/PID/task/TID/syscall of a thread that does not run."""
+    number: int           # of the system call it waits in; -1: in none
+    stack_pointer: int
+    program_counter: int  # of the instruction behind the call's
+    first: int = 0        # its first argument
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ TLS_CALLEE = "__tls_get_addr"      # its calls disappear in the relaxations
 TLS_TAIL = 0                 # what the addend of a relative thread-local field makes up for
 # Volatile registers (bits as descriptor.Function.preserve) that PLAIN and SIDE gates change, by kind: shim gates.S.  x16
 # and x17 have no bit: functions whose callers rely on them are not updatable.
-GATE_CHANGES = (0, 0)
+GATE_CHANGES = (1 << 9 | 1 << 10, 1 << 9 | 1 << 10)
 
 _ABSOLUTE = {257: ("ABS64", 8), 258: ("ABS32", 4), 259: ("ABS16", 2)}
 _RELATIVE = {260: ("PREL64", 8), 261: ("PREL32", 4), 262: ("PREL16", 2), 314: ("PLT32", 4)}

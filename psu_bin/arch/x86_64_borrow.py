@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import struct
 
+from psu_bin.arch import Waiting
+
 # Calls in which a thread waits and that neither malloc nor the dynamic linker makes: a thread found in one of them
 # is not inside those, so that the agent's pthread_create may use them.
 WAITING_CALLS = frozenset((
@@ -22,19 +24,23 @@ EINTR, ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK = 4, 5
 NR_RESTART_SYSCALL = 219
 SYSCALL_SIZE = 2
 RED_ZONE = 128
+STACK_ALIGN = 1                     # that the entry needs
+UNFIT_REGSET, UNFIT_HEADER = 0, 0   # no state of a processor forbids it
 
 REGISTERS = struct.Struct("<27Q")   # struct user_regs_struct
 RAX, ORIG_RAX, RIP, RSP = 10, 15, 16, 19
 
 
-def program_counter(regs: bytes) -> tuple[int, int, int]:
-    """(program counter, stack pointer, number of the system call it is in or -1) of a register set."""
+def program_counter(regs: bytes, waiting: Waiting | None) -> tuple[int, int, int]:
+    """(program counter, stack pointer, number of the system call it is in or -1) of a register set.
+
+    `waiting` is not needed: the registers tell."""
     r = REGISTERS.unpack_from(regs)
     nr = r[ORIG_RAX] - (1 << 64) if r[ORIG_RAX] >> 63 else r[ORIG_RAX]
     return r[RIP], r[RSP], nr
 
 
-def enter(regs: bytes, entry: int) -> tuple[bytes, int, bytes]:
+def enter(regs: bytes, entry: int, waiting: Waiting | None) -> tuple[bytes, int, bytes]:
     """(new register set, address, bytes to write there first) to make the thread run `entry` and come back."""
     r = list(REGISTERS.unpack_from(regs))
     if not r[ORIG_RAX] >> 63:

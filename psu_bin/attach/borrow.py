@@ -18,8 +18,10 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from psu_bin import arch as arch_package
+from psu_bin.arch import Waiting
 from psu_bin.attach import proc, seccomp, shim
 from psu_bin.attach.process import Mapping, Process, Thread
 from psu_bin.attach.target import Target
@@ -52,10 +54,10 @@ def start_agent(target: Target) -> int:
     stops = 0
     while time.monotonic() - began < PATIENCE:
         waiting_only = time.monotonic() - began < PATIENCE_WAITING
-        thread = _candidate(process, machine, waiting_only)
-        if thread is not None:
+        found = _candidate(process, machine, waiting_only)
+        if found is not None:
             stops += 1
-            if _guarded(lambda: _stop_and_borrow(target, machine, thread, runtime.borrow)):
+            if _guarded(lambda: _stop_and_borrow(target, machine, *found, runtime.borrow)):
                 return _await_agent(target, began, stops)
         time.sleep(0.002)
     raise PsuError(process.where, f"no thread could be borrowed to start the agent within {PATIENCE:.0f} s: "
@@ -63,9 +65,16 @@ def start_agent(target: Target) -> int:
                    "try again, or start the program with PSU_AGENT=start in its environment")
 
 
-def _stop_and_borrow(target: Target, machine, thread: Thread, entry: int) -> bool:  # noqa: ANN001
+@dataclass(frozen=True)
+class _Seen:
+    """What a thread did before it was stopped."""
+    waiting: Waiting | None    # None: it ran
+    switches: int              # how often it had waited until then
+
+
+def _stop_and_borrow(target: Target, machine, thread: Thread, seen: _Seen, entry: int) -> bool:  # noqa: ANN001
     with Seized(target.process, thread) as seized:
-        return seized.interrupt() and _borrow(target, machine, seized, entry)
+        return seized.interrupt() and _borrow(target, machine, seized, seen, entry)
 
 
 def _guarded(work: Callable[[], bool]) -> bool:
@@ -111,42 +120,71 @@ def _await_agent(target: Target, began: float, stops: int) -> int:
                    "is the process stopped, or starved of processor time?")
 
 
-def _candidate(process: Process, machine, waiting_only: bool) -> Thread | None:  # noqa: ANN001
+def _candidate(process: Process, machine, waiting_only: bool) -> tuple[Thread, _Seen] | None:  # noqa: ANN001
     for thread in process.threads():
         try:
+            switches = _switches(process, thread.tid)
             where = f"/proc/{process.pid}/task/{thread.tid}/syscall"
             waiting = proc.syscall(proc.read(where), where)
         except OSError:
             continue
         if waiting is None:
             if not waiting_only and thread.state in "RS":
-                return thread
+                return thread, _Seen(None, switches)
         elif waiting.number in machine.WAITING_CALLS:
-            return thread
+            return thread, _Seen(waiting, switches)
     return None
+
+
+def _switches(process: Process, tid: int) -> int:
+    """How often the thread gave up its processor to wait.  Raises OSError."""
+    where = f"/proc/{process.pid}/task/{tid}/status"
+    return proc.number(proc.status(proc.read(where)), "voluntary_ctxt_switches", where)
 
 
 class _Iovec(ctypes.Structure):
     _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
 
-def _regset(request: int, tid: int, data: bytes = b"") -> bytes:
+def _regset(request: int, tid: int, data: bytes = b"", kind: int = NT_PRSTATUS) -> bytes:
     from psu_bin.attach.system_call import ptrace
     buffer = ctypes.create_string_buffer(data, len(data)) if data else ctypes.create_string_buffer(1024)
     iov = _Iovec(ctypes.addressof(buffer), len(buffer))
-    ptrace(request, tid, NT_PRSTATUS, ctypes.addressof(iov))
+    ptrace(request, tid, kind, ctypes.addressof(iov))
     return buffer.raw[:iov.length]
 
 
-def _borrow(target: Target, machine, seized: Seized, entry: int) -> bool:  # noqa: ANN001
+def _fit(machine, tid: int) -> bool:  # noqa: ANN001
+    """Whether the stopped thread is in a state of the processor in which the C library's code can run."""
+    try:
+        return not machine.UNFIT_REGSET or (
+            len(_regset(PTRACE_GETREGSET, tid, kind=machine.UNFIT_REGSET)) <= machine.UNFIT_HEADER)
+    except OSError as e:
+        if e.errno != errno.EINVAL:
+            raise
+        return True     # this processor or kernel has no such state
+
+
+def _undisturbed(process: Process, tid: int, seen: _Seen) -> Waiting | None:
+    """The call in which the thread was seen, if it has not waited in any other since: the stop itself is one wait."""
+    try:
+        return seen.waiting if _switches(process, tid) == seen.switches + 1 else None
+    except OSError:
+        return None
+
+
+def _borrow(target: Target, machine, seized: Seized, seen: _Seen, entry: int) -> bool:  # noqa: ANN001
     """Redirect the stopped thread to `entry`; False when this is not the moment."""
     process = target.process
     regs = _regset(PTRACE_GETREGSET, seized.tid)
-    pc, sp, nr = machine.program_counter(regs)
+    waiting = _undisturbed(process, seized.tid, seen)
+    pc, sp, nr = machine.program_counter(regs, waiting)
     maps = process.maps()
     if not all(any((x.start, x.path) == (m.start, m.path) for x in maps) for m in target.modules):
         process.lost = True    # exec between our look at it and the stop
         raise process.gone()
+    if sp % machine.STACK_ALIGN or not _fit(machine, seized.tid):
+        return False
     if _signal_pending(process, seized.tid):
         return False  # its handler must see the system call interrupted, as without us
     if nr >= 0:
@@ -156,7 +194,7 @@ def _borrow(target: Target, machine, seized: Seized, entry: int) -> bool:  # noq
         return False
     calls = arch_package.for_machine(target.modules[0].machine, process.where).calls
     seccomp.check(process, seized.tid, calls.AUDIT_ARCH, [seccomp.Call(*c) for c in (*calls.THREAD, *calls.AGENT)])
-    new, at, back = machine.enter(regs, entry)
+    new, at, back = machine.enter(regs, entry, waiting)
     process.write(at, back)
     _regset(PTRACE_SETREGSET, seized.tid, new)
     return True

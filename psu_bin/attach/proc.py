@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from psu_bin.arch import Waiting
 from psu_bin.errors import PsuError
 
 
@@ -37,17 +38,11 @@ class Stat(NamedTuple):
     start_brk: int        # where the heap begins; 0 where the kernel hides it
 
 
-class Waiting(NamedTuple):
-    """/proc/PID/task/TID/syscall of a thread that does not run."""
-    number: int           # of the system call it waits in; -1: in none
-    stack_pointer: int
-    program_counter: int
-
-
 _MAPS = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) ([r-][w-][x-][ps]) ([0-9a-f]{1,16}) "
                    r"[0-9a-f]+:[0-9a-f]+ ([0-9]{1,20})(?: +(.*))?", re.DOTALL | re.ASCII)
 _INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
-_WAITING = re.compile(r"(-?[0-9]{1,10})(?: 0x[0-9a-f]+){0,6} 0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16})\n?", re.ASCII)
+_WAITING = re.compile(r"(-?[0-9]{1,10})(?: 0x([0-9a-f]{1,16})(?: 0x[0-9a-f]+){0,5})? "
+                      r"0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16})\n?", re.ASCII)
 
 
 def read(path: str) -> str:
@@ -105,4 +100,4 @@ def syscall(text: str, where: str) -> Waiting | None:
     found = _WAITING.fullmatch(text)
     if not found:
         raise _odd(where, text)
-    return Waiting(int(found[1]), int(found[2], 16), int(found[3], 16))
+    return Waiting(int(found[1]), int(found[3], 16), int(found[4], 16), int(found[2] or "0", 16))

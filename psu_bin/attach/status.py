@@ -138,7 +138,7 @@ def _function_on_stack(process: Process, p: meta.PatchNotes, o: shim.Object, tid
         waiting = proc.syscall(proc.read(where), where)
         if waiting is None:
             return ""
-        _, sp, pc = waiting
+        sp, pc = waiting.stack_pointer, waiting.program_counter
         limit = next((m.end for m in process.maps() if m.start <= sp < m.end), sp)
         stack = process.read(sp, max(0, min(limit - sp, STACK_SEARCHED)) // 8 * 8)
     except (OSError, PsuError):

@@ -55,6 +55,7 @@ def measure(options: Options) -> dict:
                 "-O2",
                 "-fPIC",
                 "-pthread",
+                f"-I{ROOT / 'shim' / 'test' / 'x86_64'}",
                 str(ROOT / "shim" / "test" / "calls.c"),
                 "-o",
                 program,

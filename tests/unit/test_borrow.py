@@ -18,7 +18,7 @@ def registers(**values):
 
 def back(orig_rax, rax):
     regs = registers(RIP=0x401000, RSP=0x8000, ORIG_RAX=orig_rax, RAX=rax)
-    new, at, data = machine.enter(regs, ENTRY)
+    new, at, data = machine.enter(regs, ENTRY, None)
     r = machine.REGISTERS.unpack(new)
     assert r[machine.RIP] == ENTRY and r[machine.RSP] == at == 0x8000 - 128 - 8
     assert r[machine.ORIG_RAX] == (1 << 64) - 1

@@ -64,9 +64,9 @@ def test_no_maps(what: str) -> None:
 
 
 def test_syscall() -> None:
-    assert proc.syscall("0 0x1 0x2 0x3 0x4 0x5 0x6 0x7f00 0x5500\n", "") == (0, 0x7F00, 0x5500)
+    assert proc.syscall("0 0x1 0x2 0x3 0x4 0x5 0x6 0x7f00 0x5500\n", "") == (0, 0x7F00, 0x5500, 1)
     assert proc.syscall("running\n", "") is None
-    assert proc.syscall("-1 0x7f00 0x5500\n", "") == (-1, 0x7F00, 0x5500)
+    assert proc.syscall("-1 0x7f00 0x5500\n", "") == (-1, 0x7F00, 0x5500, 0)
     for what in ("", "0", "x 0x1 0x2", "0 0x1", "99999999999999 0x1 0x2"):
         with pytest.raises(PsuError, match="is not what the kernel writes"):
             proc.syscall(what, "/proc/1/task/1/syscall")

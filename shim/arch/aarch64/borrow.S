@@ -4,7 +4,7 @@
  *
  * psu-bin stops the thread at any instruction, stores its program counter at sp - 16, sets sp to that place and pc to
  * psu_borrow, and lets it go: everything else happens here.  Every register, the flags and the vector registers come
- * back as they were.  (A thread in streaming mode, or with a live ZA matrix, is not borrowed: psu_bin, aarch64_borrow.)
+ * back as they were.  (A thread in streaming mode is not borrowed: psu_bin/attach/borrow.py, _fit.)
  *
  * The way back is what is odd.  With all registers full, AArch64 can only branch to a place that the instruction names.
  * (rt_sigreturn could do it, but it also makes an interrupted nanosleep fail.)  So borrow.c maps one page within reach
@@ -113,8 +113,7 @@ psu_borrow:
         GENERAL ldp
         add     sp, sp, #SIZE + 16
         br      x16
-        /* x17 is lost, which is what a linker's veneer may do to any call.  psu-bin saw a free page before it sent the
-         * thread here; since then somebody else took the last one. */
+        /* No free page within reach: x17 is lost, which is what a linker's veneer may do to any call. */
 4:      GENERAL ldp
         ldr     x16, [sp, #128]
         add     sp, sp, #SIZE + 16
