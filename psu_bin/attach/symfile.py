@@ -3,8 +3,7 @@
 GDB, LLDB and others look for such files in a list that starts at `__jit_debug_descriptor` (GDB manual, "JIT Compilation
 Interface"; shim/debugger.c).  It is in memory and not on disk because it has to be in a core dump, too, long after the
 process and what psu-bin keeps of it are gone.  It is not the patch object because debug sections are many times the
-size of the code: it names functions and source lines, no variables and types.  For those a debugger can be given the
-patch object itself (docs/troubleshooting.md).
+size of the code: it names functions and source lines, no variables and types.
 
     ELF header, section headers     .text has only an address and a size: the code is there already
     symbols, strings                the strings serve as .debug_str, too

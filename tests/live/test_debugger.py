@@ -109,6 +109,25 @@ def test_a_core_dump_of_the_kernel(lab, patched):
     assert "$1 = 7\n" in text, text
 
 
+JIT = """struct entry;
+struct { unsigned version, action; struct entry *relevant, *first; } __jit_debug_descriptor = {1, 0, 0, 0};
+__attribute__((noinline)) void __jit_debug_register_code(void) { __asm__ volatile(""); }
+"""
+
+
+def test_a_program_with_a_jit_compiler_of_its_own(lab):
+    """It has the same two symbols: they stay its own, and debuggers see both lists."""
+    (lab.folder / "jit.c").write_text(JIT)
+    running = lab.start(lab.program("crash", str(lab.folder / "jit.c"), "-rdynamic"))
+    running.expect("^ready$")
+    psu_bin("attach", running.pid, lab.patch("crash"))
+    running.say("wait")
+    running.expect("^inside$")
+    text = gdb(lab.folder, "-p", running.pid, run=("thread apply all bt", "p 'jit.c'::__jit_debug_descriptor"))
+    assert re.search(chain("the wait"), text), text
+    assert "first = 0x0}" in text, text
+
+
 def test_without_debug_information_there_are_the_names(lab, patched):
     running = patched("-g0")
     running.say("wait")
