@@ -18,8 +18,8 @@ struct psu_gate_state {
     int entry;     /* DWARF number of the register with the side-frame entry that was claimed, -1: none */
 };
 
-/* The call that wants a side-frame entry: its caller's stack pointer after it, and what the gate found as return address and
- * frame pointer. */
+/* The call that wants a side-frame entry: its caller's stack pointer after it, and what the gate found as return
+ * address and frame pointer. */
 struct psu_call { uint64_t sp, return_address, fp; };
 
 #include "arch.h"
@@ -138,7 +138,7 @@ static inline struct psu_gate *psu_gate_at(uint32_t kind, uint64_t address)
 /* ---- membarrier.c ---- */
 void psu_membarrier_register(void);
 int64_t psu_membarrier(void);                 /* 0 or -errno */
-int64_t psu_membarrier_code(void);            /* the same, and no core goes on with instructions that it fetched before */
+int64_t psu_membarrier_code(void);            /* the same, and no core goes on with instructions fetched before */
 
 /* ---- libc.c: what the C library offers, all of it optional ---- */
 void *psu_find(const char *name);             /* a function of the process, not one of ours; 0: absent */

@@ -7,8 +7,8 @@
  */
 #include "internal.h"
 
-enum { GLOBAL = 1, PRIVATE_EXPEDITED = 1 << 3, REGISTER_PRIVATE_EXPEDITED = 1 << 4, PRIVATE_EXPEDITED_SYNC_CORE = 1 << 5,
-       REGISTER_PRIVATE_EXPEDITED_SYNC_CORE = 1 << 6 };
+enum { GLOBAL = 1, PRIVATE_EXPEDITED = 1 << 3, REGISTER_PRIVATE_EXPEDITED = 1 << 4,
+       PRIVATE_EXPEDITED_SYNC_CORE = 1 << 5, REGISTER_PRIVATE_EXPEDITED_SYNC_CORE = 1 << 6 };
 
 void psu_membarrier_register(void)
 {
@@ -31,8 +31,9 @@ int64_t psu_membarrier(void)
     return r;
 }
 
-/* Kernels before 4.16, and some sandboxes, have no barrier of this kind.  The ordinary one interrupts the same cores, and
- * the return from an interrupt synchronises them all the same (Arm ARM, D1.3: exception return; SCTLR_EL1.EOS is 1). */
+/* Kernels before 4.16, and some sandboxes, have no barrier of this kind.  The ordinary one interrupts the same cores,
+ * and the return from an interrupt synchronises them all the same (Arm ARM, D1.3: exception return; SCTLR_EL1.EOS is 1).
+ */
 int64_t psu_membarrier_code(void)
 {
     long r = psu_syscall(NR_membarrier, PRIVATE_EXPEDITED_SYNC_CORE, 0, 0);

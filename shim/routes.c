@@ -3,9 +3,9 @@
  * routes.c: the decisions behind arch/ARCH/routes.S.  Runs on application threads in the middle of their calls:
  * async-signal-safe, no lock, no vector register.
  *
- * What struct psu_frame holds is the architecture's; here it has these parts: `back`, an address in the gate; `target`, the
- * answer for actions that jump; and what the psu_frame_ functions of arch.h get and set: what the gate wants back
- * (its block, a free side-frame entry), and the frame pointer and return address of the gate's caller.
+ * What struct psu_frame holds is the architecture's; here it has these parts: `back`, an address in the gate;
+ * `target`, the answer for actions that jump; and what the psu_frame_ functions of arch.h get and set: what the gate
+ * wants back (its block, a free side-frame entry), and the frame pointer and return address of the gate's caller.
  */
 #include "internal.h"
 
@@ -138,11 +138,11 @@ static inline void give_back(struct psu_block *b, struct psu_side *s)
 
 /* how: kind + 256 * redirect.
  *
- * The fence orders two loads that gates made, of `code` here and in gates that this thread passed before, ahead of all that
- * is read now.  `code` is stored after the fields that it makes valid (commit.c, arm) and, when a gate settles, after
- * commit_seq: without the fence a processor that reorders loads could run the new version of one function (its `code`
- * was settled) and read here, for the next, a commit_seq from before the commit.  It costs the fast path nothing.
- * (shim/test/litmus/settled.litmus.) */
+ * The fence orders two loads that gates made, of `code` here and in gates that this thread passed before, ahead of all
+ * that is read now.  `code` is stored after the fields that it makes valid (commit.c, arm) and, when a gate settles,
+ * after commit_seq: without the fence a processor that reorders loads could run the new version of one function (its
+ * `code` was settled) and read here, for the next, a commit_seq from before the commit.  It costs the fast path
+ * nothing. */
 PSU_LEAVING uint32_t psu_route(struct psu_frame *f, uint32_t how)
 {
     __atomic_thread_fence(__ATOMIC_ACQUIRE);

@@ -1,10 +1,10 @@
 """Borrowing one thread of an AArch64 program to start the agent: what to do with its registers.
 
-As x86_64_borrow, with three differences.  The shim's entry expects the program counter at sp - 16 (there is no red zone).
-A stopped thread's registers do not tell whether it is in a system call, and where the kernel returns EINTR the first argument
-is lost: x0 holds the result.  So the caller says what /proc showed while the thread waited, and that it did nothing else
-since.  And where the kernel restarts the call by itself, it has set pc back to the svc before anybody looks
-(arch/arm64/kernel/signal.c, do_signal): only that a call of restart_syscall is due is forgotten when pc changes.
+As x86_64_borrow, with three differences.  The shim's entry expects the program counter at sp - 16 (there is no red
+zone). A stopped thread's registers do not tell whether it is in a system call, and where the kernel returns EINTR the
+first argument is lost: x0 holds the result.  So the caller says what /proc showed while the thread waited, and that it
+did nothing else since.  And where the kernel restarts the call by itself, it has set pc back to the svc before anybody
+looks (arch/arm64/kernel/signal.c, do_signal): only that a call of restart_syscall is due is forgotten when pc changes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import struct
 
 from psu_bin.arch import Waiting
 
-# Calls in which a thread waits and that neither malloc nor the dynamic linker makes (include/uapi/asm-generic/unistd.h).
-# epoll_pwait, epoll_pwait2, pselect6, ppoll, read, readv, pread64, preadv, flock, signalfd's read among them, wait4, waitid,
-# accept, accept4, connect, sendto, recvfrom, sendmsg, recvmsg, recvmmsg, rt_sigsuspend, rt_sigtimedwait, msgrcv, semop,
-# semtimedop, mq_timedreceive, io_getevents, io_pgetevents, nanosleep, clock_nanosleep, futex, io_uring_enter
-WAITING_CALLS = frozenset((22, 441, 72, 73, 63, 65, 67, 69, 32, 260, 95, 202, 242, 203, 206, 207, 211, 212, 243, 133, 137, 188, 193,
-                           192, 183, 4, 292, 101, 115, 98, 426))
+# Calls in which a thread waits and that neither malloc nor the dynamic linker makes
+# (include/uapi/asm-generic/unistd.h). epoll_pwait, epoll_pwait2, pselect6, ppoll, read, readv, pread64, preadv, flock,
+# signalfd's read among them, wait4, waitid, accept, accept4, connect, sendto, recvfrom, sendmsg, recvmsg, recvmmsg,
+# rt_sigsuspend, rt_sigtimedwait, msgrcv, semop, semtimedop, mq_timedreceive, io_getevents, io_pgetevents, nanosleep,
+# clock_nanosleep, futex, io_uring_enter
+WAITING_CALLS = frozenset((22, 441, 72, 73, 63, 65, 67, 69, 32, 260, 95, 202, 242, 203, 206, 207, 211, 212, 243,
+                           133, 137, 188, 193, 192, 183, 4, 292, 101, 115, 98, 426))
 NR_NANOSLEEP, NR_CLOCK_NANOSLEEP, NR_FUTEX, NR_RESTART_SYSCALL = 101, 115, 98, 128
 TIMER_ABSTIME = 1
 FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_COMMAND = 0, 9, 0x7F
@@ -62,7 +63,8 @@ def enter(regs: bytes, entry: int, waiting: Waiting | None) -> tuple[bytes, int,
 
 
 def _goes_on(number: int, r: list[int]) -> bool:
-    """Whether the kernel remembers how much of the time is left (ERESTART_RESTARTBLOCK), else it counts to a point in time."""
+    """Whether the kernel remembers how much of the time is left (ERESTART_RESTARTBLOCK); else the call names a point in
+    time."""
     if number == NR_CLOCK_NANOSLEEP:
         return not r[X1] & TIMER_ABSTIME
     if number == NR_FUTEX:

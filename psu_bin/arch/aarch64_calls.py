@@ -1,7 +1,7 @@
 """The system calls of the agent on AArch64, as a seccomp filter sees them: (name, number, arguments, vital).
 
-As in x86_64_calls: without vital ones nothing can be attached; the others may fail with an error number, but must not end the
-process.  Numbers are those of include/uapi/asm-generic/unistd.h in Linux.
+As in x86_64_calls: without vital ones nothing can be attached; the others may fail with an error number, but must not
+end the process.  Numbers are those of include/uapi/asm-generic/unistd.h in Linux.
 """
 
 from __future__ import annotations

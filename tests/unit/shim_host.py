@@ -30,7 +30,8 @@ def build(shim: Path, source: str, compiler: str = "gcc", *flags: str) -> Path:
     """Compile shim/test/SOURCE against the shim, which comes first in its DT_NEEDED."""
     out = shim.parent / f"{Path(source).stem}-{compiler}{''.join(flags).replace('/', '_')}"
     base = [f for f in FLAGS if not (f.startswith("-std") and source.endswith(".cc"))]
-    subprocess.run([compiler, *base, *flags, f"-I{SHIM / 'test' / machine(compiler)}", str(SHIM / "test" / source), "-o", str(out), f"-L{shim.parent}",
+    subprocess.run([compiler, *base, *flags, f"-I{SHIM / 'test' / machine(compiler)}",
+                    str(SHIM / "test" / source), "-o", str(out), f"-L{shim.parent}",
                     "-Wl,--no-as-needed", "-l:libpsu_shim.so", f"-Wl,-rpath,{shim.parent}", "-rdynamic"], check=True)
     return out
 
@@ -66,7 +67,7 @@ class Emulated:
 
 def run(program: Path, *arguments: str, timeout: float = 60, prefix: tuple[str, ...] = (), **environment: str) -> str:
     """Run it, behind `prefix`; its standard output.  Fails when it does not exit with 0."""
-    done = subprocess.run([*prefix, str(program), *arguments], check=False, capture_output=True, text=True, timeout=timeout,
-                          env={**os.environ, **environment})
+    done = subprocess.run([*prefix, str(program), *arguments], check=False, capture_output=True, text=True,
+                          timeout=timeout, env={**os.environ, **environment})
     assert done.returncode == 0, f"{program.name}: exit {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout

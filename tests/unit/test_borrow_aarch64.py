@@ -40,7 +40,8 @@ def test_what_the_kernel_restarts_by_itself_is_left_alone():
 
 @pytest.mark.parametrize("number, arguments, goes_on", [
     (NANOSLEEP, {}, True), (CLOCK_NANOSLEEP, {"X1": 0}, True), (CLOCK_NANOSLEEP, {"X1": 1}, False),
-    (FUTEX, {"X1": 128, "X3": 0x100}, True), (FUTEX, {"X1": 128 | 9, "X3": 0x100}, True), (FUTEX, {"X1": 128, "X3": 0}, False)])
+    (FUTEX, {"X1": 128, "X3": 0x100}, True), (FUTEX, {"X1": 128 | 9, "X3": 0x100}, True),
+    (FUTEX, {"X1": 128, "X3": 0}, False)])
 def test_a_call_that_counts_down_goes_on_with_what_is_left(number, arguments, goes_on):
     assert borrow(number, PC=BEHIND - 4, X0=7, **arguments) == (BEHIND - 4, 7, 128 if goes_on else number)
 

@@ -38,7 +38,8 @@ def test_borrowed_thread_comes_back_as_it_was(shim: Path) -> None:  # noqa: F811
 def test_shim_that_comes_with_a_plugin(shim: Path, threads: str) -> None:  # noqa: F811
     plugin, program = shim.parent / "plugin.so", shim.parent / "plugin"
     source = str(SHIM / "test" / "plugin.c")
-    subprocess.run(["gcc", *FLAGS, f"-I{SHIM / 'test' / machine('gcc')}", "-DPLUGIN", "-shared", source, "-o", str(plugin), f"-L{shim.parent}",
+    subprocess.run(["gcc", *FLAGS, f"-I{SHIM / 'test' / machine('gcc')}", "-DPLUGIN", "-shared",
+                    source, "-o", str(plugin), f"-L{shim.parent}",
                     "-Wl,--no-as-needed", "-l:libpsu_shim.so", f"-Wl,-rpath,{shim.parent}"], check=True)
     subprocess.run(["gcc", *FLAGS, source, "-o", str(program)], check=True)
     assert run(program, str(plugin), threads) == "ok\n"

@@ -90,7 +90,8 @@ static inline struct psu_gate_state psu_gate_state(uint32_t kind, uint32_t offse
     return s;
 }
 
-/* Where libgcc's _Unwind_Context keeps the program counter, in words: behind 98 registers and the CFA, since GCC 4.8. */
+/* Where libgcc's _Unwind_Context keeps the program counter, in words: behind 98 registers and the CFA, since
+ * GCC 4.8. */
 #define CONTEXT_RA 99
 
 /* ---- routes.S --------------------------------------------------------------------------------------- */

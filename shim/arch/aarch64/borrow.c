@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * borrow.c: the page from which a borrowed thread goes back to where it was (borrow.S): it loads the last two registers and
- * branches.  The page stays: nobody can know when the thread has left it.  One is made in the life of a process.
+ * borrow.c: the page from which a borrowed thread goes back to where it was (borrow.S): it loads the last two
+ * registers and branches.  The page stays: nobody can know when the thread has left it.  One is made in the life of a
+ * process.
  */
 #include "internal.h"
 

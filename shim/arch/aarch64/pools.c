@@ -39,8 +39,9 @@ struct psu_gate *psu_gate_data(uint32_t kind, uint32_t number, uint64_t slot)
 }
 
 /* Arm ARM B2.4.4 (concurrent modification and execution of instructions) and the sequence of D7.5: each line to the
- * point of unification, DSB; then out of the instruction caches of all cores in the inner shareable domain, DSB.  psu-bin wrote
- * the bytes through another mapping (process_vm_writev), which is no matter: data caches are physically tagged.
+ * point of unification, DSB; then out of the instruction caches of all cores in the inner shareable domain, DSB.
+ * psu-bin wrote the bytes through another mapping (process_vm_writev), which is no matter: data caches are physically
+ * tagged.
  *
  * No core can hold an older prefetched instruction of these addresses: they were not executable from the time they were
  * mapped until after this (mprotect comes next, commands.c), and instruction fetch, speculative or not, needs an

@@ -40,7 +40,8 @@ static inline void code_counting(uint8_t *at, uint32_t turns, uint64_t value)
     memcpy(at + code_words(at, code, sizeof code), &value, 8);
 }
 
-/* A function with a stack frame of `space` bytes, a multiple of 16 and 8 more, that calls `callee`; its size, at most 64. */
+/* A function with a stack frame of `space` bytes, a multiple of 16 and 8 more, that calls `callee`; its size, at
+ * most 64. */
 static inline size_t code_framed(char *at, uint32_t space, void *callee)
 {
     space += 8;
@@ -62,15 +63,16 @@ static inline size_t code_framed(char *at, uint32_t space, void *callee)
     return size;
 }
 
-/* Its unwind rules: a CIE from the version on (no augmentation), and the instructions of its FDE; 128 < space < 16000. */
+/* Its unwind rules: a CIE from the version on (no augmentation), and the instructions of its FDE; 128 < space < 16000.
+ */
 static inline void code_rules(char cie[12], char rows[16], uint32_t space)
 {
     uint32_t cfa = space + 8 + 16;
     /* code 4, data -8, return address 30, CFA sp */
     memcpy(cie, "\x01\0\x04\x78\x1e\x0c\x1f\0\0\0\0\0", 12);
     /* advance 2; CFA offset 16; x29 at CFA - 16; x30 at CFA - 8; advance 2; CFA offset space + 16; advance 4; 16 */
-    char r[16] = {0x42, 0x0e, 16, (char)0x9d, 2, (char)0x9e, 1, 0x42, 0x0e, (char)(0x80 | (cfa & 127)), (char)(cfa >> 7),
-                  0x44, 0x0e, 16};
+    char r[16] = {0x42, 0x0e, 16, (char)0x9d, 2, (char)0x9e, 1, 0x42, 0x0e, (char)(0x80 | (cfa & 127)),
+                  (char)(cfa >> 7), 0x44, 0x0e, 16};
     memcpy(rows, r, 16);
 }
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * probe.h: what conventions.c looks at on AArch64: `probe` fills every register, stores stack arguments and calls; the version
- * `record` writes down what arrived, spoils what it may, and returns.
+ * probe.h: what conventions.c looks at on AArch64: `probe` fills every register, stores stack arguments and calls; the
+ * version `record` writes down what arrived, spoils what it may, and returns.
  *
- * x16 and x17 are not compared: any veneer of a linker between caller and function may change them, and so do stubs.  Both
- * functions need one of them as the base of what they load and store.
+ * x16 and x17 are not compared: any veneer of a linker between caller and function may change them, and so do stubs.
+ * Both functions need one of them as the base of what they load and store.
  */
 #include <stddef.h>
 
@@ -33,7 +33,8 @@ __asm__(
         ".macro VOLATILE_VECTORS op\n"
         " .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31\n"
         " \\op q\\n, [x16, #320 + 16 * \\n]\n .endr\n .endm\n"
-        ".macro SAVED_VECTORS op\n .irp n, 8, 9, 10, 11, 12, 13, 14, 15\n \\op q\\n, [x16, #320 + 16 * \\n]\n .endr\n .endm\n"
+        ".macro SAVED_VECTORS op\n .irp n, 8, 9, 10, 11, 12, 13, 14, 15\n"
+        " \\op q\\n, [x16, #320 + 16 * \\n]\n .endr\n .endm\n"
         /* sp and flags to the set at x16; x0 and x1 are stored there already */
         ".macro STORE_SP_FLAGS\n mov x0, sp\n str x0, [x16, #248]\n mrs x0, nzcv\n str x0, [x16, #256]\n .endm\n"
         /* 4 words at sp + \at to the set's `stack` */

@@ -35,7 +35,8 @@ static inline void code_counting(uint8_t *at, uint32_t turns, uint64_t value)
     at[19] = 0xc3;
 }
 
-/* A function with a stack frame of `space` bytes, a multiple of 16 and 8 more, that calls `callee`; its size, at most 64. */
+/* A function with a stack frame of `space` bytes, a multiple of 16 and 8 more, that calls `callee`; its size, at
+ * most 64. */
 static inline size_t code_framed(char *at, uint32_t space, void *callee)
 {
     memcpy(at, "\x48\x81\xec", 3); /* 0..6: sub $space, %rsp */
@@ -48,7 +49,8 @@ static inline size_t code_framed(char *at, uint32_t space, void *callee)
     return 21;
 }
 
-/* Its unwind rules: a CIE from the version on (no augmentation), and the instructions of its FDE; 128 < space < 16000. */
+/* Its unwind rules: a CIE from the version on (no augmentation), and the instructions of its FDE; 128 < space < 16000.
+ */
 static inline void code_rules(char cie[12], char rows[16], uint32_t space)
 {
     uint32_t cfa = space + 8;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * probe.h: what conventions.c looks at on x86-64: `probe` fills every register, pushes stack arguments and calls; the version
- * `record` writes down what arrived, spoils what it may, and returns.
+ * probe.h: what conventions.c looks at on x86-64: `probe` fills every register, pushes stack arguments and calls; the
+ * version `record` writes down what arrived, spoils what it may, and returns.
  */
 #include <stddef.h>
 
