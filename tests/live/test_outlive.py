@@ -1,0 +1,44 @@
+"""What outlives versions: pointers that a patch handed out stay valid, and many patches take no more memory than two.
+
+PSU_SOAK says how many updates; scripts/torture soak makes it 10,000."""
+
+import os
+from pathlib import Path
+
+from conftest import psu_bin
+from updating import Versions
+
+from psu_bin.attach import status
+
+UPDATES = int(os.environ.get("PSU_SOAK", 150))
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def memory(pid):
+    """(resident bytes, number of mappings), once nothing is left to free."""
+    status.wait(pid, 60)
+    resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+    return resident, len(Path(f"/proc/{pid}/maps").read_text().splitlines())
+
+
+def test_pointers_outlive_versions_and_memory_stays(lab):
+    running = lab.start(lab.program("outlive"), 8)
+    versions = Versions(lab, "outlive")
+    running.expect("^ready$")
+    early = (0, 0)
+    for v in range(1, UPDATES + 1):
+        versions.run(running.pid, v, v)
+        running.say("take")
+        running.expect("^taken$")
+        if v == min(20, UPDATES // 2):
+            running.say("check")
+            running.expect(f"^checked {v} newest {v} distinct 1$")
+            early = memory(running.pid)
+    running.say("check")
+    running.expect(f"^checked {UPDATES} newest {UPDATES} distinct 1$")
+    late = memory(running.pid)
+    print(early, late)
+    assert late[1] <= early[1], (early, late)
+    assert late[0] - early[0] <= 64 * 1024 + UPDATES * 128, (early, late)
+    shown = psu_bin("status", running.pid, "--json").json
+    assert [p["id"] for p in shown["patches"] if p["state"] != "freed"] == [UPDATES]
