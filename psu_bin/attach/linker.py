@@ -300,8 +300,10 @@ class _Linker:
             elif r.use in (Use.GOT_BASE, Use.SIZE):
                 v = r.addend
             else:
-                called = r.use is Use.BRANCH and isinstance(r.target, BoundFunction)
-                v = (self._function(r.target) if called else self._target(r.target)) + r.offset
+                if r.use is Use.BRANCH and isinstance(r.target, BoundFunction):
+                    v = self._function(r.target) + r.offset
+                else:
+                    v = self._target(r.target) + r.offset
                 plt = room.plt(r.target)
                 branch = base + plt if r.use is Use.BRANCH and plt is not None else 0
             try:

@@ -11,11 +11,14 @@ written off (the agent counts that many out) and the object is freed.  Why what 
   2. A call in progress has its gate's return address in memory all the time (stacks.py), at a place that does not change, so
      a search finds it although the program runs on; or its thread is executing the gate itself, a few instructions at either end.
   3. A thread in those few instructions is blocked with its program counter in the shim (we look), or is running: then it
-     is past them once it had the processor for PAST nanoseconds more (we wait for that), unless a signal handler interrupted
-     it there, and then the address is in the signal's frame, in memory.
-  4. The agent compares the counts with those from before the search: had a call ended meanwhile, they would differ.
+     is past them once it blocks elsewhere or had the processor for PAST nanoseconds more, unless a signal handler
+     interrupted it there, and then the address is in the signal's frame, in memory.
+  4. So there are two searches, and that wait between them. A call that the first one missed was in those instructions: by the
+     second it has been counted out, or its address is in memory.  A call that is in them during the second one was found by
+     the first, because it did not begin in between (1).
+  5. The agent compares the counts with those from before the searches: had a call ended meanwhile, they would differ.
 
-Stacks are not moved by the programs that we know; the search is repeated from the other end, so that a program that copies
+Stacks are not moved by the programs that we know; the second search goes the other way, so that a program that copies
 a stack from one place to another would have to do so twice, in opposite directions, to be missed.
 
 Where a call's return address may be in a register only (AArch64: a leaf function), nothing is written off.
@@ -73,11 +76,14 @@ def survey(t: Target) -> Survey:
         return Survey({}, (), ())
     agent = agent_thread(process, runtime)
     agent_tid = agent.tid if agent else 0
-    search = _Search(t, runtime, agent_tid, frozenset(surplus))
-    keepers = search.run()
-    rest = set(surplus) - {k.index for k in keepers}
-    if not rest or search.unclear or search.memory.unclear or not _all_went_on(process, search.before, agent_tid):
-        return Survey(surplus, tuple(keepers), ())
+    keepers: list[Keeper] = []
+    rest = frozenset(surplus)
+    for backwards in (False, True):
+        search = _Search(t, runtime, agent_tid, rest)
+        keepers += search.run(backwards)
+        rest -= {k.index for k in keepers}
+        if not rest or search.unclear or search.memory.unclear or not (backwards or _all_went_on(search)):
+            return Survey(surplus, tuple(keepers), ())
     now = runtime.sums(process, tuple(rest))
     return Survey(surplus, tuple(keepers), tuple(sorted(i for i in rest if now[i] == surplus[i])))
 
@@ -108,15 +114,16 @@ def sweep(t: Target, at_least: int = 1, most: int = 0) -> bool:
     return write_off(t, survey(t))
 
 
-def _all_went_on(process: Process, before: dict[int, stacks.Standing], agent_tid: int) -> bool:
-    """Wait until each thread that was running at `before` has run for PAST, or blocks outside the shim, or is gone."""
-    waiting = {s.tid: s for s in before.values() if s.sp is None}
+def _all_went_on(search: _Search) -> bool:
+    """Wait until each thread that was running before the search has run for PAST, or blocks outside the shim, or is gone."""
+    waiting = {s.tid: s for s in search.before.values() if s.sp is None}
     deadline = time.monotonic() + PATIENCE
     while waiting:
-        now = stacks.standings(process, agent_tid)
+        now = stacks.standings(search.process, search.agent_tid)
         for tid, old in list(waiting.items()):
             new = now.get(tid)
-            if new is None or new.ran is not None and old.ran is not None and new.ran - old.ran >= PAST:
+            if new is None or new.pc is not None and not search.in_shim(new.pc) or (
+                    new.ran is not None and old.ran is not None and new.ran - old.ran >= PAST):
                 del waiting[tid]
         if waiting and time.monotonic() > deadline:
             return False
@@ -142,7 +149,11 @@ class _Search:
         self.unclear = False            # a thread is somewhere in the shim: nothing can be said now
         self._objects: dict[tuple[int, int], set[int]] = {}
 
-    def run(self) -> list[Keeper]:
+    def in_shim(self, pc: int) -> bool:
+        """Whether a thread there may be in a gate, or on its way out of one."""
+        return self.shim[0] <= pc < self.shim[1] or self.gates.at(pc) is not None
+
+    def run(self, backwards: bool) -> list[Keeper]:
         """The calls in progress in the wanted objects.  Stops searching once each has one."""
         found: list[Keeper] = []
         for s in self.before.values():
@@ -160,10 +171,9 @@ class _Search:
                 self.unclear |= word.kind == shim.NO_GATE
                 found += self._keepers((word.kind, word.gate), tid)
         rest = [m for m in self.memory.maps if m not in mine and m != agent]
-        for order in (rest, rest[::-1]):
-            if self.unclear or self.memory.unclear or self.wanted <= {k.index for k in found}:
-                return found
-            found += self._elsewhere(order)
+        if self.unclear or self.memory.unclear or self.wanted <= {k.index for k in found}:
+            return found
+        found += self._elsewhere(rest[::-1] if backwards else rest)
         if self.wanted <= {k.index for k in found}:
             return found
         below = [k for tid, m in own.items() for k in self._below(tid, m)]
