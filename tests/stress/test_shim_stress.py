@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from pathlib import Path
 
@@ -15,8 +16,8 @@ def stress(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shim")
     subprocess.run(["make", "-s", "-C", str(SHIM), f"OUT={out}/libpsu_shim.so"], check=True)
     subprocess.run(["gcc", "-std=gnu11", "-g", "-O2", "-fPIC", "-pthread", str(SHIM / "test" / "stress.c"),
-                    "-o", str(out / "stress"), f"-L{out}", "-Wl,--no-as-needed", "-l:libpsu_shim.so",
-                    f"-Wl,-rpath,{out}"], check=True)
+                    f"-I{SHIM / 'test' / platform.machine()}", "-o", str(out / "stress"), f"-L{out}",
+                    "-Wl,--no-as-needed", "-l:libpsu_shim.so", f"-Wl,-rpath,{out}"], check=True)
     return out / "stress"
 
 
