@@ -23,8 +23,9 @@ static void note(long v)
         ;
     if (before < v)
         printf("version %ld\n", v);
-    if (__atomic_add_fetch(&turns, 1, __ATOMIC_RELAXED) % 10000 == 0)
-        printf("turns %ld\n", turns);
+    long t = __atomic_add_fetch(&turns, 1, __ATOMIC_RELAXED);
+    if (t % 10000 == 0)
+        printf("turns %ld\n", t);
 }
 
 static void *run(void *)
