@@ -4,7 +4,9 @@
  *
  * Order, and why (S: slot, A: the gate it leads to now or the original code, B: the gate of the new version):
  *
- *   1. check everything; refuse with nothing changed.
+ *   1. check everything; refuse with nothing changed.  A gate that was never used gets all that is its own for ever:
+ *      counter, preserve, slot, and code = redirect; then a barrier.  Stub and gate load the slot, then words of the
+ *      gate, and AArch64 does not order these loads: without the barrier a thread that finds B in S could read zeros.
  *   2. arm B: body, enter_txn = n+1, before = A, and last code = pending.  Nobody can reach B yet, but for a thread
  *   that
  *      loaded S in an earlier life of B: it finds the old redirection or the complete new words, because `code`
@@ -148,6 +150,28 @@ static int64_t check_switch(const struct record *r, const struct psu_switch *s)
     return 0;
 }
 
+/* Nobody can reach the gate yet. */
+static void bind(const struct psu_switch *s)
+{
+    struct psu_gate *new = s->to_original ? 0 : new_gate(s);
+    if (!new || new->slot)
+        return;
+    new->counter = 8 * s->index;
+    new->preserve = s->kind == PSU_FULL ? s->preserve : 0;
+    new->slot = s->slot;
+    __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].redirect, __ATOMIC_RELEASE);
+}
+
+/* The gate is nobody's again if it was never armed: a refused transaction may not claim it. */
+static void unbind(const struct psu_switch *s)
+{
+    struct psu_gate *new = s->to_original ? 0 : new_gate(s);
+    if (!new || new->enter_txn)
+        return;
+    __atomic_store_n(&new->code, 0, __ATOMIC_RELEASE);
+    new->slot = 0;
+}
+
 static int64_t check_retire(uint32_t index)
 {
     if (index >= PSU_INDICES || psu_objects[index].state != PSU_CURRENT)
@@ -179,7 +203,12 @@ static int64_t check(const struct record *r, uint64_t *failed)
     if (r->head->meta && psu_staged(r->head->meta, r->head->meta_size, 1) < 0)
         return -PSU_EINVAL;
     *failed = 0;
-    return psu_membarrier(); /* it must work now, there is no way back later */
+    for (uint32_t i = 0; i < r->head->switches; i++)
+        bind(&r->switches[i]);
+    error = psu_membarrier(); /* it must work now, there is no way back later */
+    for (uint32_t i = 0; error && i < r->head->switches; i++)
+        unbind(&r->switches[i]);
+    return error;
 }
 
 /* ---- 2, 3: arm, point ------------------------------------------------------------------------------- */
@@ -194,13 +223,11 @@ static void arm(const struct psu_switch *s, uint64_t txn)
         return;
     }
     struct psu_gate *new = new_gate(s);
-    new->counter = 8 * s->index;
     new->preserve = s->kind == PSU_FULL ? s->preserve : 0;
     new->body = s->body;
     __atomic_store_n(&new->exit_txn, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&new->before, __atomic_load_n((uint64_t *)s->slot, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     __atomic_store_n(&new->enter_txn, txn, __ATOMIC_RELEASE);
-    __atomic_store_n(&new->slot, s->slot, __ATOMIC_RELAXED);
     __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].pending, __ATOMIC_RELEASE);
     psu_live_gates[s->index]++;
 }
