@@ -4,7 +4,7 @@ struct next { struct next (*to)(struct machine *); };
 typedef struct next state(struct machine *);
 struct machine {
     state *now;
-    unsigned long steps;
+    volatile unsigned long steps;
     const char *volatile last;
 };
 #define KEPT __attribute__((noinline))
