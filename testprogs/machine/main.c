@@ -1,7 +1,8 @@
 /* A state machine whose states are functions, reached through pointers: each state returns the next one.
  *
- * Proves that pointers which the program stored before a patch lead to the new version: each thread keeps its next state in a
- * structure, and a table holds all of them. Each machine counts its steps and checks that no state was skipped.
+ * Proves that pointers which the program stored before a patch lead to the new version: each thread keeps its next
+ * state in a structure, and a table holds all of them. Each machine counts its steps and checks that no state was
+ * skipped.
  * Usage: main [THREADS]; prints what colour the lights show; "ERROR" when a check fails. */
 #include "machine.h"
 #include <pthread.h>
@@ -40,7 +41,7 @@ int main(int argc, char **argv)
     }
     for (unsigned n = 0;; n++) {
         struct machine *m = &machines[n % threads];
-        /* Three steps from here on: a thread that had no processor for a while does not show what it did before an update. */
+        /* Three steps from here on: what a thread did before it lost its processor for a while is not shown. */
         for (unsigned long before = m->steps; m->steps < before + 3;)
             usleep(1000);
         printf("light %s\n", m->last);

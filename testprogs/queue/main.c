@@ -1,9 +1,11 @@
-/* Producers put numbered items into a bounded queue, consumers take them out; making and taking are functions that get patched.
+/* Producers put numbered items into a bounded queue, consumers take them out; making and taking are functions that
+ * get patched.
  *
- * Proves that items which an old version made are understood by a new one (the queue always holds some of both), and that no item
- * is lost or seen twice: each producer's values count up from 1, and every so often the sum of what was taken is compared with the
- * sum of what was put in and what is still queued, under the queue's lock.
- * Usage: main [THREADS] (half of them produce); prints the version of the item taken last; "ERROR" when a check fails. */
+ * Proves that items which an old version made are understood by a new one (the queue always holds some of both), and
+ * that no item is lost or seen twice: each producer's values count up from 1, and every so often the sum of what was
+ * taken is compared with the sum of what was put in and what is still queued, under the queue's lock.
+ * Usage: main [THREADS] (half of them produce); prints the version of the item taken last; "ERROR" when a check
+ * fails. */
 #include "queue.h"
 #include <pthread.h>
 #include <stdio.h>
@@ -17,7 +19,8 @@ static uint64_t put, got, put_sum, got_sum;     /* under lock, as are the places
 static int last;
 
 struct item made(uint64_t value) { return (struct item){value, value * 3, 1}; }
-int taken(const struct item *item)      /* knows the marks of its successor, because after a revert the queue is full of them */
+/* Knows the marks of its successor, because after a revert the queue is full of them. */
+int taken(const struct item *item)
 {
     return item->mark == (item->version == 2 ? ~item->value : item->value * 3) ? 1 : 0;
 }
