@@ -1,10 +1,9 @@
 /* A cache of 32 entries, shared by all threads, whose eviction policy is patched while it is in use: least recently
  * used, then oldest.
  *
- * Proves that the decision and its name change together (both are functions of one patch, asked for under one lock),
- * and that the entries stay: what is found in the cache is always what was stored for that key, and no key is there
- * twice. Which policy is at work is seen from what it does: key 0 is used before every miss, so that only another
- * policy than "least recently used" evicts it.
+ * Proves that the entries stay when the policy changes: what is found in the cache is always what was stored for that
+ * key, and no key is there twice. Which policy is at work is seen from what it does: key 0 is used before every miss,
+ * so that only another policy than "least recently used" evicts it.
  * Usage: main [THREADS]; prints the policy's name and whether key 0 stayed lately; "ERROR" when a check fails. */
 #include "lru.h"
 #include <pthread.h>
