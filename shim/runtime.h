@@ -157,7 +157,12 @@ struct psu_switch {
     uint32_t preserve;
     uint32_t old_kind;     /* the gate that the slot leads to now, PSU_NO_GATE: the original */
     uint32_t old_gate;
+    uint64_t local;        /* psu_local of the new object for this function, 0: none */
+    uint64_t old_local;    /* psu_local of the old gate's object for it, 0: none */
 };
+/* Where calls of a function from inside its own object go: to the body while that is the current version, else, like all
+ * others, to the stub.  The caller's count keeps the object, so such calls need none of their own. */
+struct psu_local { uint64_t target, stub; };
 #define PSU_NO_GATE 0xffffffffu
 
 struct psu_commit {

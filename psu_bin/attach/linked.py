@@ -56,7 +56,7 @@ class Region(NamedTuple):
     address: int
     data: bytes
     prot: int
-    what: str                      # "code", "labels", "constants", "variables"
+    what: str                      # "code", "tables", "constants", "variables"
 
 
 class Replaced(NamedTuple):
@@ -68,6 +68,7 @@ class Replaced(NamedTuple):
     size: int
     kind: int                      # gates.PLAIN, SIDE, FULL
     preserve: int                  # registers that the gate must keep
+    local: int                     # address of the object's psu_local for it, 0: nothing in the object calls it
 
 
 class Canonical(NamedTuple):
@@ -79,6 +80,7 @@ class Canonical(NamedTuple):
     kind: int
     preserve: int
     made_before: bool
+    local: int
 
 
 class LinkedObject(NamedTuple):

@@ -56,6 +56,7 @@ class Work:
     binder: Binder
     layouts: list[Layout]
     reader: Reader
+    machine: arch.Arch
     link: ModuleType                                   # the architecture's NAME_link
     gates: dict[BoundFunction, gates.Gate]
     relied: dict[int, dict[BoundFunction, int]]        # by patch
@@ -85,9 +86,9 @@ def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Se
     kinds, relied = gates.decide(layouts, reader, machine)
     symfiles = [symfile.make(layout.patch, _code_sections(n, layout, reader), binder.warnings)
                 for n, layout in enumerate(layouts)]
-    rooms = [_lay_out(n, layouts[n], reader, link, symfiles[n].size) for n in range(len(all_patches))]
+    rooms = [_lay_out(n, layouts[n], reader, machine, kinds, symfiles[n].size) for n in range(len(all_patches))]
     used = tuple(sorted(set(binder.module)))
-    work = Work(all_patches, all_views, binder, layouts, reader, link, kinds, relied, rooms, symfiles, used)
+    work = Work(all_patches, all_views, binder, layouts, reader, machine, link, kinds, relied, rooms, symfiles, used)
     return Demand(tuple(_module_demand(work, m) for m in used), tuple(binder.warnings), work)
 
 
@@ -115,8 +116,10 @@ def _code_sections(n: int, layout: Layout, reader: Reader) -> list[int]:
             if p.patch == n and p.room is Room.CODE and layout.roles[p.section] is Role.CODE]
 
 
-def _lay_out(n: int, layout: Layout, reader: Reader, link: ModuleType, symfile_size: int) -> ObjectRoom:
-    """Offsets in the object's own room: code, then what is only read, then writable tables of labels."""
+def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: Mapping[BoundFunction, gates.Gate],
+             symfile_size: int) -> ObjectRoom:
+    """Offsets in the object's own room: code, then what is only read, then writable tables."""
+    link = machine.link
     pieces = [p for p in reader.reached if p.patch == n]
     room = ObjectRoom(link.PLT_SIZE, link.GOT_SLOT_SIZE)
     for p in pieces:
@@ -130,6 +133,10 @@ def _lay_out(n: int, layout: Layout, reader: Reader, link: ModuleType, symfile_s
             return t.module != home
         return isinstance(t, External) or isinstance(t, Fixed) and t.far
 
+    called = [r.target for p in pieces for r in p.references if r.use is Use.BRANCH]
+    called += [x.target for x in reader.rerouted if x.piece.patch == n and x.ref.use is Use.BRANCH]
+    room.add_locals([t for t in called if isinstance(t, BoundFunction) and t.patch == n and t in kinds],
+                    machine.stub_size(0))
     room.add_tables([(r.use, r.target, r.offset) for p in pieces for r in p.references if r.target is not None], far)
     room.add_thunks([(p, r) for p in pieces if layout.roles[p.section] is Role.CODE for r in p.references
                      if r.use is Use.ADDRESS and link.HOWTO[r.type].relative
@@ -143,6 +150,7 @@ def _lay_out(n: int, layout: Layout, reader: Reader, link: ModuleType, symfile_s
     for p in pieces:
         if p.room is Room.LABELS:
             room.add(p)
+    room.add_pairs()
     room.end(PAGE)
     return room
 
@@ -261,6 +269,11 @@ class _Linker:
             return self.work.views[f.module].stub(f.number)
         return f.known_stub or self.stubs.get(f) or self._body(f)
 
+    def _called(self, f: BoundFunction, n: int) -> int:
+        """Where calls of the function from object `n` go."""
+        local = self.work.rooms[n].local(f)
+        return self._function(f) if local is None else self.objects[n] + local
+
     def _body(self, f: BoundFunction) -> int:
         piece = self.work.layouts[f.patch].whole(f.function.section)
         return self.address[piece] + f.function.start
@@ -300,11 +313,9 @@ class _Linker:
             elif r.use in (Use.GOT_BASE, Use.SIZE):
                 v = r.addend
             else:
-                if r.use is Use.BRANCH and isinstance(r.target, BoundFunction):
-                    v = self._function(r.target) + r.offset
-                else:
-                    v = self._target(r.target) + r.offset
-                plt = room.plt(r.target)
+                called = r.use is Use.BRANCH and isinstance(r.target, BoundFunction)
+                v = (self._called(r.target, piece.patch) if called else self._target(r.target)) + r.offset
+                plt = room.plt(r.target) if not called or room.local(r.target) is None else None
                 branch = base + plt if r.use is Use.BRANCH and plt is not None else 0
             try:
                 self.work.link.relocate(
@@ -371,6 +382,12 @@ class _Linker:
                 base + at, base + room.slot(target, 0))
         for at, code in self.thunks.get(n, ()):
             image[at:at + len(code)] = code
+        pairs = {}
+        for f, at, pair in room.locals():
+            pairs[f] = base + pair
+            stub = work.machine.stub(base + at, base + pair, 0)
+            image[at:at + len(stub)] = stub
+            image[pair:pair + 16] = work.link.pack_slot(self._function(f)) * 2
         self._reroute(n, image)
         symfile_at, symfile_size = base + room.symfile, work.symfiles[n].size
         image[room.symfile:room.symfile + symfile_size] = work.symfiles[n].build(
@@ -379,7 +396,7 @@ class _Linker:
             base, symfile_at, symfile_at, room.unwind_end - room.unwind)
         regions = [Region(base, bytes(image[:room.closed]), PROT_READ | PROT_EXEC, "code")]
         if room.size > room.closed:
-            regions.append(Region(base + room.closed, bytes(image[room.closed:]), PROT_READ | PROT_WRITE, "labels"))
+            regions.append(Region(base + room.closed, bytes(image[room.closed:]), PROT_READ | PROT_WRITE, "tables"))
         replaced, canonical = [], []
         for b in work.binder.functions[n].values():
             gate = work.gates.get(b)
@@ -388,10 +405,10 @@ class _Linker:
             size = b.function.end - b.function.start
             if not b.new:
                 replaced.append(Replaced(work.views[b.module], b.number, b.function.name, self._body(b), size,
-                                         gate.kind, gate.preserve))
+                                         gate.kind, gate.preserve, pairs.get(b, 0)))
             else:
                 canonical.append(Canonical(b.identity, self._function(b), self._body(b), size, gate.kind, gate.preserve,
-                                           bool(b.known_stub)))
+                                           bool(b.known_stub), pairs.get(b, 0)))
         relied = tuple((self._function(f), mask) for f, mask in work.relied.get(n, {}).items())
         return LinkedObject(layout.patch.path, base, room.size, tuple(replaced), tuple(canonical),
                             tuple((f.name, self._body(b), f.end - f.start) for b in work.binder.functions[n].values()
@@ -407,7 +424,7 @@ class _Linker:
                 continue
             section = memoryview(image)[x.piece.offset:x.piece.offset + x.piece.size]
             start = self.address[x.piece]
-            target = self._function(x.target) if x.ref.use is Use.BRANCH else self._pointer(x.target)
+            target = self._called(x.target, n) if x.ref.use is Use.BRANCH else self._pointer(x.target)
             try:
                 if x.trampoline >= 0:
                     at = x.piece.offset + x.trampoline

@@ -38,6 +38,7 @@ class FunctionNotes:
     gates: list[list[int]] = field(default_factory=list)   # [kind, gate, counter index], given for ever
     current: list[int] = field(default_factory=list)       # [kind, gate, counter index]; []: the original
     preserve: int = 0
+    local: int = 0                                # psu_local of the current version (shim/runtime.h), 0: none
 
 
 @dataclass

@@ -1,17 +1,22 @@
 """The memory of one injected object: code, PLT entries, GOT, what only the code reads, the file for debuggers, unwind
-rules, writable tables of labels."""
+rules, writable tables.
+
+Calls inside the object go through stubs of its own (locals), each with a writable pair of words: where it leads now, and
+the stub that everybody else calls (psu_local in shim/runtime.h)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from psu_bin.arch.link_types import Use
-from psu_bin.attach.meaning import Piece, Reference, Target
+from psu_bin.attach.meaning import BoundFunction, Piece, Reference, Target
+
+PAIR = 16      # bytes of a psu_local
 
 
 class ObjectRoom:
-    """Offsets from the object's address.  Filled in order: add (code), add_tables, add_thunks, add (private data),
-    add_symfile, add_unwind, close, add (writable), end."""
+    """Offsets from the object's address.  Filled in order: add (code), add_locals, add_tables, add_thunks, add (private
+    data), add_symfile, add_unwind, close, add (writable), add_pairs, end."""
 
     def __init__(self, plt_size: int, slot_size: int) -> None:
         self.plt_size = plt_size
@@ -25,6 +30,8 @@ class ObjectRoom:
         self._slots: dict[tuple[Target, int], int] = {}
         self._plts: dict[Target, int] = {}
         self._thunks: dict[tuple[Piece, int], int] = {}
+        self._locals: dict[BoundFunction, int] = {}
+        self._pairs = 0
 
     def add(self, piece: Piece, align: int = 0) -> None:
         """Give `piece` its offset."""
@@ -48,6 +55,26 @@ class ObjectRoom:
         for key in dict.fromkeys(wanted):
             self._slots[key] = self.size
             self.size += self._slot_size
+
+    def add_locals(self, functions: list[BoundFunction], size: int) -> None:
+        """Stubs of `size` bytes for calls inside the object."""
+        self.size = -(-self.size // size) * size
+        for f in dict.fromkeys(functions):
+            self._locals[f] = self.size
+            self.size += size
+
+    def add_pairs(self) -> None:
+        """The words that belong to those stubs."""
+        self._pairs = self.size = -(-self.size // PAIR) * PAIR
+        self.size += PAIR * len(self._locals)
+
+    def local(self, f: BoundFunction) -> int | None:
+        """Offset of the stub for calls of `f` inside the object."""
+        return self._locals.get(f)
+
+    def locals(self) -> list[tuple[BoundFunction, int, int]]:
+        """(function, offset of its stub, offset of its pair)."""
+        return [(f, at, self._pairs + PAIR * n) for n, (f, at) in enumerate(self._locals.items())]
 
     def add_thunks(self, fields: list[tuple[Piece, Reference]], size: int) -> None:
         """Room and GOT slots for instructions that may have to be rewritten because what they name is too far away."""

@@ -294,7 +294,7 @@ class Transaction:
             rest.remove(match)
             owner_of[n] = match
         replaced: list[list[meta.FunctionNotes]] = []
-        rows: list[list[tuple[meta.FunctionNotes, int, int, int, int, int]]] = []
+        rows: list[list[tuple[meta.FunctionNotes, int, int, int, int, int, int]]] = []
         for n, o in enumerate(flat):
             mine = []
             only = owner_of[n].only
@@ -303,22 +303,22 @@ class Transaction:
                 if only is not None and (m.key, r.function) not in only:
                     continue
                 f = self.function(m.key, r.function, r.name)
-                mine.append((f, m.slot(r.function), m.original(r.function), r.body, r.kind, r.preserve))
+                mine.append((f, m.slot(r.function), m.original(r.function), r.body, r.kind, r.preserve, r.local))
             for c in o.canonical:
                 number = next(i for i, s in enumerate(self.notes.stubs) if s.stub == c.stub)
                 known = self.notes.function("", number)
                 if only is not None and ("", number) not in only and known and known.current:
                     continue
                 f = self.function("", number, c.identity[1])
-                mine.append((f, self.notes.stubs[number].slot, 0, c.body, c.kind, c.preserve))
+                mine.append((f, self.notes.stubs[number].slot, 0, c.body, c.kind, c.preserve, c.local))
             rows.append(mine)
             replaced.append([row[0] for row in mine])
         indices = choose_indices(self.session.runtime, self.target.process, replaced)
         objects, switches = [], []
         for n, (o, mine, index) in enumerate(zip(flat, rows, indices)):
             objects.append(NewObject(index, owner_of[n].patch, o.eh_frame, ((o.address, o.size),), o.symfile))
-            switches += [Switch(f, slot, original, body, kind, index, preserve)
-                         for f, slot, original, body, kind, preserve in mine]
+            switches += [Switch(f, slot, original, body, kind, index, preserve, local)
+                         for f, slot, original, body, kind, preserve, local in mine]
         for o in flat:
             for stub, mask in o.relied:
                 self._note_relied(stub, mask)

@@ -129,7 +129,7 @@ def test_tables_of_tables_of_labels_stay_with_the_code():
             assert [host.call_int("pick", n) for n in range(4)] == [10, 20, 20, 30]
             assert [host.call_int("other", n) for n in (1, 0)] == [2, 2]
             o, store = linked.modules[0][0][0], linked.modules[0][1]
-            assert {r.what for r in o.regions} == {"code", "labels"}
+            assert {r.what for r in o.regions} == {"code", "tables"}
             for r in store.regions:
                 for n in range(len(r.data) - 7):
                     assert not o.address <= int.from_bytes(r.data[n:n + 8], "little") < o.address + o.size
