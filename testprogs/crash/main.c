@@ -1,9 +1,10 @@
 /* A program whose patch has a fault: a core dump and a debugger must name the patched functions and their lines.
  *
- * A line on standard input lets a thread call `outer`, which calls `middle`, which calls `faulty`; after "wait"
- * `faulty` waits for ever, after "crash" it crashes.  In the patch each goes through a gate of another kind: outer's is
+ * A line on standard input lets a thread call `outer`, which calls `step`, which calls `middle`, which calls `faulty`;
+ * after "wait" `faulty` waits for ever, after "crash" it crashes.  In the patch each goes through a gate of another kind: outer's is
  * plain, as the original calls library functions and no caller expects it to leave registers alone; middle has
- * arguments on the stack; faulty is small and leaves registers alone, which its callers might rely on. */
+ * arguments on the stack; faulty is small and leaves registers alone, which its callers might rely on.  They call each
+ * other through pointers, because direct calls inside one patch need no gate: `step` shows that. */
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,7 +19,10 @@ __attribute__((noipa)) int middle(int a, int b, int c, int d, int e, int f, int 
 {
     return printf("middle %d\n", a + b + c + d + e + f + g + h) + faulty(h);
 }
-__attribute__((noipa)) int outer(int n) { puts("outer"); return middle(n, 2, 3, 4, 5, 6, 7, 8) + 1; }
+int (*volatile to_faulty)(int) = faulty;
+int (*volatile to_middle)(int, int, int, int, int, int, int, int) = middle;
+__attribute__((noipa)) int step(int n) { return to_middle(n, 2, 3, 4, 5, 6, 7, 8) + 1; }
+__attribute__((noipa)) int outer(int n) { puts("outer"); return step(n) + 1; }
 
 static void *work(void *n) { printf("outer %d\n", outer((int)(long)n)); return 0; }
 

@@ -3,6 +3,8 @@
 
 extern int total;
 extern volatile int *where;
+extern int (*volatile to_faulty)(int);
+extern int (*volatile to_middle)(int, int, int, int, int, int, int, int);
 void stay(void);
 
 __attribute__((noipa)) int faulty(int n)
@@ -16,13 +18,19 @@ __attribute__((noipa)) int faulty(int n)
 
 __attribute__((noipa)) int middle(int a, int b, int c, int d, int e, int f, int g, int h)
 {
-    int before = faulty(h + 1);      /* from the middle */
+    int before = to_faulty(h + 1);      /* from the middle */
     return printf("new middle %d\n", a + b + c + d + e + f + g + h) + before;
+}
+
+__attribute__((noipa)) int step(int n)
+{
+    int before = to_middle(n, 2, 3, 4, 5, 6, 7, 80);      /* from the step */
+    return before + 1;
 }
 
 __attribute__((noipa)) int outer(int n)
 {
-    int before = middle(n, 2, 3, 4, 5, 6, 7, 80);      /* from outside */
+    int before = step(n);      /* from outside */
     puts("new outer");
     return before + 2;
 }
