@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-from psu_bin import arch
+from psu_bin import arch, fde
 from psu_bin.arch.link_types import OutOfRange, Places, Use
 from psu_bin.attach import checks, constants, constructors, gates, symfile
 from psu_bin.attach.binding import Binder
@@ -145,7 +145,7 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
         if p.room is Room.CODE and layout.roles[p.section] not in (Role.CODE, Role.UNWIND):
             room.add(p)
     room.add_symfile(symfile_size)
-    room.add_unwind([p for p in pieces if layout.roles[p.section] is Role.UNWIND])
+    room.add_unwind([p for p in pieces if layout.roles[p.section] is Role.UNWIND], len(_stub_rows(machine, room, 0)))
     room.close(PAGE)
     for p in pieces:
         if p.room is Room.LABELS:
@@ -153,6 +153,12 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
     room.add_pairs()
     room.end(PAGE)
     return room
+
+
+def _stub_rows(machine: arch.Arch, room: ObjectRoom, base: int) -> bytes:
+    """The .eh_frame rows of the stubs and PLT entries of the object at `base`."""
+    size = room.stubs_end - room.stubs
+    return fde.rows(machine, base + room.rows, [fde.Code(base + room.stubs, size)])[0] if size else b""
 
 
 def _module_demand(work: Work, m: int) -> ModuleDemand:
@@ -389,6 +395,9 @@ class _Linker:
             image[at:at + len(stub)] = stub
             image[pair:pair + 16] = work.link.pack_slot(self._function(f)) * 2
         self._reroute(n, image)
+        if room.unwind:
+            rows = _stub_rows(work.machine, room, base)
+            image[room.rows:room.rows + len(rows)] = rows
         symfile_at, symfile_size = base + room.symfile, work.symfiles[n].size
         image[room.symfile:room.symfile + symfile_size] = work.symfiles[n].build(
             {p.section: self.address[p] for p in work.reader.reached

@@ -26,7 +26,9 @@ class ObjectRoom:
         self.got = 0
         self.symfile = 0       # offset of the file for debuggers
         self.unwind = 0        # offset of .eh_frame, 0: none
+        self.rows = 0          # offset of the unwind rows of stubs and PLT entries
         self.unwind_end = 0
+        self.stubs = self.stubs_end = 0    # offsets of the stubs and PLT entries
         self._slots: dict[tuple[Target, int], int] = {}
         self._plts: dict[Target, int] = {}
         self._thunks: dict[tuple[Piece, int], int] = {}
@@ -50,6 +52,7 @@ class ObjectRoom:
         for t in branches:
             self._plts[t] = self.size
             self.size += self.plt_size
+        self.stubs_end = self.size
         self.size = -(-self.size // self._slot_size) * self._slot_size
         self.got = self.size
         for key in dict.fromkeys(wanted):
@@ -58,7 +61,7 @@ class ObjectRoom:
 
     def add_locals(self, functions: list[BoundFunction], size: int) -> None:
         """Stubs of `size` bytes for calls inside the object."""
-        self.size = -(-self.size // size) * size
+        self.stubs = self.size = -(-self.size // size) * size
         for f in dict.fromkeys(functions):
             self._locals[f] = self.size
             self.size += size
@@ -97,13 +100,13 @@ class ObjectRoom:
         self.symfile = -(-self.size // 8) * 8
         self.size = self.symfile + size
 
-    def add_unwind(self, pieces: list[Piece]) -> None:
-        """.eh_frame sections back to back, and the zero that ends them."""
+    def add_unwind(self, pieces: list[Piece], rows: int) -> None:
+        """.eh_frame sections back to back, `rows` bytes for the stubs, and the zero that ends them."""
         for n, p in enumerate(pieces):
             self.add(p, 8 if n == 0 else 4)
         if pieces:
-            self.unwind = pieces[0].offset
-            self.size = self.unwind_end = -(-self.size // 4) * 4 + 4
+            self.unwind, self.rows = pieces[0].offset, -(-self.size // 4) * 4
+            self.size = self.unwind_end = self.rows + rows + 4
 
     def close(self, page: int) -> None:
         """End of the executable part."""

@@ -21,7 +21,7 @@ from psu_bin.instrument.references import References, unclear, words_at
 from psu_bin.instrument.tables import Tables
 from psu_bin.instrument.unwind import Cie, Frames
 
-FACTOR = -8              # of data, in the CIE that ehframe.py writes
+FACTOR = -8              # of data, in the CIE that fde.py writes
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,11 @@ import numpy as np
 from psu_bin.arch import Arch
 from psu_bin.elf import SHF_ALLOC, SHT_NOBITS, Binary, Section
 from psu_bin.errors import PsuError
+from psu_bin.fde import PCREL_SDATA4
 
-DW_EH_PE_UDATA4, DW_EH_PE_PCREL_SDATA4, DW_EH_PE_DATAREL_SDATA4 = 0x03, 0x1B, 0x3B
-_USUAL = bytes((1, DW_EH_PE_PCREL_SDATA4, DW_EH_PE_UDATA4, DW_EH_PE_DATAREL_SDATA4))
+DW_EH_PE_UDATA4, DW_EH_PE_DATAREL_SDATA4 = 0x03, 0x3B
+_USUAL = bytes((1, PCREL_SDATA4, DW_EH_PE_UDATA4, DW_EH_PE_DATAREL_SDATA4))
 END = bytes(4)                    # the length 0 that ends a section
-
-
-@dataclass(frozen=True)
-class Code:
-    """A range of new code and the DW_CFA_ instructions that hold in it."""
-    start: int
-    size: int
-    program: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -53,30 +46,6 @@ def search_table(binary: Binary) -> SearchTable | None:
         raise PsuError(binary.path, f"malformed .eh_frame_hdr: {count} entries in {len(raw)} bytes")
     entries = np.frombuffer(raw, dtype="<i4", count=2 * count, offset=12).astype(np.int64).reshape(-1, 2)
     return SearchTable(s, s.address + 4 + distance, entries + s.address)
-
-
-def rows(arch: Arch, address: int, ranges: list[Code]) -> tuple[bytes, list[int]]:
-    """A CIE and the FDEs of `ranges`, to stand at `address`; and the address of each FDE.
-
-    The size does not depend on any address.  Raises PsuError when code is out of their reach."""
-    # Version 1, augmentation "zR": one byte, the encoding of addresses; code factor 1, data factor -8.
-    out = bytearray(_entry(b"\0\0\0\0" b"\x01" b"zR\0" b"\x01" b"\x78" + bytes((arch.return_column, 1))
-                           + bytes((DW_EH_PE_PCREL_SDATA4,)) + arch.stub_cfi))
-    where = []
-    for code in ranges:
-        at = len(out)
-        distance = code.start - (address + at + 8)
-        if not -(1 << 31) <= distance < 1 << 31:
-            raise PsuError(f"{code.start:#x}", "out of reach of .eh_frame", "the file must span less than 2 GB")
-        where.append(address + at)
-        out += _entry(struct.pack("<IiI", at + 4, distance, code.size) + b"\0" + code.program)
-    return bytes(out), where
-
-
-def _entry(body: bytes) -> bytes:
-    """A CIE or FDE with its length in front, filled up with DW_CFA_nop to 8 bytes."""
-    body += b"\0" * (-(len(body) + 4) % 8)
-    return struct.pack("<I", len(body)) + body
 
 
 @dataclass(frozen=True)

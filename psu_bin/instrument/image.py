@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from psu_bin import descriptor, elf
+from psu_bin import descriptor, elf, fde
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary, Section
 from psu_bin.errors import PsuError
@@ -220,7 +220,7 @@ def _fit(m: Image, tables: list[Piece], table: ehframe.SearchTable | None) -> Fi
     free = layout.holes(m.binary, tables, m.room.end)
     place = rows = None
     if table:
-        size = len(ehframe.rows(m.arch, m.stubs.address, _unwind_ranges(m))[0])
+        size = len(fde.rows(m.arch, m.stubs.address, _unwind_ranges(m))[0])
         place = ehframe.beside(m.binary, table, size, free)
         if place:
             free = [part for hole in free for part in _without(hole, (place.address, place.end))]
@@ -253,15 +253,15 @@ def _describe(m: Image, symbols: tuple[descriptor.Symbol, ...], files: tuple[str
                                  m.binary.build_id, functions, symbols, files)
 
 
-def _unwind_ranges(m: Image) -> list[ehframe.Code]:
+def _unwind_ranges(m: Image) -> list[fde.Code]:
     """The new code by unwind row, ascending: stubs and moved entries without frame, then the others one by one."""
     own = sorted((at, d) for at, d in zip(m.copies, m.plan.detours) if d.cfi)
     end = m.stubs.address + m.stubs.size
     first = own[0][0] if own else end
-    ranges = [ehframe.Code(m.stubs.address, first - m.stubs.address)]
+    ranges = [fde.Code(m.stubs.address, first - m.stubs.address)]
     # DW_CFA_advance_loc1: the rows of a copy hold from where its pad ends.
-    return ranges + [ehframe.Code(at, d.size + m.arch.jump_size,
-                                  (bytes((0x02, len(d.pad))) if d.pad else b"") + d.cfi) for at, d in own]
+    return ranges + [fde.Code(at, d.size + m.arch.jump_size,
+                              (bytes((0x02, len(d.pad))) if d.pad else b"") + d.cfi) for at, d in own]
 
 
 def _fill_code(m: Image) -> None:
@@ -308,7 +308,7 @@ def _fill_tables(m: Image) -> None:
     if m.search_table and table:
         place = m.more_rows.address if m.more_rows else m.rows.address if m.rows else 0
         ranges = _unwind_ranges(m)
-        body, fdes = ehframe.rows(m.arch, place, ranges)
+        body, fdes = fde.rows(m.arch, place, ranges)
         if m.rows:
             m.rows.data = body + ehframe.END
         m.search_table.data = ehframe.header(m.binary.path, table, m.search_table.address,
@@ -337,7 +337,7 @@ def _put_pieces(m: Image) -> None:
             raise edits.defect(m.binary.path, f"{p.name} has {len(p.data)} bytes, not {p.size}")
         m.put(p.address, p.data)
     if m.more_rows:
-        body, _ = ehframe.rows(m.arch, m.more_rows.address, _unwind_ranges(m))
+        body, _ = fde.rows(m.arch, m.more_rows.address, _unwind_ranges(m))
         m.put(m.more_rows.address, body + (ehframe.END if m.more_rows.address > m.more_rows.start else b""))
 
 

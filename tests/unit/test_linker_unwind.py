@@ -1,8 +1,12 @@
 """Exceptions and cleanups pass through patched code; C++ patches use the program's type information."""
 
+import io
 import shutil
 
 import pytest
+from capstone import CS_ARCH_X86, CS_MODE_64, Cs
+from elftools.dwarf.callframe import FDE, CallFrameInfo
+from elftools.dwarf.structs import DWARFStructs
 from linking_host import Host, compile_c, program
 
 PROGRAM = r"""
@@ -93,3 +97,36 @@ def test_c_code_with_cleanups_is_unwound_by_exceptions():
         assert linked.modules[0][0][0].eh_frame
         assert [host.call_int("outer", 4, inner), host.call_int("outer", 9, inner)] == [6, -9]
         assert host.call_int("get") == 1313
+
+
+CHAIN = r"""
+#include <string.h>
+__attribute__((noipa)) int low(int n) { return n + 1; }
+__attribute__((noipa)) int high(const char *s) { return low(strlen(s)) + 1; }
+"""
+
+
+def test_stubs_and_plt_entries_of_an_object_have_unwind_rows():
+    with Host(program(CHAIN, "-O1", "-fPIE")) as host:
+        linked = host.attach(compile_c(CHAIN.replace("+ 1", "+ 2"), "-O1", "-fPIE"))
+        assert host.call_int("low", 3) == 5
+        o = linked.modules[0][0][0]
+        code = next(r for r in o.regions if r.what == "code")
+        start, size = o.eh_frame - code.address, o.symfile[0] + o.symfile[1] - o.eh_frame
+        structs = DWARFStructs(little_endian=True, dwarf_format=32, address_size=8)
+        frames = CallFrameInfo(io.BytesIO(code.data[start:]), size, o.eh_frame, structs, True)
+        rows = {}
+        for entry in frames.get_entries():
+            if isinstance(entry, FDE):
+                first = entry.header["initial_location"]
+                rows[first] = (first + entry.header["address_range"], entry.get_decoded().table[0]["cfa"])
+        functions = [(body, body + size) for _, body, size in o.code]
+        # A direct call between two functions of the patch, and one to the C library, land in neither function.
+        landed = [int(x.op_str, 16) for first, last in functions
+                  for x in Cs(CS_ARCH_X86, CS_MODE_64).disasm(code.data[first - code.address:last - code.address], first)
+                  if x.mnemonic == "call"]
+        assert len(landed) == 2
+        for at in landed:
+            assert not any(first <= at < last for first, last in functions)
+            (cfa,) = [cfa for first, (last, cfa) in rows.items() if first <= at < last]
+            assert (cfa.reg, cfa.offset) == (7, 8)      # the return address is on top of the stack
