@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from psu_bin import descriptor, elf
+from psu_bin import descriptor, elf, fde
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary
 from psu_bin.instrument import dynamic, edits, ehframe, exports, marks, operands
@@ -339,9 +339,9 @@ def _unwinding(p: Pair) -> None:
     p.must(bool(added) and added[0][0] == p.found.stubs, "the stubs have no unwind row")
     programs = {p.found.functions[x.function].original: x.cfi for x in p.plan.detours}
     size = [struct.unpack("<i", p.bytes_at(fde + 12, 4))[0] for _, fde in added]
-    ranges = [ehframe.Code(start, n, programs.get(start, b"")) for (start, _), n in zip(added, size)]
-    first = added[0][1] - len(ehframe.rows(p.arch, 0, [])[0])
-    body, where = ehframe.rows(p.arch, first, ranges)
+    ranges = [fde.Code(start, n, programs.get(start, b"")) for (start, _), n in zip(added, size)]
+    first = added[0][1] - len(fde.rows(p.arch, 0, [])[0])
+    body, where = fde.rows(p.arch, first, ranges)
     p.must(where == [fde for _, fde in added] and p.bytes_at(first, len(body)) == body, "the new unwind rows")
     ends = [p.found.stub(len(p.plan.functions) - 1) + p.found.stub_size]
     ends += [p.found.functions[x.function].original + len(x.copy) + p.arch.jump_size for x in p.plan.detours]

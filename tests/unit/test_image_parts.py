@@ -12,7 +12,7 @@ from elftools.dwarf.structs import DWARFStructs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psu_bin import elf
+from psu_bin import elf, fde
 from psu_bin.arch.x86_64 import ARCH
 from psu_bin.errors import PsuError
 from psu_bin.instrument import edits, ehframe, layout, relocations
@@ -41,9 +41,9 @@ def test_packed_relocations_name_every_slot(count: int, page: int) -> None:
 
 
 def test_unwind_rows_are_read_by_another_reader() -> None:
-    ranges = [ehframe.Code(0x9000, 0x200), ehframe.Code(0x9200, 21, b"\x41\x0e\x10"), ehframe.Code(0x9230, 9)]
-    body, where = ehframe.rows(ARCH, 0x5000, ranges)
-    assert len(body) % 8 == 0 and len(body) == len(ehframe.rows(ARCH, 0, ranges)[0])
+    ranges = [fde.Code(0x9000, 0x200), fde.Code(0x9200, 21, b"\x41\x0e\x10"), fde.Code(0x9230, 9)]
+    body, where = fde.rows(ARCH, 0x5000, ranges)
+    assert len(body) % 8 == 0 and len(body) == len(fde.rows(ARCH, 0, ranges)[0])
     structs = DWARFStructs(little_endian=True, dwarf_format=32, address_size=8)
     entries = CallFrameInfo(io.BytesIO(body + ehframe.END), len(body) + 4, 0x5000, structs, for_eh_frame=True).get_entries()
     fdes = [e for e in entries if isinstance(e, FDE)]
@@ -57,7 +57,7 @@ def test_unwind_rows_are_read_by_another_reader() -> None:
 
 def test_unwind_rows_out_of_reach_are_refused() -> None:
     with pytest.raises(PsuError):
-        ehframe.rows(ARCH, 0, [ehframe.Code(1 << 32, 8)])
+        fde.rows(ARCH, 0, [fde.Code(1 << 32, 8)])
 
 
 sizes = st.lists(st.tuples(st.integers(1, 300), st.sampled_from([1, 4, 8, 16])), max_size=12)
