@@ -7,6 +7,9 @@ inline barrier() {
 #ifdef WEAK
         do :: b < THREADS -> seen[b] = 0; b++ :: else -> b = 0; break od;
         do :: b < FUNCTIONS -> old_slot[b] = 0; b++ :: else -> b = 0; break od;
+#ifdef LOCAL
+        do :: b < OBJECTS -> old_word[b] = 0; b++ :: else -> b = 0; break od;
+#endif
         do :: b < FUNCTIONS * OBJECTS -> old_code[b] = 0; b++ :: else -> b = 0; break od;
         stale = 0
 #endif
@@ -107,6 +110,13 @@ inline look() {
 #define GATE(f, o) ((f) * OBJECTS + (o))
 #endif
 #define IN(f) (set >> (f) & 1)
+#ifdef LOCAL
+#define NEW_LOCAL(o) word[o] = 0
+#define WILL_TURN turned = (slot[1] -> (slot[1] - 1) % OBJECTS : NONE)
+#else
+#define NEW_LOCAL(o) skip
+#define WILL_TURN skip
+#endif
 
 /* The commit: one store. */
 inline flip() {
@@ -126,6 +136,32 @@ inline flip() {
     }
 }
 
+/* Calls of function 1 from inside the object that its slot leads to now go through the slot from here on. */
+inline turn() {
+#ifdef LOCAL
+    atomic {
+        if
+        :: IN(1) && turned != NONE -> STORE_LOCAL(turned, 0); turned = NONE
+        :: else
+        fi
+    }
+#endif
+    skip
+}
+
+/* Calls of function 1 from inside object o go to the body. */
+inline shorten() {
+#ifdef LOCAL
+    atomic {
+        if
+        :: IN(1) && o != NONE -> STORE_LOCAL(o, n)
+        :: else
+        fi
+    }
+#endif
+    skip
+}
+
 /* A transaction: the functions in `set` get version n of object o, or, o == NONE, go back to the original. */
 inline commit() {
     n = commit_seq + 1;
@@ -133,9 +169,10 @@ inline commit() {
     flip();
 #endif
     if
-    :: o != NONE -> d_step { mapped[n] = true; version[o] = n }
+    :: o != NONE -> d_step { mapped[n] = true; version[o] = n; NEW_LOCAL(o) }
     :: else
     fi;
+    WILL_TURN;
     /* check: a gate that was never used gets what is its own for ever */
 #ifndef NOT_BOUND
     atomic {
@@ -148,6 +185,9 @@ inline commit() {
 #endif
 #ifndef NO_BARRIER_BEFORE_ARM
     barrier();
+#endif
+#if !defined(LOCAL_NOT_TURNED) && !defined(LOCAL_TURNED_LATE) && !defined(LOCAL_TURNED_BEHIND)
+    turn();
 #endif
     /* arm */
     do
@@ -195,8 +235,17 @@ inline commit() {
 #ifdef SETTLE_BEFORE_COMMIT
     settle();
 #endif
+#ifdef LOCAL_EARLY
+    shorten();
+#endif
+#ifdef LOCAL_TURNED_BEHIND
+    turn();
+#endif
 #ifndef COMMIT_FIRST
     flip();
+#endif
+#ifdef LOCAL_TURNED_LATE
+    turn();
 #endif
 #ifndef SETTLE_BEFORE_COMMIT
     settle();
@@ -214,10 +263,15 @@ inline commit() {
     :: g < FUNCTIONS * OBJECTS && !(left >> g & 1) -> g++
     :: else -> atomic { g = 0; break }
     od;
+#ifdef LOCAL_NOT_BEHIND
+    shorten();
+#endif
 #ifndef NO_BARRIER
     barrier();
 #endif
-    skip;
+#if !defined(LOCAL_EARLY) && !defined(LOCAL_NOT_BEHIND)
+    shorten();
+#endif
     d_step {
         if :: o != NONE -> state[o] = CURRENT :: else fi;
         g = 0;
@@ -226,6 +280,9 @@ inline commit() {
         :: else -> break
         od;
         g = 0; f = 0; n = 0; left = 0
+#ifdef LOCAL
+        ; turned = NONE
+#endif
     }
 }
 
@@ -260,6 +317,9 @@ inline settle() {
 
 proctype agent() {
     byte o, b, f, g, n, le, en, o_, set, left;
+#ifdef LOCAL
+    byte turned = NONE; /* the object that function 1's slot led to */
+#endif
     do
     :: commit_seq < UPDATES && (PATCHED || state[0] == FREE || state[1] == FREE || REUSE) ->
         if

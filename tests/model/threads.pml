@@ -83,11 +83,74 @@ inline load_slot(t, f) {
 /* Registers that nobody needs any more, so that states are the same. */
 inline forget() { s = 0; o = 0; b = 0; c = 0; x = 0; begun = 0 }
 
+#ifdef LOCAL
+/* The load of the object's stub; the word is in the object, which the caller's count keeps. */
+inline load_word(t) {
+    assert(mapped[outer]);
+#ifdef WEAK
+    atomic {
+        begun = known[t];
+        if
+        :: c = word[outer_o]; SEE(t, WORD(outer_o))
+        :: EARLY(t, WORD(outer_o)) -> c = old_word[outer_o]
+        fi
+    }
+#else
+    d_step { begun = commit_seq; c = word[outer_o] }
+#endif
+}
+
+/* A call has ended.  If function 0 (`outer`, of object outer_o) made it, that goes on. */
+inline finish_call(t) {
+    if
+    :: outer && by_pointer -> atomic { forget(); by_pointer = false; f = 0 }
+    :: outer && !by_pointer ->
+        assert(mapped[outer]);
+        atomic { b = self[t] - 1; count_leave(t, outer_o); outer = 0; outer_o = 0; f = 0; forget(); break }
+    :: else -> atomic { forget(); break }
+    fi
+}
+
+/* The call is counted for object o and in version c of f.  Function 0 calls function 1, perhaps by a pointer first. */
+inline inside(t) {
+    if
+    :: f == 0 ->
+        atomic { outer = c; outer_o = o; forget() }
+        if
+        :: by_pointer = true; f = 1; load_slot(t, f)
+        :: true
+        fi
+    :: else -> count_leave(t, o); finish_call(t)
+    fi
+}
+
+/* Function 0 calls function 1 as the assembler made it: its own object's or, where that has none, through the slot. */
+inline call_inside(t) {
+    if
+    :: has[outer * FUNCTIONS + 1] -> load_word(t)
+    :: else
+    fi;
+    if
+    :: c -> execute(t, 1, c); finish_call(t) /* not counted */
+    :: else -> f = 1; load_slot(t, f)
+    fi
+}
+#define OVER finish_call(t)
+#else
+inline inside(t) { atomic { count_leave(t, o); forget(); break } }
+#define OVER atomic { forget(); break }
+#endif
+
 /* One call of function f by thread t. */
 inline call(t, f) {
     load_slot(t, f);
     do
-    :: s == 0 -> execute(t, f, 0); atomic { forget(); break }
+#ifdef LOCAL
+    :: outer && f == 0 -> call_inside(t)
+    :: !(outer && f == 0) && s == 0 -> execute(t, f, 0); OVER
+#else
+    :: s == 0 -> execute(t, f, 0); OVER
+#endif
     :: else ->
         s--; /* the gate */
         o = s % OBJECTS;
@@ -133,16 +196,20 @@ inline call(t, f) {
                     if :: x > known[t] -> known[t] = x :: else fi;
 #endif
                     atomic { count_leave(t, o); s = 0; c = 0; x = 0 }
-                :: else -> c = body[s]; execute(t, f, c); atomic { count_leave(t, o); forget(); break }
+                :: else -> c = body[s]; execute(t, f, c); inside(t)
                 fi
             fi
-        :: else -> assert(c != UNUSED); execute(t, f, c); atomic { count_leave(t, o); forget(); break }
+        :: else -> assert(c != UNUSED); execute(t, f, c); inside(t)
         fi
     od
 }
 
 proctype caller(byte t) UNLESS_INTERRUPTED {
     byte calls, life, s, o, b, c, x, f, begun, o_;
+#ifdef LOCAL
+    byte outer, outer_o;
+    bool by_pointer;
+#endif
     do
     :: life < LIVES ->
         do
@@ -181,6 +248,10 @@ proctype caller(byte t) UNLESS_INTERRUPTED {
 
 proctype handler(byte t) {
     byte s, o, b, c, x, f, begun, o_;
+#ifdef LOCAL
+    byte outer, outer_o;
+    bool by_pointer;
+#endif
     if
     :: atomic { !dead[t] && callers == THREADS -> interrupted = 2 + t }; call(t, f); interrupted = NONE
     :: callers < THREADS

@@ -15,6 +15,9 @@
  *   commit()            psu_commit(): bind(), arm(), store_slot(), commit_seq, settle(), redirect(), the states of
  *                       finish()
  *   reclaim()           psu_reclaim(), sum(), release() in reclaim.c
+ *   turn(), word[]      psu_local.target of function 1 in object o: 0: the stub, else the body.  With -DLOCAL each
+ *                       version of function 0 calls function 1: through this word where its object has both, else
+ *                       through the slot; perhaps also by a pointer, which is the stub
  *   new_block(), recycle()  psu_block_get(), psu_blocks_recycle(), fold() in counters.c
  *   slot, before        0: the original; 1 + g: gate g.  Gate 2 f + o belongs to function f and object (index) o.
  *   a version           has the number of the transaction that made it; 0 is the original
@@ -25,16 +28,16 @@
  * late, because it loads nothing that matters before a barrier.
  *
  * Memory, as AArch64 orders it (-DWEAK): besides, a leave may become visible before its enter unless it is a
- * store-release; and each load of a slot, of a gate's code and of commit_seq may have been made as early as the last
- * barrier: it gives the word before the agent's last store, unless that was stored before a barrier, or the thread
- * loaded the later one before (coherence), or an acquire stands between.  Between two barriers the agent stores each
+ * store-release; and each load of a slot, of a gate's code, of word[] and of commit_seq may have been made as early
+ * as the last barrier: it gives the value before the agent's last store, unless that was stored before a barrier, or the
+ * thread loaded the later one before (coherence), or an acquire stands between.  Between two barriers the agent stores each
  * such word once at most, so one older value of each, the one before the barrier, is enough.  The other words of a gate
  * are loaded behind the acquire in psu_route().  Here a call "begins" with what its thread can know: the newest
  * version that it has run.
  *
  * Sizes, by -D: THREADS callers, CALLS calls each, UPDATES transactions, FUNCTIONS 1 or 2; LIVES: each caller is so
- * many threads one after the other; HANDLER: a signal handler interrupts caller 0.  Mutants, each of which must be
- * found wrong, are the #ifdefs in capital letters; test_model.py lists them. */
+ * many threads one after the other; HANDLER: a signal handler interrupts caller 0; LOCAL: calls inside one object.
+ * Mutants, each of which must be found wrong, are the #ifdefs in capital letters; test_model.py lists them. */
 
 #ifndef THREADS
 #define THREADS 2
@@ -73,6 +76,9 @@ byte slot[FUNCTIONS];
 byte code[FUNCTIONS * OBJECTS], body[FUNCTIONS * OBJECTS], before[FUNCTIONS * OBJECTS];
 byte enter_txn[FUNCTIONS * OBJECTS], exit_txn[FUNCTIONS * OBJECTS];
 byte commit_seq;
+#ifdef LOCAL
+byte word[OBJECTS];
+#endif
 
 /* objects */
 #define FREE 0
@@ -93,8 +99,19 @@ byte current[FUNCTIONS], died[VERSIONS * FUNCTIONS];
 byte interrupted = NONE, callers = THREADS, finished;
 
 #ifdef WEAK
-/* Words stored since the last barrier, and which of them a thread has loaded since: bits as in CODE, SLOT, SEQ. */
-byte stale, seen[THREADS], old_slot[FUNCTIONS], old_code[FUNCTIONS * OBJECTS];
+#ifdef LOCAL
+#define BITS short
+#define ALL_BITS 1023
+#define WORD(o) (256 << (o))
+byte old_word[OBJECTS];
+#else
+#define BITS byte
+#define ALL_BITS 255
+#endif
+/* Words stored since the last barrier, and which of them a thread has loaded since: bits as in CODE, SLOT, SEQ and
+ * WORD. */
+BITS stale, seen[THREADS];
+byte old_slot[FUNCTIONS], old_code[FUNCTIONS * OBJECTS];
 byte known[THREADS];     /* the newest version that the thread has run */
 byte since[FUNCTIONS];   /* the transaction that brought the original back */
 #define CODE(g) (1 << (g))
@@ -109,14 +126,16 @@ byte since[FUNCTIONS];   /* the transaction that brought the original back */
 #define CHANGE(what) stale = stale | (what); unsee(what)
 #define STORE_CODE(g, value) old_code[g] = (stale & CODE(g) -> old_code[g] : code[g]); code[g] = value; CHANGE(CODE(g))
 #define STORE_SLOT(f, value) old_slot[f] = slot[f]; slot[f] = value; CHANGE(SLOT(f))
+#define STORE_LOCAL(o, value) old_word[o] = word[o]; word[o] = value; CHANGE(WORD(o))
 inline unsee(what) {
-    do :: o_ < THREADS -> seen[o_] = seen[o_] & (255 - (what)); o_++ :: else -> o_ = 0; break od
+    do :: o_ < THREADS -> seen[o_] = seen[o_] & (ALL_BITS - (what)); o_++ :: else -> o_ = 0; break od
 }
 #else
 #define LOAD_CODE(to, t, g) to = code[g]
 #define LOAD_SEQ(to, t) to = commit_seq
 #define STORE_CODE(g, value) code[g] = value
 #define STORE_SLOT(f, value) slot[f] = value
+#define STORE_LOCAL(o, value) word[o] = value
 #endif
 
 #define VALID(f, v, begun) (current[f] == v || died[(v) * FUNCTIONS + f] > begun)
