@@ -26,7 +26,7 @@ SECTION_DESCRIPTOR = ".psu.desc"
 SHIM_SONAME = "libpsu_shim.so"
 
 MAGIC = b"PSUDESC\0"
-VERSION = 1
+VERSION = 2
 # magic, version, header size, machine, module flags, functions, stub size, stubs, slots, packed size, unpacked size,
 # build-id length, build-id of the input file
 HEADER = struct.Struct("<8sIIIIIIQQIII32s")
@@ -41,6 +41,7 @@ DETOURED = 2              # the original's entry is a jump to the stub; `origina
 ADDRESS_TAKEN = 4         # its address is in code, data or a dynamic symbol
 OWN_CONVENTION = 8        # not known to follow the psABI (hand-written): gates keep every register and the flags
 MISALIGNED = 16           # some caller does not align the stack to 16 bytes for it (GCC -fipa-stack-alignment)
+NEAR = 32                 # direct calls lead to a near stub, a jump's size before `address` (instrument/near.py)
 
 # Symbol kinds.
 KIND_FUNCTION, KIND_OBJECT, KIND_TLS, KIND_NOTYPE, KIND_IFUNC = range(5)

@@ -78,6 +78,7 @@ void *psu_agent_main(void *unused)
     (void)unused;
     int introduced = 0;
     psu_gates_start();
+    psu_turn_repair();
     psu_commit_repair();
     psu_blocks_recycle(); /* a fork child has the blocks of its parent's threads */
     psu_runtime.agent_tid = psu_gettid();

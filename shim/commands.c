@@ -162,6 +162,12 @@ static int64_t run(struct psu_command *c, uint64_t room)
         return reset();
     if (c->op == PSU_OP_COMMIT)
         return psu_commit((const struct psu_commit *)(c + 1), room, &psu_runtime.failed_entry);
+    if (c->op == PSU_OP_TURN) {
+        const struct psu_code *code = (const struct psu_code *)(c + 1);
+        if (room < sizeof *code || c->count > (room - sizeof *code) / sizeof(struct psu_turn))
+            return -PSU_EINVAL;
+        return psu_turn(code, (const struct psu_turn *)(code + 1), c->count, &psu_runtime.failed_entry);
+    }
     if (c->op < PSU_OP_MAP || c->op > PSU_OP_WRITE_OFF)
         return -PSU_ENOSYS;
     if (c->count > room / entry_size[c->op])

@@ -158,6 +158,8 @@ int psu_environment(const char *name, char *value, size_t size);  /* 1: found; v
 
 /* ---- commands.c, commit.c, reclaim.c: agent only ---- */
 void psu_run_command(void);
+int64_t psu_turn(const struct psu_code *code, const struct psu_turn *turns, uint32_t count, uint64_t *failed);
+void psu_turn_repair(void);                   /* in a fork child, before its own agent serves */
 int64_t psu_commit(const struct psu_commit *record, size_t size, uint64_t *failed);
 void psu_commit_repair(void);                 /* a fork child got a half-made commit of its parent's agent */
 int psu_staged(uint64_t address, uint64_t size, uint32_t keep);   /* exact match: index in staged, or -1 */

@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define PSU_RUNTIME_MAGIC 0x314e55525f555350ull /* "PSU_RUN1" */
-#define PSU_RUNTIME_VERSION 2
+#define PSU_RUNTIME_VERSION 3
 
 /* ---- counters -------------------------------------------------------------------------------------
  * A counter index names one injected object (index i <-> psu_object i).  Each thread that ever called a
@@ -113,7 +113,8 @@ enum psu_op {
     PSU_OP_RESOLVE = 4, /* psu_symbol entries: dlsym each; fills in `value` (0: not found) */
     PSU_OP_COMMIT = 5,  /* psu_commit, then its entries */
     PSU_OP_PIN = 6,     /* psu_pin entries: keep each library loaded; undone by RESET unless a COMMIT came between */
-    PSU_OP_WRITE_OFF = 7 /* psu_surplus entries: each object is retired and nobody is in it, whatever its counts say */
+    PSU_OP_WRITE_OFF = 7, /* psu_surplus entries: each object is retired and nobody is in it, whatever its counts say */
+    PSU_OP_TURN = 8     /* psu_code, then psu_turn entries: change instructions of the program, all or none (turn.c) */
 };
 
 struct psu_command {
@@ -144,6 +145,13 @@ struct psu_pin { uint64_t base; }; /* the library's load bias, as dl_iterate_phd
 /* Calls that longjmp and the like left are never counted out.  psu-bin searched the stacks (psu_bin/attach/surplus.py) and
  * found that no call is in progress; true still if the sums are what they were then. */
 struct psu_surplus { uint32_t index, enter, leave, reserved; };
+
+struct psu_code {
+    uint64_t address, size; /* a mapping of code, whole */
+    uint32_t prot;         /* its PROT_ bits */
+    uint32_t unit;         /* bytes that one store changes for whoever executes them: PSU_STORE_UNIT */
+};
+struct psu_turn { uint64_t at, before, after; }; /* a word of `unit` bytes */
 
 /* COMMIT, in this order (the argument for the order is in commit.c):
  *   arm every switch; point slots at gates; barrier; commit_seq += 1 (the commit); settle; redirect old gates;

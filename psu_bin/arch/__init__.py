@@ -63,6 +63,9 @@ class Arch:
     jump: Callable[[int, int], bytes]             # (from, to) -> unconditional direct jump, jump_size bytes
     jump_size: int
     padding: bytes                                # an instruction that traps, for room that nothing may run into
+    near_nop: bytes                               # jump_size bytes, one instruction, that do nothing
+    store_unit: int                               # an aligned store of so many bytes is whole for whoever executes them
+    is_padding: Callable[[bytes], bool]           # only what compilers put between functions
     fields: Mapping[str, FieldKind]               # by the name of a plan_types.Reroute
     moved_field: str                              # in `fields`: how instructions that moved refer to what they did
     # (module flags, first bytes of an original) -> what must be in front of it so that a stub may jump there

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 REACH = 1 << 27              # of b and bl, both ways
 JUMP_SIZE = 4
+NOP = bytes.fromhex("1f2003d5")
 PAGE = 4096                  # what adrp counts in, whatever pages the kernel has
 R_AARCH64_RELATIVE = 1027
 GNU_PROPERTY_AARCH64_FEATURE_1_AND, AARCH64_FEATURE_1_BTI = 0xC0000000, 1
@@ -70,6 +71,11 @@ def jump(at: int, to: int) -> bytes:
     if not -REACH <= distance < REACH or distance % 4:
         raise PsuError(f"{at:#x}", f"out of reach of {to:#x}", "AArch64 code must lie within 128 MB")
     return struct.pack("<I", 0x14000000 | distance >> 2 & 0x3FFFFFF)
+
+
+def is_padding(code: bytes) -> bool:
+    """Whether `code` is NOPs and nothing else."""
+    return code == NOP * (len(code) // 4)
 
 
 def landing(flags: int, code: bytes) -> bytes:
@@ -147,7 +153,7 @@ _ABSOLUTE64 = FieldKind(8, _absolute64_target, _absolute64_encode)
 ARCH = Arch(
     name="aarch64", machine=EM_AARCH64, elf_class=64, page_size=1 << 16, reach=REACH,
     stub_size=stub_size, stub=stub, stub_align=16, stub_cfi=STUB_CFI, return_column=30,
-    jump=jump, jump_size=JUMP_SIZE, padding=BRK,
+    jump=jump, jump_size=JUMP_SIZE, padding=BRK, near_nop=NOP, store_unit=4, is_padding=is_padding,
     fields={"INSTRUCTION": FieldKind(4, _instruction_target, _instruction_encode, _instruction_holds),
             "TO_ADR": FieldKind(4, _instruction_target, _adr_encode, _instruction_holds),
             "ABS32": FieldKind(4, _absolute32_target, _absolute32_encode),

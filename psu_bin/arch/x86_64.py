@@ -8,6 +8,7 @@ Specification: Intel SDM volume 2; psABI x86-64, 4.4 for the relocation number a
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 REACH = 1 << 31              # of a displacement of 4 bytes, both ways
 INT3 = b"\xcc"
 JUMP_SIZE = 5
+NOP5 = b"\x0f\x1f\x44\x00\x00"
+# int3; nop; xchg %ax,%ax; nopl and nopw with any operand that GNU as and LLVM use, and their prefixes.
+_PADDING = re.compile(rb"(?:\xcc|\x66*\x2e?(?:\x90|\x0f\x1f(?:\x00|\x40.|\x44..|\x80....|\x84.....)))*", re.DOTALL)
 R_X86_64_RELATIVE = 8
 GNU_PROPERTY_X86_FEATURE_1_AND, X86_FEATURE_1_IBT = 0xC0000002, 1
 
@@ -56,6 +60,11 @@ def stub(address: int, slot: int, flags: int) -> bytes:
 def jump(at: int, to: int) -> bytes:
     """`jmp to` at address `at`.  Raises PsuError when it is out of reach."""
     return b"\xe9" + _displacement(at + JUMP_SIZE, to)
+
+
+def is_padding(code: bytes) -> bool:
+    """Whether `code` is NOPs of compilers and assemblers, and int3, and nothing else."""
+    return _PADDING.fullmatch(code) is not None
 
 
 def _displacement(end: int, target: int) -> bytes:
@@ -117,7 +126,7 @@ _ABSOLUTE64 = FieldKind(8, _absolute64_target, _absolute64_encode)
 ARCH = Arch(
     name="x86_64", machine=EM_X86_64, elf_class=64, page_size=4096, reach=REACH,
     stub_size=stub_size, stub=stub, stub_align=16, stub_cfi=STUB_CFI, return_column=16,
-    jump=jump, jump_size=JUMP_SIZE, padding=INT3,
+    jump=jump, jump_size=JUMP_SIZE, padding=INT3, near_nop=NOP5, store_unit=8, is_padding=is_padding,
     fields={"REL32": FieldKind(4, _relative_target, _relative_encode),
             "ABS32": FieldKind(4, _absolute32_target, _absolute32_encode),
             "ABS64": _ABSOLUTE64, "RELR_WORD": _ABSOLUTE64},

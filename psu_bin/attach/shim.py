@@ -13,7 +13,7 @@ from psu_bin.attach.process import Process
 from psu_bin.errors import PsuError
 
 MAGIC = 0x314E55525F555350
-VERSION = 2
+VERSION = 3
 
 PLAIN, SIDE, FULL = range(3)
 NO_GATE = 0xFFFFFFFF
@@ -22,7 +22,7 @@ WORD = (1 << 64) - 1          # distances wrap
 FREE, CURRENT, RETIRED = range(3)
 AGENT_NONE, AGENT_STARTING, AGENT_PARKED, AGENT_BUSY = range(4)
 
-OP_RESET, OP_MAP, OP_PROTECT, OP_RESOLVE, OP_COMMIT, OP_PIN, OP_WRITE_OFF = range(1, 8)
+OP_RESET, OP_MAP, OP_PROTECT, OP_RESOLVE, OP_COMMIT, OP_PIN, OP_WRITE_OFF, OP_TURN = range(1, 9)
 
 GATE = struct.Struct("<QIIQQQQQQ")
 OBJECT = struct.Struct("<IIQ6Q")
@@ -31,6 +31,8 @@ COMMAND = struct.Struct("<IIQ")
 MAP = struct.Struct("<QQII")
 SYMBOL = struct.Struct("<QQQQII")
 PIN = struct.Struct("<Q")
+CODE = struct.Struct("<QQII")
+TURN = struct.Struct("<QQQ")
 SURPLUS = struct.Struct("<IIII")
 SWITCH = struct.Struct("<QQQ6I2Q")
 COMMIT = struct.Struct("<4IQQ")

@@ -226,7 +226,7 @@ class AgentSession:
             name = errno.errorcode.get(code, str(code))
             step = {shim.OP_MAP: "mmap", shim.OP_PROTECT: "mprotect", shim.OP_RESOLVE: "dlsym",
                     shim.OP_COMMIT: "commit", shim.OP_RESET: "reset", shim.OP_PIN: "dlopen",
-                    shim.OP_WRITE_OFF: "writing calls off"}[op]
+                    shim.OP_WRITE_OFF: "writing calls off", shim.OP_TURN: "changing code"}[op]
             raise PsuError(self.process.where, f"{step} failed in the target: {name} (entry {runtime.failed_entry})",
                            "the target is unchanged")
         return self.process.read(at + shim.COMMAND.size, len(entries))

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
 from psu_bin.attach import (
-    borrow, copies, imports, linker, meta, patch, placement, seccomp, shim, stores, surplus, target,
+    borrow, copies, imports, linker, meta, near, patch, placement, seccomp, shim, stores, surplus, target,
 )
 from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit
 from psu_bin.attach.process import Process
@@ -168,11 +168,11 @@ class Transaction:
     def __exit__(self, *exc: object) -> None:
         try:
             if exc[0] is not None:
-                self._give_back()
+                self.give_back()
         finally:
             self.session.__exit__(*exc)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
         try:
             self.session.command(shim.OP_RESET, b"", 0)
         except PsuError:
@@ -372,8 +372,9 @@ class Transaction:
     def commit(self, placed: Placed) -> float:
         """Make the placed versions current.  Returns the seconds that the command took."""
         self._forget()
+        near.close(self, [s.function for s in placed.switches if s.body])
         seconds = commit(self.session, self.notes, placed.objects, placed.switches, self.scratch)
-        self._give_back()      # the record's scratch memory
+        self.give_back()      # the record's scratch memory
         copies.keep_only(self.target.process, {sha for p in self.notes.patches for _, sha in p.sources})
         return seconds
 

@@ -100,7 +100,7 @@ def _to_the_end(g: _Gnu) -> bool:
 
 def rerouted(plan: Plan) -> np.ndarray:
     """The numbers of the dynamic symbols that lead to stubs, ascending."""
-    return np.unique(np.array([at for at, _ in plan.edits_by_kind.get(Reroute.DYNSYM, [])], dtype=np.int64))
+    return np.unique(np.array([at for at, _, _ in plan.edits_by_kind.get(Reroute.DYNSYM, [])], dtype=np.int64))
 
 
 def pieces(binary: Binary, plan: Plan) -> list[Piece]:

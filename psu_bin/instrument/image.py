@@ -313,7 +313,9 @@ def _fill_tables(m: Image) -> None:
             m.rows.data = body + ehframe.END
         m.search_table.data = ehframe.header(m.binary.path, table, m.search_table.address,
                                              m.more_rows.start if m.more_rows else table.eh_frame,
-                                             [(r.start, at) for r, at in zip(ranges, fdes)])
+                                             [(r.start, at) for r, at in zip(ranges, fdes)],
+                                             {m.plan.functions[n.function].address: n.address for n in m.plan.near
+                                              if len(n.writes) > 1})
     segment = m.binary.segment(elf.PT_DYNAMIC)
     size = m.dynamic.size if m.dynamic else segment.filesz if segment else 0
     m.dynamic_data = dynamic.encode(m.binary, m.request, addresses, size)
@@ -352,6 +354,12 @@ def _reroute(m: Image) -> None:
                           m.stubs.address, m.stub_size)
     for fields in edits.by_kind(m.plan):
         edits.apply(m.out, m.arch, m.plan, fields, layout.holding(b.segments, fields.at), places, b.path)
+    for n in m.plan.near:
+        for w in n.writes:
+            at = m.offset(w.at)
+            if m.out[at:at + len(w.old)] != w.old:
+                raise edits.defect(b.path, f"{w.at:#x}, which a near stub changes, is not as planned")
+            m.out[at:at + len(w.new)] = w.new
     segment = b.segment(elf.PT_DYNAMIC)
     if segment and not m.dynamic:
         m.out[segment.offset:segment.offset + len(m.dynamic_data)] = m.dynamic_data

@@ -23,10 +23,10 @@ from psu_bin.arch import Arch
 from psu_bin.arch.code import Code
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
-from psu_bin.instrument import detour, functions, marks, references, reliance, tables, traits, unwind
+from psu_bin.instrument import detour, functions, marks, near, references, reliance, tables, traits, unwind
 from psu_bin.instrument import symbols as symbol_list
 from psu_bin.instrument.functions import REASONS, Functions, Role
-from psu_bin.instrument.plan_types import Detour, Edit, NotUpdatable, Plan, PlannedFunction
+from psu_bin.instrument.plan_types import Detour, Edit, NearStub, NotUpdatable, Plan, PlannedFunction
 
 symbols = symbol_list.collect
 
@@ -87,7 +87,8 @@ def make(binary: Binary, arch: Arch, include: tuple[str, ...], exclude: tuple[st
         raise PsuError(binary.path, "no function to update",
                        f"{refused[0].name}: {refused[0].reason}" if refused else "")
     statics = symbol_list.static_users(binary, arch, m.functions, m.code, debug)
-    return _assemble(binary, arch, m, planned, refused, relied, statics)
+    close = near.find(binary, arch, m.functions, m.frames, ground.named, planned)
+    return _assemble(binary, arch, m, planned, refused, relied, statics, close)
 
 
 def _choose(binary: Binary, known: Functions, include: tuple[str, ...], exclude: tuple[str, ...]) -> list[int]:
@@ -127,7 +128,8 @@ def _copies(binary: Binary, arch: Arch, functions: list[PlannedFunction],
 
 
 def _assemble(binary: Binary, arch: Arch, m: Module, planned: dict[int, Detour | None], refused: list[NotUpdatable],
-              relied: reliance.Reliance, statics: tuple[tuple[int, tuple[int, ...]], ...]) -> Plan:
+              relied: reliance.Reliance, statics: tuple[tuple[int, tuple[int, ...]], ...],
+              close: dict[int, NearStub]) -> Plan:
     """Number the planned functions, keep what concerns them."""
     order = sorted(planned)
     number = {f: i for i, f in enumerate(order)}
@@ -142,9 +144,11 @@ def _assemble(binary: Binary, arch: Arch, m: Module, planned: dict[int, Detour |
         flags |= descriptor.DETOURED if planned[f] is not None else 0
         flags |= descriptor.ADDRESS_TAKEN if f in m.references.taken else 0
         flags |= descriptor.OWN_CONVENTION if own[f] else 0
+        flags |= descriptor.NEAR if f in close else 0
         flags |= descriptor.MISALIGNED if relied.misaligned[f] else 0
         out.append(PlannedFunction(m.functions.names[f], int(m.functions.entry[f]),
                                    int(m.functions.end[f] - m.functions.entry[f]), flags, int(relied.preserve[f]),
                                    int(callers[f])))
-    return Plan(tuple(out), tuple(edits), _copies(binary, arch, out, {number[f]: d for f, d in planned.items()}), tuple(sorted(refused, key=lambda n: n.name)),
-                sum(e.call_site for e in edits), statics)
+    return Plan(tuple(out), tuple(edits), _copies(binary, arch, out, {number[f]: d for f, d in planned.items()}),
+                tuple(sorted(refused, key=lambda n: n.name)), sum(e.call_site for e in edits), statics,
+                tuple(replace(close[f], function=number[f]) for f in order if f in close))

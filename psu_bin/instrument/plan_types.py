@@ -59,6 +59,22 @@ class Detour:
 
 
 @dataclass(frozen=True)
+class Write:
+    """Bytes of the input that change, and what they must be before."""
+    at: int                    # address
+    old: bytes
+    new: bytes
+
+
+@dataclass(frozen=True)
+class NearStub:
+    """A NOP right before a function's entry, to which direct calls lead (near.py)."""
+    function: int
+    address: int
+    writes: tuple[Write, ...]  # the NOP, and the function's unwind row, which then begins there
+
+
+@dataclass(frozen=True)
 class PlannedFunction:
     """A function that becomes updatable; the index in Plan.functions is its stub and slot number."""
     name: str
@@ -84,11 +100,12 @@ class Plan:
     call_sites: int
     # (address of a static local variable `name.N`, entries of the functions that refer to it), ascending
     static_users: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    near: tuple[NearStub, ...] = ()          # ascending
 
     @cached_property
-    def edits_by_kind(self) -> dict[Reroute, list[tuple[int, int]]]:
-        """(place, function) of the edits of each kind that occurs, ascending, each once."""
-        found: dict[Reroute, set[tuple[int, int]]] = {}
+    def edits_by_kind(self) -> dict[Reroute, list[tuple[int, int, bool]]]:
+        """(place, function, call site) of the edits of each kind that occurs, ascending, each once."""
+        found: dict[Reroute, set[tuple[int, int, bool]]] = {}
         for e in self.edits:
-            found.setdefault(e.kind, set()).add((e.at, e.function))
+            found.setdefault(e.kind, set()).add((e.at, e.function, e.call_site))
         return {kind: sorted(found[kind]) for kind in Reroute if kind in found}

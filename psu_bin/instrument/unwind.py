@@ -36,6 +36,10 @@ class Cie:
     program: bytes
 
 
+# begin, size, CIE, call frame instructions, address of the field `begin`, address of the instructions
+_Entry = tuple[int, int, Cie, bytes, int, int]
+
+
 @dataclass(frozen=True)
 class Frames:
     """The FDEs of a module, ascending by `begin`, and their CFA rows, one table for all."""
@@ -43,6 +47,8 @@ class Frames:
     end: np.ndarray             # int64
     cie: tuple[Cie, ...]        # of each FDE
     program: tuple[bytes, ...]  # call frame instructions of each FDE
+    field: np.ndarray           # int64: the address of the field that says where its code begins
+    program_at: np.ndarray      # int64: the address of `program`
     saved: np.ndarray           # uint64, of each FDE: DWARF numbers of registers that it saves, as bits
     row_address: np.ndarray     # int64, ascending: a row holds from here to the next
     row_register: np.ndarray    # int32: CFA = this DWARF register + row_offset, or UNKNOWN
@@ -135,7 +141,7 @@ def _cie(data: bytes, at: int, end: int, base: int, personalities: set[int]) -> 
 def read(binary: Binary) -> Frames:
     """All frame entries of `binary`; empty where it has none.  Raises PsuError when `.eh_frame` is damaged."""
     section = binary.section(".eh_frame")
-    entries: list[tuple[int, int, Cie, bytes]] = []
+    entries: list[_Entry] = []
     personalities: set[int] = set()
     if section is not None and section.type != SHT_NOBITS:
         data, base = binary.contents(section), section.address
@@ -159,13 +165,14 @@ def read(binary: Binary) -> Frames:
                     cies[at] = _cie(data, start + 4, end, base, personalities)
                 else:
                     cie = cies[start - identifier]
-                    begin, body = _pointer(data, start + 4, cie.encoding, base + start + 4)
+                    field = base + start + 4
+                    begin, body = _pointer(data, start + 4, cie.encoding, field)
                     size, body = _pointer(data, body, cie.encoding & 0x0F, 0)
                     if cie.augmented:
                         skip, body = uleb(data, body)
                         body += skip
                     if size:
-                        entries.append((begin, size, cie, data[body:end]))
+                        entries.append((begin, size, cie, data[body:end], field, base + body))
                 at = end
             entries.sort(key=lambda e: e[0])
             return _frames(entries, personalities)
@@ -174,13 +181,13 @@ def read(binary: Binary) -> Frames:
     return _frames(entries, personalities)
 
 
-def _frames(entries: list[tuple[int, int, Cie, bytes]], personalities: set[int]) -> Frames:
+def _frames(entries: list[_Entry], personalities: set[int]) -> Frames:
     address: list[int] = []
     register: list[int] = []
     offset: list[int] = []
     saved: list[int] = []
     seen: dict[tuple[int, bytes], tuple[list[tuple[int, int, int]], int]] = {}
-    for i, (begin, size, cie, program) in enumerate(entries):
+    for i, (begin, size, cie, program, _, _) in enumerate(entries):
         key = (id(cie), program)
         if key not in seen:
             seen[key] = interpret(cie, program)
@@ -197,7 +204,8 @@ def _frames(entries: list[tuple[int, int, Cie, bytes]], personalities: set[int])
             offset.append(0)
     begins = np.array([e[0] for e in entries], dtype=np.int64)
     return Frames(begins, begins + np.array([e[1] for e in entries], dtype=np.int64), tuple(e[2] for e in entries),
-                  tuple(e[3] for e in entries), np.array(saved, dtype=np.uint64), np.array(address, dtype=np.int64),
+                  tuple(e[3] for e in entries), np.array([e[4] for e in entries], dtype=np.int64),
+                  np.array([e[5] for e in entries], dtype=np.int64), np.array(saved, dtype=np.uint64), np.array(address, dtype=np.int64),
                   np.array(register, dtype=np.int32), np.array(offset, dtype=np.int64), frozenset(personalities))
 
 

@@ -69,6 +69,7 @@ def verify(before: Binary, arch: Arch, plan: Plan, symbols: tuple[descriptor.Sym
         touched = np.zeros(len(before.data), dtype=bool)
         _references(p, touched)
         _detours(p, touched)
+        _near(p, touched)
         _dynamic_moved(p, touched)
         _dynamic(p)
         _tables(p)
@@ -165,7 +166,7 @@ def _references(p: Pair, touched: np.ndarray) -> None:
     copied = [(p.plan.functions[x.function].address + x.skip, x.length) for x in p.plan.detours]
     shift = len(p.after.rela) - len(p.before.rela)
     for fields in edits.by_kind(p.plan):
-        stubs = d.stubs + d.stub_size * fields.function
+        stubs = edits.targets(p.plan, fields, d.stubs, d.stub_size)
         kind = None
         if fields.kind is Reroute.RELA_ADDEND:
             found = p.after.rela["r_addend"][fields.at + shift]
@@ -214,6 +215,17 @@ def _detours(p: Pair, touched: np.ndarray) -> None:
                    f"a reference in the moved entry of {name}")
             copy[position:position + field.size] = expected[position:position + field.size] = bytes(field.size)
         p.must(copy == expected, f"the moved entry of {name}")
+
+
+def _near(p: Pair, touched: np.ndarray) -> None:
+    """Each near stub falls through into its function."""
+    for n in p.plan.near:
+        f = p.found.functions[n.function]
+        p.must(n.address + p.arch.jump_size == f.address and bool(f.flags & descriptor.NEAR)
+               and p.bytes_at(n.address, p.arch.jump_size) == p.arch.near_nop, f"the near stub of {f.name}")
+        for w in n.writes:
+            p.must(p.bytes_at(w.at, len(w.new)) == w.new, f"what the near stub of {f.name} changes")
+            touched[p.before.offset_of(w.at):][:len(w.new)] = True
 
 
 def _dynamic_moved(p: Pair, touched: np.ndarray) -> None:
@@ -330,19 +342,21 @@ def _unwinding(p: Pair) -> None:
     assert new is not None
     p.must(bool((np.diff(new.entries[:, 0]) >= 0).all()) or not bool((np.diff(old.entries[:, 0]) >= 0).all()),
            "the unwind search table is not sorted")
-    p.must(set(map(tuple, old.entries.tolist())) <= set(map(tuple, new.entries.tolist())), "an unwind row is missing")
+    earlier = {p.plan.functions[n.function].address: n.address for n in p.plan.near if len(n.writes) > 1}
+    rows = {(earlier.get(start, start), row) for start, row in old.entries.tolist()}
+    p.must(rows <= set(map(tuple, new.entries.tolist())), "an unwind row is missing")
     end = p.before.section(".eh_frame")
     now = p.after.section(".eh_frame")
     if end and now and p.before.contents(end)[-4:] == bytes(4):
         p.must(p.after.contents(now)[-4:] == bytes(4), "the end of the unwind rows")
-    added = sorted(set(map(tuple, new.entries.tolist())) - set(map(tuple, old.entries.tolist())))
+    added = sorted(set(map(tuple, new.entries.tolist())) - rows)
     p.must(bool(added) and added[0][0] == p.found.stubs, "the stubs have no unwind row")
     programs = {p.found.functions[x.function].original: x.cfi for x in p.plan.detours}
-    size = [struct.unpack("<i", p.bytes_at(fde + 12, 4))[0] for _, fde in added]
+    size = [struct.unpack("<i", p.bytes_at(row + 12, 4))[0] for _, row in added]
     ranges = [fde.Code(start, n, programs.get(start, b"")) for (start, _), n in zip(added, size)]
     first = added[0][1] - len(fde.rows(p.arch, 0, [])[0])
     body, where = fde.rows(p.arch, first, ranges)
-    p.must(where == [fde for _, fde in added] and p.bytes_at(first, len(body)) == body, "the new unwind rows")
+    p.must(where == [row for _, row in added] and p.bytes_at(first, len(body)) == body, "the new unwind rows")
     ends = [p.found.stub(len(p.plan.functions) - 1) + p.found.stub_size]
     ends += [p.found.functions[x.function].original + len(x.copy) + p.arch.jump_size for x in p.plan.detours]
     p.must(all(any(r.start < e <= r.start + r.size for r in ranges) for e in ends), "new code has no unwind row")

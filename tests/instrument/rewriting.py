@@ -12,6 +12,7 @@ from conftest import ROOT
 from conftest import compile as run_compiler
 
 from psu_bin import descriptor
+from psu_bin.arch import for_machine
 from psu_bin.elf import Binary
 from psu_bin.instrument import driver
 
@@ -58,9 +59,19 @@ class Instrumented:
         index = {s.name: s.function for s in d.symbols if s.function != descriptor.NO_FUNCTION}
         missing = [n for n in (*pairs, *pairs.values()) if n not in index]
         assert not missing, f"not updatable: {missing} {[n for n in self.result.not_updatable if n.name in missing]}"
-        lines = [f"{a} {d.slot(index[a]):x} {d.functions[index[b]].original:x}" for a, b in pairs.items()]
+        lines = [f"{a} {d.slot(index[a]):x} {d.functions[index[b]].original:x} {self._closed(d, index[a])}"
+                 for a, b in pairs.items()]
         module = "" if self.binary.segment(3) else self.path.name        # 3: PT_INTERP
         return {"PSU_TEST_CHANGES": "\n".join(lines), "PSU_TEST_MODULE": module}
+
+    @staticmethod
+    def _closed(d: descriptor.Descriptor, function: int) -> str:
+        """Where the function's near stub is, what closes it, and the bytes of that."""
+        if not d.functions[function].flags & descriptor.NEAR:
+            return "0 0 0"
+        arch = for_machine(d.machine, "")
+        at = d.functions[function].address - arch.jump_size
+        return f"{at:x} {int.from_bytes(arch.jump(at, d.stub(function)), 'little'):x} {arch.jump_size:x}"
 
 
 def compiled(out: Path, *arguments: object, cc: str = "gcc") -> Path:

@@ -62,6 +62,7 @@ static inline uint64_t psu_self_count(uint64_t word) { return word & ~(1ull << S
  * there on every core (commands.c, protect).  PSU_SYNC_CORES: after that, and after the code became executable, every
  * core that runs a thread of ours must pass a context synchronisation event before it goes there. */
 #define PSU_SYNC_CORES 1
+#define PSU_STORE_UNIT 4 /* bytes of code that one store changes as a whole: turn.c */
 void psu_code_written(uint64_t address, uint64_t size);
 
 /* ---- unwinding -------------------------------------------------------------------------------------- */

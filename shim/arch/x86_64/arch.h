@@ -57,6 +57,7 @@ static inline uint64_t psu_self_count(uint64_t word) { return word; }
 
 /* Fresh code needs nothing: the mapping was never executed before (SDM 3A, 9.1.3). */
 #define PSU_SYNC_CORES 0
+#define PSU_STORE_UNIT 8 /* bytes of code that one store changes as a whole: turn.c */
 static inline void psu_code_written(uint64_t address, uint64_t size) { (void)address, (void)size; }
 
 /* ---- unwinding -------------------------------------------------------------------------------------- */

@@ -1,0 +1,107 @@
+"""Near stubs: a NOP in the padding before a function, which direct calls run through on their way into it.
+
+A call through the stub of the table costs a taken branch more, and in a large program that is 15% of the time (the branch
+predictor remembers so many, see docs/DESIGN.md).  A near stub costs nothing while its function has no patch: it is *open*,
+falls through into the function.  Attach *closes* it before the function's first patch: one aligned store makes it a jump
+to the stub of the table, and from then on the slot decides, as it does for everybody who has the function's address.
+
+    prev:   ...                         prev:   ...
+            ret                                 ret
+            nop            <- calls             jmp stub       <- calls
+    f:      push %rbp                   f:      push %rbp
+
+Only padding is used that nothing else refers to, and only where the store is whole for whoever executes it
+(Arch.store_unit).  The function's unwind row is made to begin at the near stub: an unwinder, or a profiler's signal, may
+look just there.  Functions with landing pads are left alone, as their tables count from where the row begins.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+import numpy as np
+
+from psu_bin.arch import Arch
+from psu_bin.elf import Binary
+from psu_bin.instrument import functions
+from psu_bin.instrument.functions import Functions
+from psu_bin.instrument.plan_types import Detour, NearStub, Write
+from psu_bin.instrument.unwind import Frames
+
+FARTHEST = 256               # bytes of padding that are looked at
+_PCREL_SDATA4 = 0x1B
+
+
+def find(binary: Binary, arch: Arch, known: Functions, frames: Frames, named: np.ndarray,
+         planned: Mapping[int, Detour | None]) -> dict[int, NearStub]:
+    """The near stubs of those functions of `planned` (indices in `known`) that can have one.
+
+    planned: the updatable functions, with the detours of those that have one: these need no near stub, and may reach into
+    the padding behind them.
+    named: every address in code that anything may refer to, ascending."""
+    size = arch.jump_size
+    moved = [int(known.entry[f]) + d.skip + d.length for f, d in planned.items() if d]
+    ends = np.sort(np.concatenate([known.end, frames.end, np.array(moved, dtype=np.int64)]))
+    sections = functions.executable(binary)
+    out: dict[int, NearStub] = {}
+    for f in (f for f, d in planned.items() if d is None):
+        entry = int(known.entry[f])
+        at = entry - size
+        if at // arch.store_unit != (entry - 1) // arch.store_unit:
+            continue
+        # Somebody may name the first byte (GCC's -fpatchable-function-entry does): who jumps there is well served.
+        if np.searchsorted(named, at, side="right") != np.searchsorted(named, entry):
+            continue
+        section = next((s for s in sections if s.address <= at and entry < s.end), None)
+        if section is None:
+            continue
+        first = int(np.searchsorted(ends, entry, side="right")) - 1
+        start = max(int(ends[first]) if first >= 0 else 0, section.address)
+        if not size <= entry - start <= FARTHEST or not _unused(known, frames, at, entry):
+            continue
+        padding = binary.data[binary.offset_of(start):][:entry - start]
+        if not arch.is_padding(padding):
+            continue
+        writes = _row(binary, frames, entry, size)
+        if writes is not None:
+            out[f] = NearStub(f, at, (Write(at, padding[-size:], arch.near_nop), *writes))
+    return out
+
+
+def _unused(known: Functions, frames: Frames, start: int, end: int) -> bool:
+    """No function's code and no unwind row reaches into [start, end)."""
+    inside = np.arange(start, end)
+    return bool((known.holding(inside) < 0).all() and (frames.covering(inside) < 0).all())
+
+
+def _row(binary: Binary, frames: Frames, entry: int, size: int) -> tuple[Write, ...] | None:
+    """The changes that make the function's unwind row begin `size` bytes earlier; None where that is not possible."""
+    fde = int(frames.covering(np.array([entry]))[0])
+    if fde < 0:
+        return ()
+    cie, field = frames.cie[fde], int(frames.field[fde])
+    if int(frames.begin[fde]) != entry or cie.lsda or cie.encoding != _PCREL_SDATA4:
+        return None
+    old = binary.data[binary.offset_of(field):][:8]
+    distance, length = struct.unpack("<iI", old)
+    row = Write(field, old, struct.pack("<iI", distance - size, length + size))
+    program, at = frames.program[fde], int(frames.program_at[fde])
+    if not program.rstrip(b"\0"):
+        return (row,)
+    delayed = _delayed(program, size // cie.code_factor)
+    if delayed is None or size % cie.code_factor:
+        return None
+    return row, Write(at, program[:len(delayed)], delayed)
+
+
+def _delayed(program: bytes, steps: int) -> bytes | None:
+    """What call frame instructions begin with, whose first one is DW_CFA_advance_loc in one of its forms, when that goes
+    `steps` farther; None where it is another one, or cannot."""
+    if program[0] & 0xC0 == 0x40 and (program[0] & 0x3F) + steps <= 0x3F:
+        return bytes((program[0] + steps,))
+    form = {2: "<BB", 3: "<BH", 4: "<BI"}.get(program[0])
+    if form is None:
+        return None
+    op, step = struct.unpack_from(form, program)
+    return struct.pack(form, op, step + steps) if step + steps < 1 << 8 * (struct.calcsize(form) - 1) else None
