@@ -13,6 +13,7 @@ AGENT = (
     ("mmap", 222, (0, 4096, 3, 0x22, -1), True),
     ("mmap", 222, (4096, 4096, 3, 0x100022, -1), True),
     ("mprotect(PROT_EXEC)", 226, (4096, 4096, 5), True),
+    ("mprotect(PROT_WRITE|PROT_EXEC)", 226, (4096, 4096, 7), True),
     ("mprotect", 226, (4096, 4096, 1), True),
     ("munmap", 215, (4096, 4096), True),
     ("membarrier", 283, (16,), True),

@@ -1,0 +1,2 @@
+#include "near.h"
+__attribute__((noipa)) int inner(void) { return V; }
