@@ -20,7 +20,7 @@ from psu_bin.attach.process import Process
 from psu_bin.attach.shim import Runtime
 from psu_bin.errors import PsuError
 
-FORMAT = 1
+FORMAT = 2
 HISTORY = 64          # versions of a function that a revert can go back through
 FREED_KEPT = 16       # freed patches that status still lists
 LARGEST = 1 << 28     # bytes of the notes, unpacked

@@ -23,7 +23,7 @@ from psu_bin.errors import PsuError
 if TYPE_CHECKING:
     from psu_bin.attach.transaction import Transaction
 
-TOGETHER = 1 << 16      # bytes between two near stubs that are read in one go
+PAGE = 4096
 
 
 class Near(NamedTuple):
@@ -110,11 +110,11 @@ def turns(process: Process, arch: Arch, stubs: Sequence[Near], closed: bool) -> 
 
 
 def _words(process: Process, places: list[int], unit: int) -> dict[int, bytes]:
-    """The words at `places`, ascending, with few reads."""
+    """The words at `places`, ascending, with few reads, of no page but theirs."""
     out: dict[int, bytes] = {}
     first = 0
     for i in range(1, len(places) + 1):
-        if i == len(places) or places[i] - places[i - 1] > TOGETHER:
+        if i == len(places) or places[i] // PAGE > places[i - 1] // PAGE + 1:
             start = places[first]
             data = process.read(start, places[i - 1] + unit - start)
             for at in places[first:i]:
