@@ -78,6 +78,22 @@ int main(void)
     CHECK(host_freed(0, 2000));
     CHECK(!mapped(page) && mapped(page_3));
 
+    /* Stale notes: the slot does not lead to the gate that the record says. */
+    uint64_t here = answer_slot;
+    answer_slot = (uint64_t)answer_original;
+    struct { struct psu_commit head; struct psu_switch s; } stale = {.head = {.switches = 1}};
+    stale.s = (struct psu_switch){.slot = (uint64_t)&answer_slot, .to_original = (uint64_t)answer_original,
+                                  .old_kind = PSU_PLAIN, .old_gate = 8};
+    CHECK(host_command(PSU_OP_COMMIT, &stale, sizeof stale, 1) == -EBUSY);
+    answer_slot = here;
+
+    /* A gate stays its counter's: a late thread at gate 7 counts for object 0. */
+    void *page_4 = host_jump_to(version_2);
+    s.body = (uint64_t)page_4;
+    s.gate = 7;
+    CHECK(host_commit(2, page_4, &s, 1, 1) == -EINVAL);
+    CHECK(host_command(PSU_OP_RESET, 0, 0, 0) == 0 && answer(1) == 301);
+
     struct host_switch back = {.slot = &answer_slot, .original = (uint64_t)answer_original};
     CHECK(host_commit(0, 0, &back, 1, 1) == 0);
     CHECK(answer(1) == 1 && answer_slot == (uint64_t)answer_original);

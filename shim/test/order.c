@@ -3,8 +3,9 @@
  * order.c: the order of the agent's steps, one at a time.  The first argument names the case, see main().
  *
  * barriers: the agent is held in each membarrier of a transaction (a seccomp filter that asks the main thread, see
- * seccomp(2), SECCOMP_RET_USER_NOTIF), and there everything must be as the comment in commit.c says: calls that are made
- * then, slots, gates, the words for calls inside one object.  A barrier that is missing, or that does nothing, is not held.
+ * seccomp(2), SECCOMP_RET_USER_NOTIF), and there everything must be as the comment in commit.c says: calls that are
+ * made then, slots, gates, the words for calls inside one object, fork children.  A barrier that is missing, or that does
+ * nothing, is not held.
  *
  * sums: the agent is held between reading the counts of one thread and of the next (a page that is not there yet,
  * userfaultfd(2)), while one call is inside a retired object and a late one passes its gate.  Enters summed first would
@@ -22,6 +23,7 @@
 #include <stddef.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 
 #include "host.h"
 
@@ -148,6 +150,46 @@ static void wait_done(void)
     CHECK(psu_runtime.result == 0, "%ld", (long)psu_runtime.result);
 }
 
+/* Lets every barrier of the child's agent pass. */
+static void *serve(void *unused)
+{
+    struct pollfd p = {listener, POLLIN, 0};
+    struct seccomp_notif n;
+    (void)unused;
+    while (poll(&p, 1, -1) == 1) {
+        memset(&n, 0, sizeof n);
+        CHECK(ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &n) == 0, "in the child: errno %d", errno);
+        let_go(n);
+    }
+    return 0;
+}
+
+/* A child of this moment: whatever its parent's agent is in the middle of, its own agent puts things right.  `now` is
+ * the object that answers with `expected` (-1: the originals). */
+static void fork_now(int now, long expected)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        pthread_t server;
+        struct psu_local *local;
+        alarm(60);
+        answers("in the child", expected);
+        CHECK(pthread_create(&server, 0, serve, 0) == 0);
+        host_agent();
+        answers("in the child with its agent", expected);
+        CHECK(host_command(PSU_OP_RESET, 0, 0, 0) == 0);
+        char *page = place(first_2, second_2, &local);
+        struct transaction t = replace(9, page, now);
+        send(&t);
+        wait_done();
+        answers("in the patched child", 201);
+        CHECK(now < 0 || host_freed((uint32_t)now, 5000));
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0, "child: %#x", status);
+}
+
 /* One transaction, looked at in each of its barriers. */
 static void watch(uint32_t index, char *page, struct psu_local *local, struct psu_local *old_local, int old,
                   long before, long after)
@@ -177,6 +219,8 @@ static void watch(uint32_t index, char *page, struct psu_local *local, struct ps
     uint32_t enters;
     CHECK(host_inside(index, &enters) == 0 && (old < 0 || host_inside((uint32_t)old, 0) == 0));
     CHECK(enters, "not even counted");
+    watched = -1;
+    fork_now(old, before);
     let_go(n);
 
     n = held("8");
@@ -192,6 +236,7 @@ static void watch(uint32_t index, char *page, struct psu_local *local, struct ps
         CHECK(seen == 0, "who is sent to the new version is still counted at the old one");
     }
     watched = -1;
+    fork_now((int)index, after);
     CHECK(old < 0 || host_inside((uint32_t)old, 0) == 0);
     let_go(n);
     wait_done();

@@ -29,7 +29,7 @@ from psu_bin.errors import PsuError
 
 MINUTES = float(os.environ.get("PSU_TORTURE_MINUTES", 0))
 LEAST, SHORT = 70, 1.5      # updates, and seconds, without PSU_TORTURE_MINUTES
-SETTLED = 40                # updates after which memory is looked at for the first time
+SETTLED = 200 if MINUTES else 40    # updates after which memory is looked at for the first time
 REVERT, ORIGINAL = 9, 40    # every so many updates
 PAGE = os.sysconf("SC_PAGE_SIZE")
 PATIENCE = 60.0
