@@ -175,7 +175,7 @@ def _show_status(s: Status) -> None:
             click.echo(f"       kept because {p.kept_because}")
 
 
-@commands.command()
+@commands.command(short_help="Back to the version before a patch.")
 @pid_argument
 @click.argument("patch_id", required=False, type=click.IntRange(min=1), metavar="[ID]")
 @click.option("--original", is_flag=True, help="Back to the program's own code, for every function.")
@@ -213,7 +213,7 @@ def wait(pid: int, timeout: float | None, as_json: bool) -> None:
         _emit({"pid": pid, "retired": 0, "seconds": time.monotonic() - _started})
 
 
-@commands.command()
+@commands.command(short_help="Run scenarios of the regression harness.")
 @click.argument("scenarios", nargs=-1, required=True, type=file_path, metavar="SCENARIO.toml...")
 @click.option("-j", "--jobs", "parallel", type=click.IntRange(min=1), default=1, show_default=True, help="How many at a time.")
 @click.option("--only", multiple=True, metavar="AXIS=VALUE", help="Only these of the matrix: cc, opt, link, threads (repeatable).")
@@ -307,7 +307,9 @@ def main() -> None:
         sys.exit(EXIT_USAGE)
     except click.UsageError as e:
         command = e.ctx.command_path if e.ctx else "psu-bin"
-        _fail(PsuError(command, e.format_message().rstrip("."), f"see {command} --help", status=EXIT_USAGE))
+        message = e.format_message().rstrip(".")
+        where = command.removeprefix("psu-bin").strip() or "usage"      # every message begins with psu-bin already
+        _fail(PsuError(where, message[:1].lower() + message[1:], f"see {command} --help", status=EXIT_USAGE))
     except click.ClickException as e:
         _fail(PsuError("psu-bin", e.format_message(), status=e.exit_code))
     except click.exceptions.Exit as e:

@@ -12,6 +12,8 @@ Specification: System V gABI, chapters 4 and 5; psABI supplements for the reloca
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,6 +167,9 @@ class Binary:
     def read(path: str | Path) -> Binary:
         """Read and check the ELF file at `path`."""
         try:
+            # A pipe or device could keep us waiting, or reading, for ever.
+            if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+                raise PsuError(str(path), "is not a regular file")
             return Binary(Path(path).read_bytes(), str(path))
         except OSError as e:
             raise PsuError(str(path), f"cannot be read: {e.strerror}") from e

@@ -21,8 +21,8 @@ from typing import TypeVar
 from psu_bin import descriptor, elf
 from psu_bin.attach import statics
 from psu_bin.attach.meaning import BoundFunction, Exported, External, Fixed, Target, Thread, Unclear
-from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol, is_clone, program_name
-from psu_bin.attach.view import Identity, ModuleView, base_name
+from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol, is_clone
+from psu_bin.attach.view import Identity, ModuleView, artificial, base_name
 from psu_bin.descriptor import NO_FUNCTION, Symbol
 from psu_bin.errors import PsuError
 
@@ -37,8 +37,12 @@ class Ambiguous(Exception):
     """Several statics of the module match; never leaves this package."""
 
     def __init__(self, name: str, files: Iterable[str]) -> None:
-        self.what = f"{name} is static in several files of the program: {', '.join(sorted(set(files)))}"
+        named = sorted({f for f in files if not artificial(f)})
+        self.what = f"{name} is static in several files of the program: {', '.join(named)}"
         self.hint = "compile the patch from a file with the name of the one that is meant"
+        if not named:
+            self.what = f"{name} is static in several files of the program, and LTO left no names of files: {name}"
+            self.hint = "link the program without -flto, or give each a name of its own in the program"
         super().__init__(self.what)
 
 
@@ -239,7 +243,7 @@ class Binder:
                                 "remove `static`")
         names = ", ".join(mine[:8]) + (", ..." if len(mine) > 8 else "")
         where = " or ".join(v.path for v in self.views)
-        return PsuError(patch.path, f"defines no function that {where} has: {names or 'nothing but compiler clones'}",
+        return PsuError(patch.path, f"defines no function that {where} has: {names or 'its code has no function symbols of its own'}",
                         "the functions may be inlined into all their callers: put those into the patch")
 
     def elsewhere(self, n: int, s: PatchSymbol) -> Exported | None:
@@ -395,7 +399,6 @@ def _exports(patches: tuple[PatchObject, ...],
 
 def _no_file(view: ModuleView, s: Symbol) -> bool:
     """The symbol belongs to no source file, though it is local: a linker made it so."""
-    if program_name(s.name) != s.name.split("@", 1)[0]:
+    if view.source_name(s) != s.name.split("@", 1)[0]:
         return False                     # renamed by LTO: it was static in its source
-    name = base_name(view.file_name(s))
-    return s.file == descriptor.NO_FILE or name in ("", "<artificial>", "ld-temp.o") or ".ltrans" in name
+    return s.file == descriptor.NO_FILE or artificial(view.file_name(s))

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from psu_bin import descriptor
-from psu_bin.attach.patch import is_clone, program_name, without_clone
+from psu_bin.attach.patch import is_clone, numbered, program_name, without_clone
 from psu_bin.descriptor import Descriptor, Symbol
 
 Identity = tuple[str, str]
@@ -69,8 +69,25 @@ class ModuleView:
         out: dict[str, list[Symbol]] = {}
         for s in self.descriptor.symbols:
             if s.bind == descriptor.BIND_LOCAL:
-                out.setdefault(program_name(s.name), []).append(s)
+                out.setdefault(self.source_name(s), []).append(s)
         return out
+
+    def source_name(self, s: Symbol) -> str:
+        """The name that the source has for a symbol, as far as that can be told.
+
+        clang's LTO makes one file of all, and `state.3` of the second static called `state`.  A static local of GCC's
+        may look the same; where `state` is there, too, it counts as one that may be meant: better refused than mixed up."""
+        name = program_name(s.name)
+        base = numbered(name)
+        return base if (base, s.kind) in self._of_no_file and self._lto_made(s) else name
+
+    @cached_property
+    def _of_no_file(self) -> set[tuple[str, int]]:
+        """(name, kind) of local symbols that belong to no source file."""
+        return {(s.name, s.kind) for s in self.descriptor.symbols if self._lto_made(s)}
+
+    def _lto_made(self, s: Symbol) -> bool:
+        return s.bind == descriptor.BIND_LOCAL and s.file < len(self.descriptor.files) and artificial(self.file_name(s))
 
     @cached_property
     def files(self) -> dict[str, set[int]]:
@@ -124,6 +141,12 @@ class ModuleView:
             if c.address % align == 0 and (self.read is None or self.read(c.address, c.size) == content):
                 return c.address
         return None
+
+
+def artificial(file: str) -> bool:
+    """The name of a file (STT_FILE) stands for no source file, but for what a linker or LTO made of several."""
+    name = base_name(file)
+    return name in ("", "<artificial>", "ld-temp.o") or ".ltrans" in name
 
 
 def base_name(path: str) -> str:

@@ -141,6 +141,13 @@ def test_what_is_no_program(shell: Shell, good: bytes, command: str, what: str) 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_a_pipe_is_refused_and_not_waited_for(shell: Shell, command: str) -> None:
+    pipe = shell.folder / "pipe"
+    os.mkfifo(pipe)
+    assert "is not a regular file" in shell.refused(command, pipe)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_other_results_of_compilers(shell: Shell, command: str) -> None:
     assert "is a relocatable object" in shell.refused(command, built(shell, "-c", name="main.o"))
     assert "statically linked" in shell.refused(command, built(shell, "-static"))
