@@ -166,6 +166,8 @@ def writes(word: int) -> int:
         return CALLED
     if word & 0xFFF00000 == 0xD5300000:                                      # mrs
         return rd & 0x7FFFFFFF
+    if word & 0xFCC00000 == 0xF8800000 and word & 0x00200C00 != 0x00200000:     # prfm
+        return 0
     m = memory(word)
     if m is None:
         return rd & 0x7FFFFFFF if is_literal(word) and not word >> 26 & 1 and word >> 30 != 3 else 0

@@ -16,18 +16,21 @@ Specification: ELF for the Arm 64-bit Architecture (AAELF64), 5.7 "Relocation"; 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 
 from psu_bin.arch import aarch64_decode as decode
 from psu_bin.arch import aarch64_uses as uses
+from psu_bin.arch import aarch64_veneers as veneers
 from psu_bin.arch.aarch64 import BRK, BTI_C, adrp
 from psu_bin.arch.aarch64 import jump as _jump
 from psu_bin.arch.aarch64_decode import NOP
 from psu_bin.arch.aarch64_stack import leaves, stack_use
-from psu_bin.arch.link_types import Access, CodeSurvey, Field, Howto, OutOfRange, Places, Resolved, Use
+from psu_bin.arch.link_types import (
+    Access, CodeSurvey, Cut, Field, Found, Howto, Mark, OutOfRange, Part, Places, Resolved, Use)
 from psu_bin.errors import PsuError
 
 __all__ = ["HOWTO", "THUNK_SIZE", "is_call", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
-           "rewrite", "stack_use", "static_tls_offset", "survey"]
+           "rewrite", "stack_use", "static_tls_offset", "survey", "trace", "veneer"]
 
 PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
@@ -90,6 +93,7 @@ def _howtos() -> dict[int, Howto]:
 
 
 HOWTO: dict[int, Howto] = _howtos()
+_ADDRESSES = frozenset(k for k, how in HOWTO.items() if how.use is Use.ADDRESS and k not in _ABSOLUTE and k not in _RELATIVE)
 
 
 def static_tls_offset(memsz: int, align: int, address: int) -> int:
@@ -255,11 +259,27 @@ def is_call(code: bytes, insn: int) -> bool:
 
 # ---- code ----------------------------------------------------------------------------------------------------------
 
+def trace(parts: list[Part], marks: Mapping[tuple[int, int], Mark], table: Callable[[int, int], bytes],
+          landing_pads: bool) -> dict[tuple[int, int], Found]:
+    """What a function does with each address that a relocation puts into a register: see aarch64_uses.
+
+    Raises ValueError where the bytes are no instructions."""
+    return uses.trace(parts, marks, _ADDRESSES, table, landing_pads)
+
+
+def veneer(parts: list[Part], cut: Cut) -> tuple[bytes, list[tuple[int, int, int, int]]]:
+    """(code, its relocations as (offset, type, symbol, addend)) that does what the instruction at `cut` does, with the
+    address that this says.  parts: the function that it is in."""
+    words = [w for p in parts if not p.veneers for w in decode.walk(p.code, p.start, p.end)]
+    code = next(p.code for p in parts if p.section == cut.section)
+    return veneers.veneer(_word(code, cut.at), cut, veneers.free_registers(words))
+
+
 def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], addends: dict[int, int],
-           symbols: dict[int, int]) -> CodeSurvey:
+           found: Mapping[int, Found]) -> CodeSurvey:
     """Walk over the functions at `ranges` (start, end) of a section.
 
-    relocs, addends, symbols: by offset of a field, the relocation's type, addend and symbol number.
+    relocs, addends: by offset of a field, the relocation's type and addend; found: by the same, of `trace`.
 
     Raises ValueError where the bytes are no instructions, or a relocation is in none of an instruction's fields."""
     fields: dict[int, Field] = {}
@@ -267,8 +287,7 @@ def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], a
     breaks: list[int] = []
     for start, end in ranges:
         words = decode.walk(code, start, end)
-        data = _literals(words, start)
-        seen: dict[tuple[int, int], list[tuple[int, uses.Uses]]] = {}
+        data = uses.literals(words, start)
         for k, word in enumerate(words):
             at = start + 4 * k
             kind = relocs.get(at)
@@ -280,8 +299,8 @@ def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], a
             if kind is not None:
                 use = HOWTO[kind].use
                 fields[at] = Field(use, 0, Access.EXACT if use is Use.BRANCH else Access.ADDRESS, at)
-                if use is Use.ADDRESS:
-                    seen.setdefault((symbols[at], addends[at]), []).append((at, _uses(words, k, word, kind)))
+                if at in found:
+                    fields[at] = fields[at]._replace(access=found[at].access, reaches=found[at].reaches)
                 elif use is Use.GOT and _called_soon(words, k, word):
                     fields[at] = fields[at]._replace(access=Access.EXACT)
             elif branch:
@@ -289,38 +308,10 @@ def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], a
                                          decode.is_call(word), at))
             elif decode.is_adr(word):
                 resolved.append(Resolved(at, 4, decode.adr_target(word, at), Use.ADDRESS, False, at))
-        # All instructions that make one address together must mean the same object by it.
-        for group in seen.values():
-            access = uses.strongest({u.access for at, u in group if not decode.is_adrp(_word(code, at))})
-            reaches = tuple(sorted({r for _, u in group for r in u.reaches}))
-            for at, _ in group:
-                fields[at] = fields[at]._replace(access=access, reaches=reaches)
         for at in relocs.keys() & range(start, end):
             if at not in fields and at not in data and HOWTO[relocs[at]].use is not Use.NOTHING and at % 4:
                 raise ValueError(f"relocation {HOWTO[relocs[at]].name} at {at:#x} is in no field of an instruction")
     return CodeSurvey(fields, tuple(resolved), tuple(sorted(breaks)))
-
-
-def _literals(words: tuple[int, ...], start: int) -> set[int]:
-    """Offsets of words that are data: an `ldr` (literal) of the function reads them."""
-    out: set[int] = set()
-    for k, w in enumerate(words):
-        if decode.is_literal(w):
-            at, size = decode.literal(w, start + 4 * k)
-            out.update(range(at, at + size, 4))
-    return out
-
-
-def _uses(words: tuple[int, ...], k: int, word: int, kind: int) -> uses.Uses:
-    """What the instruction with a relocated part of an address does with it."""
-    m = decode.memory(word)
-    if m is not None:
-        return uses.Uses(Access.WRITTEN if m.store else Access.EXACT, (0,))
-    if kind == 273:                                       # ldr (literal)
-        return uses.Uses(Access.EXACT, (0,))
-    if decode.is_adrp(word):
-        return uses.Uses(Access.ADDRESS, ())              # its other halves say more
-    return uses.follow(words, k + 1, word & 31)
 
 
 def _called_soon(words: tuple[int, ...], k: int, word: int) -> bool:

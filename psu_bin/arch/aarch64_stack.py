@@ -33,7 +33,7 @@ def stack_use(code: bytes, start: int, end: int, rows: tuple[tuple[int, int, int
     jumps = tuple(start + 4 * k for k, w in enumerate(words) if decode.is_jump(w)
                   and _leaves(w, start + 4 * k, start, end, relocated))
     if not rows or rows[0][0] > start:
-        return StackUse(True, jumps)
+        return StackUse(any(_names_frame(w) for w in words), jumps)
     n, frame = 0, None                       # frame: CFA - x29, once the function has set it
     # clang describes a prologue only at its end (unless asked for asynchronous tables): before, sp is followed.
     depth, prologue = 0, True
@@ -85,6 +85,13 @@ def leaves(code: bytes, start: int, end: int, relocated: Container[int]) -> tupl
 def _leaves(word: int, at: int, start: int, end: int, relocated: Container[int]) -> bool:
     """The direct jump leads out of [start, end), or may."""
     return at in relocated or not start <= decode.branch_target(word, at) < end
+
+
+def _names_frame(word: int) -> bool:
+    """The word may read sp or x29, or jumps to an address in a register."""
+    if decode.is_adrp(word) or decode.is_jump(word) or word == decode.NOP:
+        return False
+    return word >> 5 & 31 in (SP, DWARF_FP) or word >> 16 & 31 == DWARF_FP or decode.is_indirect_jump(word)
 
 
 def _switch(words: tuple[int, ...], k: int) -> bool:

@@ -54,14 +54,56 @@ class Howto(NamedTuple):
     narrow: bool                 # holds an absolute address in fewer bits than one has
 
 
+class Cut(NamedTuple):
+    """An instruction that can be given a relocation of its own: it moves to a veneer, and a branch takes its place."""
+    section: int
+    at: int                      # offset of the instruction
+    symbol: int                  # its address is that of this symbol ...
+    addend: int                  # ... and this: what the instruction uses or computes
+    # Where an index was added to an address before: the register with the sum, and symbol + this, which its program
+    # address counts from, and how far from there.  addend leaves the index out.
+    register: int = -1
+    origin: int = 0
+    distance: int = 0
+
+
+class Reach(NamedTuple):
+    """What code uses at a fixed distance from an address that it names, without a relocation that says so."""
+    distance: int
+    size: int                    # bytes of memory; 0: the address itself goes somewhere; -1: memory there plus an index
+    cut: Cut | None              # None: there is no one instruction to which the distance belongs
+
+
+class Found(NamedTuple):
+    """What a function does with an address that it puts into a register."""
+    access: Access
+    reaches: tuple[Reach, ...]
+
+
+class Part(NamedTuple):
+    """A range of a section's code that belongs to a function: itself, its cold part."""
+    section: int
+    start: int
+    end: int
+    code: bytes                  # of the section
+    veneers: bool                # what was cut out of the function
+
+
+class Mark(NamedTuple):
+    """A relocation in code."""
+    type: int
+    symbol: int
+    addend: int
+    to: tuple[int, int] | None   # (section, offset) of the object that symbol + addend is
+
+
 class Field(NamedTuple):
     """A relocated field in code."""
     use: Use                     # as Howto.use, but PC-relative fields of calls and jumps are Use.BRANCH
     tail: int                    # what must be added to A so that S + A is the address that the instruction means
     access: Access
     insn: int                    # offset of the instruction
-    # Distances from the address at which the code uses memory through a register, without relocations of their own.
-    reaches: tuple[int, ...] = ()
+    reaches: tuple[Reach, ...] = ()
 
 
 class Resolved(NamedTuple):

@@ -14,15 +14,17 @@ Specification: System V psABI x86-64, 4.4 "Relocation" and 4.1; "ELF Handling Fo
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 
 from psu_bin.arch import x86_64_decode as decode
-from psu_bin.arch.link_types import Access, CodeSurvey, Field, Howto, OutOfRange, Places, Resolved, Use
+from psu_bin.arch.link_types import (
+    Access, CodeSurvey, Field, Found, Howto, Mark, OutOfRange, Part, Places, Resolved, Use)
 from psu_bin.arch.x86_64_decode import Insn
 from psu_bin.arch.x86_64_reach import THUNK_SIZE, rewrite
 from psu_bin.arch.x86_64_stack import leaves, stack_use
 
 __all__ = ["HOWTO", "THUNK_SIZE", "is_call", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
-           "rewrite", "stack_use", "static_tls_offset", "survey"]
+           "rewrite", "stack_use", "static_tls_offset", "survey", "trace"]
 
 PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
@@ -213,11 +215,17 @@ def is_call(code: bytes, insn: int) -> bool:
     return code[insn] == 0xE8
 
 
+def trace(parts: list[Part], marks: Mapping[tuple[int, int], Mark], table: Callable[[int, int], bytes],
+          landing_pads: bool) -> dict[tuple[int, int], Found]:
+    """Nothing: compilers give each use of a variable its own relocation."""
+    return {}
+
+
 def survey(code: bytes, ranges: list[tuple[int, int]], relocs: dict[int, int], addends: dict[int, int],
-           symbols: dict[int, int]) -> CodeSurvey:
+           found: Mapping[int, Found]) -> CodeSurvey:
     """Walk over the functions at `ranges` (start, end) of a section.
 
-    relocs, addends, symbols: by offset of a field, the relocation's type, addend and symbol number.
+    relocs, addends: by offset of a field, the relocation's type and addend; found: by the same, of `trace`.
 
     Raises ValueError where the bytes are no instructions, or a relocation is in none of an instruction's fields."""
     fields: dict[int, Field] = {}

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 BEFORE = 16            # how far before an object's start an indexed access may begin (a[i-1], a[i-2] of large elements)
 
+INDEX = 8              # and how far when nothing else tells
+
 
 class Mention(NamedTuple):
     """A reference from code into the section at hand."""
@@ -93,7 +95,7 @@ def choose(ordered: Ordered, at: int, access: Access, line: int, mentions: Calla
         return _at_boundary(covering, ending, access, line, mentions(), image is None)
     following = ordered.starting(covering.end, at + BEFORE)
     if following is not None and following.shift != covering.shift and at != covering.start:
-        if access is Access.INDEXED and following.start - at <= 8 and not any(
+        if access is Access.INDEXED and following.start - at <= INDEX and not any(
                 following.start <= m.to < following.end for m in mentions()):
             return Undecided(f"cannot tell {_name(covering)} from an index below {_name(following)}",
                              (covering, following))

@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from psu_bin import descriptor, elf
-from psu_bin.arch.link_types import Access, CodeSurvey, Howto, Use
+from psu_bin.arch.link_types import Access, CodeSurvey, Cut, Howto, Reach, Use
 from psu_bin.attach import boundary, runs, statics
 from psu_bin.attach.binding import Ambiguous, Binder
 from psu_bin.attach.meaning import Fixed, NewVariable, Piece, Room, Target, Twin, Unclear
@@ -59,6 +59,7 @@ class Layout:
         self.new_variables: list[NewVariable] = []
         self._relocated: dict[int, dict[int, Reloc]] = {}
         self.demoted: set[Twin] = set()        # twins that a doubtful reference keeps from being used
+        self.cuts: set[Cut] = set()            # instructions that need an address of their own: anchors.cut
         self.coupled: list[tuple[Twin, ...]] = []   # to be used all or not at all
         self.mentions: dict[int, list[tuple[int, int, boundary.Mention]]] = {}   # boundary.mentions remembers here
         self._pieces: dict[tuple[int, int], Piece] = {}
@@ -338,23 +339,45 @@ class Layout:
                            "compile the patch with -fdata-sections"), 0
         return chosen.target, offset - chosen.base
 
-    def with_neighbours(self, section: int, base: int, reached: list[int], target: Target, offset: int,
-                        at: int) -> tuple[Target, int]:
-        """(target, offset) of a reference to `at`, which is of the object at `base`, where the code goes on to use what
-        is at `reached` by its distance from there: the program must have both at that distance."""
+    def with_neighbours(self, section: int, at: int, reaches: tuple[Reach, ...], target: Target,
+                        offset: int) -> tuple[Target, int]:
+        """(target, offset) of a reference to `at`, by itself `target` + `offset`, through which the code uses what is at
+        `reaches`: the program must have it all at the same distances.  What it has not is noted in `cuts`."""
         if self.roles[section] not in (Role.CONSTANT, Role.WRITABLE):
             return target, offset
-        own = next((o for o in self.objects(section) if o.start <= base < o.end), None)
-        others = [o for n in reached for o in self.objects(section) if o.start <= n < o.end]
-        if own is None or all(o.shift == own.shift for o in others):
+        image = self.whole(section) if self.roles[section] is Role.CONSTANT else None
+        used = [(r, o) for r in reaches for o in self._reached(section, at + r.distance, r.size, image)]
+        own = next((o for o in self.objects(section) if o.start <= at <= o.end and (o.target, at - o.base) == (target, offset)),
+                   Object(at, at, None, image, 0) if image is not None and target is image else None)
+        if not any(r.distance == 0 for r in reaches) and used:
+            # The address is only one to count from: any of those will do.
+            own = own if own and any(o.shift == own.shift for _, o in used) else used[0][1]
+            target, offset = own.target, at - own.base
+        strange = [(r, o) for r, o in used if own is not None and o.shift != own.shift]
+        if own is None or not strange:
             return target, offset
-        if self.roles[section] is Role.CONSTANT and all(isinstance(o.target, Twin) or o.target is self.whole(section)
-                                                        for o in (own, *others)):
-            self.demoted.update(o.target for o in (own, *others) if isinstance(o.target, Twin))
-            return self.whole(section), at
-        names = sorted({o.symbol.name if o.symbol else "a constant" for o in others if o.shift != own.shift})
+        objects = [own, *(o for _, o in used)]
+        if image is not None and all(isinstance(o.target, Twin) or o.target is image for o in objects):
+            self.demoted.update(o.target for o in objects if isinstance(o.target, Twin))
+            return image, at
+        if all(r.cut for r, _ in strange):
+            self.cuts.update(r.cut for r, _ in strange if r.cut)
+            return target, offset
+        names = sorted({o.symbol.name if o.symbol else "a constant" for r, o in strange if not r.cut})
         return Unclear(f"{names[0]} is reached through the address of {own.symbol.name if own.symbol else 'a constant'}",
                        "compile the patch with -fno-section-anchors"), 0
+
+    def _reached(self, section: int, at: int, size: int, image: Piece | None) -> list[Object]:
+        """The objects whose bytes [at, at + size) are; of an address alone (size 0), or with an index
+        (size -1), those that it can be of."""
+        objects = self.objects(section)
+        if size > 0:
+            found = [o for o in objects if o.start < at + size and at < o.end]
+        else:
+            found = [o for o in objects if o.start <= at < o.end] or [o for o in objects if o.end == at]
+            if size < 0 and not any(o.start == at for o in found):
+                found += [o for o in objects if at < o.start <= at + boundary.INDEX]
+        return found or ([Object(at, at, None, image, 0)] if image is not None else [])
 
     def extent(self, piece: Piece, offset: int) -> tuple[int, int]:
         """[start, end) in `piece` of the constant that has the byte at `offset`: up to the next one that has a name or

@@ -10,9 +10,12 @@ Between the passes nothing changes: a Demand holds its intermediate results (Dem
 values. The passes, each with what is true after it:
 
     checks.run          nothing that psu-bin never accepts
+    anchors.traced      of each address in the code it is known what the code uses through it
     Binder              each symbol has a meaning; each function replaces one of the program or is new
     survey, Layout      the code can be read; each byte has its piece
     Reader.read         everything that the code needs is reached and bound, nothing else
+    anchors.cut         (and from Binder on again) each variable that the code uses is named by a relocation, or has the
+                        distance in the program from the one that is
     gates.decide        each function has a kind of gate
     _lay_out            each piece has its offset in its room
     (relocate)
@@ -28,7 +31,7 @@ from types import ModuleType
 
 from psu_bin import arch, fde
 from psu_bin.arch.link_types import OutOfRange, Places, Use
-from psu_bin.attach import checks, constants, constructors, gates, symfile
+from psu_bin.attach import anchors, checks, constants, constructors, gates, symfile
 from psu_bin.attach.binding import Binder
 from psu_bin.attach.layout import Layout
 from psu_bin.attach.linked import (
@@ -76,11 +79,17 @@ def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Se
     checks.run(all_patches, all_views, all_groups)
     machine = arch.for_machine(all_patches[0].machine, all_patches[0].path)
     link = machine.link
-    binder = Binder(all_patches, all_views, all_groups)
-    checks.refuse(binder.problems)
-    layouts = [_layout(n, binder, link) for n in range(len(all_patches))]
-    reader = Reader(layouts, link)
-    reader.read()
+    all_patches = tuple(anchors.traced(p, link) for p in all_patches)
+    while True:
+        binder = Binder(all_patches, all_views, all_groups)
+        checks.refuse(binder.problems)
+        layouts = [_layout(n, binder, link) for n in range(len(all_patches))]
+        reader = Reader(layouts, link)
+        reader.read()
+        if not any(layout.cuts for layout in layouts):
+            break
+        # Each round moves instructions that no earlier one did: a branch is never cut.
+        all_patches = tuple(anchors.cut(layout.patch, layout.cuts, link) for layout in layouts)
     reader.settle()
     checks.refuse(reader.problems + binder.problems + list(constructors.problems(layouts, reader)))
     kinds, relied = gates.decide(layouts, reader, machine)
@@ -100,9 +109,10 @@ def _layout(n: int, binder: Binder, link: ModuleType) -> Layout:
             ranges = [(g.start, g.end) for g in patch.functions_in(f.section)]
             known = [r for r in patch.relocs.get(f.section, ()) if r.type in link.HOWTO]
             try:
-                surveys[f.section] = link.survey(patch.contents[f.section], ranges, {r.offset: r.type for r in known},
-                                                 {r.offset: r.addend for r in known},
-                                                 {r.offset: r.symbol for r in known})
+                surveys[f.section] = link.survey(
+                    patch.contents[f.section], ranges, {r.offset: r.type for r in known},
+                    {r.offset: r.addend for r in known},
+                    {at: found for (section, at), found in patch.found.items() if section == f.section})
             except ValueError as e:
                 raise PsuError(patch.path, f"cannot read the code in {patch.sections[f.section].name}: {e}") from e
     for s in patch.sections:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import bisect
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from psu_bin import elf
+from psu_bin.arch.link_types import Found
 from psu_bin.elf import Binary, Section
 from psu_bin.errors import PsuError
 
@@ -115,6 +116,7 @@ class PatchObject:
     symbols: tuple[PatchSymbol, ...]
     relocs: dict[int, tuple[Reloc, ...]]        # by index of the allocated section they patch, ascending by offset
     debug: DebugLines | None = None             # None: compiled without -g
+    found: dict[tuple[int, int], Found] = field(default_factory=dict)   # by (section, offset) of a relocation: anchors.py
 
     @property
     def file(self) -> str:

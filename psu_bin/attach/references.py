@@ -151,8 +151,8 @@ class Reader:
         # Of a named symbol the addend may lead outside; of a section symbol it is all there is.
         base = s.value if s.type != elf.STT_SECTION else at - back
         target, offset = layout.locate(s.section, base, at - back, field.access, function, field.insn)
-        if any(field.reaches):
-            target, offset = layout.with_neighbours(s.section, base, [base + n for n in field.reaches], target, offset, at)
+        if any(r.distance or r.size > 1 for r in field.reaches):
+            target, offset = layout.with_neighbours(s.section, at, field.reaches, target, offset)
         return target, offset + back - field.tail
 
     def _in_code(self, layout: Layout, piece: Piece, s: PatchSymbol, at: int, function: PatchFunction | None,
