@@ -4,8 +4,8 @@
  *
  * barriers: the agent is held in each membarrier of a transaction (a seccomp filter that asks the main thread, see
  * seccomp(2), SECCOMP_RET_USER_NOTIF), and there everything must be as the comment in commit.c says: calls that are
- * made then, slots, gates, the words for calls inside one object, fork children.  A barrier that is missing, or that does
- * nothing, is not held.
+ * made then, slots, gates, the words for calls inside one object, fork children.  A barrier that is missing, or that
+ * does nothing, is not held.
  *
  * sums: the agent is held between reading the counts of one thread and of the next (a page that is not there yet,
  * userfaultfd(2)), while one call is inside a retired object and a late one passes its gate.  Enters summed first would

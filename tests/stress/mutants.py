@@ -2,8 +2,8 @@
 
 Each (mutant_list.py) is a textual substitution in a scratch copy of the repository, whose shim is then built and tested
 by the tests that are named with it, until one fails.  A mutant that passes them all survives: the tests are too weak,
-or the line that was changed is not needed.  Where x86-64 forgives the mistake, or shows it too seldom, the mutant of the model
-(tests/model) that covers it is named instead, and it is not run.
+or the line that was changed is not needed.  Where x86-64 forgives the mistake, or shows it too seldom, the mutant of the
+model (tests/model) that covers it is named instead, and it is not run.
 
     scripts/mutants [--list] [NAME...]      exit status 1 when any survives
 """
