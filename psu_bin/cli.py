@@ -316,3 +316,7 @@ def main() -> None:
         sys.exit(e.exit_code)
     except MemoryError:
         _fail(PsuError("memory", "not enough of it"))
+
+
+if __name__ == "__main__":
+    main()

@@ -58,6 +58,9 @@ class Process:
         except OSError as e:
             raise PsuError(self.where, "there is no such process") from e
         if stat.state in "ZX":
+            if any(t.state not in "ZX" for t in self.threads()):
+                raise PsuError(self.where, "its first thread has ended, others go on: not supported",
+                               "Linux shows a process' memory through its first thread; let main() wait instead of pthread_exit")
             raise PsuError(self.where, "has ended already: it is a zombie",
                            "its parent has not collected it yet")
         status = self.status()

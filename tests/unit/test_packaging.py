@@ -68,3 +68,9 @@ def test_an_installed_wheel_instruments_a_program(wheel, tmp_path):
     assert subprocess.run(["./p.psu"], cwd=tmp_path, capture_output=True, text=True).stdout == "f 7\n"
     shim = purelib / "psu_bin" / "shim" / "libpsu_shim.so"
     assert (tmp_path / "libpsu_shim.so").read_bytes() == shim.read_bytes()
+
+
+@pytest.mark.parametrize("module", ["psu_bin", "psu_bin.cli"])
+def test_the_command_is_a_module_too(module):
+    done = subprocess.run([sys.executable, "-m", module, "regress"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("psu-bin: regress: missing argument")

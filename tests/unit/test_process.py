@@ -65,6 +65,24 @@ def test_zombie():
         os.waitpid(pid, 0)
 
 
+def test_a_process_whose_first_thread_has_ended(tmp_path):
+    source = tmp_path / "x.c"
+    source.write_text("""
+        #include <pthread.h>
+        #include <unistd.h>
+        static void *go_on(void *p) { while (pause() == -1); return p; }
+        int main(void) { pthread_t t; pthread_create(&t, 0, go_on, 0); pthread_exit(0); }""")
+    subprocess.run(["cc", "-pthread", source, "-o", tmp_path / "x"], check=True)
+    with subprocess.Popen([tmp_path / "x"]) as p:
+        try:
+            while open(f"/proc/{p.pid}/stat").read().rpartition(")")[2].split()[0] != "Z":
+                assert p.poll() is None
+            with pytest.raises(PsuError, match="first thread has ended, others go on"):
+                Process(p.pid)
+        finally:
+            p.kill()
+
+
 def test_a_thread_id_is_not_a_process():
     import threading
     done = threading.Event()
