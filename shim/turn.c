@@ -64,7 +64,7 @@ int64_t psu_turn(const struct psu_code *code, const struct psu_turn *turns, uint
     __atomic_store_n(&opened.size, code->size, __ATOMIC_RELEASE); /* last: a child acts on it */
     int64_t r = psu_syscall(NR_mprotect, code->address, code->size, code->prot | PSU_PROT_WRITE);
     if (r < 0) {
-        opened.size = 0;
+        protect_again(); /* it may have been done for a part */
         return r;
     }
     for (uint32_t i = 0; i < count && r == 0; i++)

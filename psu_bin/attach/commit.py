@@ -36,6 +36,7 @@ class Switch:
     index: int                             # counter index of the new version's object
     preserve: int = 0                      # registers that a full gate restores
     local: int = 0                         # run-time address of the new object's psu_local for it, 0: none
+    near: int = 0                          # run-time address of its near stub in the new object, 0: none
 
 
 def choose_indices(runtime: shim.Runtime, process: Process, functions: list[list[meta.FunctionNotes]],
@@ -96,11 +97,11 @@ def commit(session: AgentSession, notes: meta.Notes, objects: list[NewObject], s
             gate = gate_for(notes, runtime, s.function, s.kind, s.index, process.where)
             body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.preserve, old_kind, old_gate,
                                      s.local, s.function.local if old else 0)
-            s.function.current, s.function.local = [s.kind, gate, s.index], s.local
+            s.function.current, s.function.local, s.function.near = [s.kind, gate, s.index], s.local, s.near
         elif old:
             body += shim.SWITCH.pack(s.slot, s.original, 0, 0, shim.NO_GATE, 0, 0, old_kind, old_gate,
                                      0, s.function.local)
-            s.function.current, s.function.local = [], 0
+            s.function.current, s.function.local, s.function.near = [], 0, 0
         else:
             continue
         if old:

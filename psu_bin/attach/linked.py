@@ -68,7 +68,8 @@ class Replaced(NamedTuple):
     size: int
     kind: int                      # gates.PLAIN, SIDE, FULL
     preserve: int                  # registers that the gate must keep
-    local: int                     # address of the object's psu_local for it, 0: nothing in the object calls it
+    local: int                     # address of the object's psu_local for it, 0: none
+    near: int                      # address of its near stub in the object, 0: none
 
 
 class Canonical(NamedTuple):
@@ -81,6 +82,7 @@ class Canonical(NamedTuple):
     preserve: int
     made_before: bool
     local: int
+    near: int
 
 
 class LinkedObject(NamedTuple):

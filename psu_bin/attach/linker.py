@@ -132,9 +132,13 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
     link = machine.link
     pieces = [p for p in reader.reached if p.patch == n]
     room = ObjectRoom(link.PLT_SIZE, link.GOT_SLOT_SIZE)
+    called = [r.target for p in pieces for r in p.references if r.use is Use.BRANCH]
+    called += [x.target for x in reader.rerouted if x.piece.patch == n and x.ref.use is Use.BRANCH]
+    inner = [t for t in dict.fromkeys(called) if isinstance(t, BoundFunction) and t.patch == n and t in kinds]
     for p in pieces:
         if p.room is Room.CODE and layout.roles[p.section] is Role.CODE:
-            room.add(p)
+            room.add_code(p, layout.patch.functions_in(p.section), [t for t in inner if t.function.section == p.section],
+                          machine)
     home = layout.binder.module[n]
 
     def far(t: Target) -> bool:
@@ -143,10 +147,7 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
             return t.module != home
         return isinstance(t, External) or isinstance(t, Fixed) and t.far
 
-    called = [r.target for p in pieces for r in p.references if r.use is Use.BRANCH]
-    called += [x.target for x in reader.rerouted if x.piece.patch == n and x.ref.use is Use.BRANCH]
-    room.add_locals([t for t in called if isinstance(t, BoundFunction) and t.patch == n and t in kinds],
-                    machine.stub_size(0))
+    room.add_locals([t for t in inner if room.near(t) is None], machine.stub_size(0))
     room.add_tables([(r.use, r.target, r.offset) for p in pieces for r in p.references if r.target is not None], far)
     room.add_thunks([(p, r) for p in pieces if layout.roles[p.section] is Role.CODE for r in p.references
                      if r.use is Use.ADDRESS and link.HOWTO[r.type].relative
@@ -166,9 +167,11 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
 
 
 def _stub_rows(machine: arch.Arch, room: ObjectRoom, base: int) -> bytes:
-    """The .eh_frame rows of the stubs and PLT entries of the object at `base`."""
-    size = room.stubs_end - room.stubs
-    return fde.rows(machine, base + room.rows, [fde.Code(base + room.stubs, size)])[0] if size else b""
+    """The .eh_frame rows of the stubs, PLT entries and near stubs of the object at `base`."""
+    ranges = [fde.Code(base + at, machine.jump_size) for _, at in room.nears()]
+    if room.stubs_end > room.stubs:
+        ranges.append(fde.Code(base + room.stubs, room.stubs_end - room.stubs))
+    return fde.rows(machine, base + room.rows, ranges)[0] if ranges else b""
 
 
 def _module_demand(work: Work, m: int) -> ModuleDemand:
@@ -287,8 +290,8 @@ class _Linker:
 
     def _called(self, f: BoundFunction, n: int) -> int:
         """Where calls of the function from object `n` go."""
-        local = self.work.rooms[n].local(f)
-        return self._function(f) if local is None else self.objects[n] + local
+        own = self.work.rooms[n].entry(f)
+        return self._function(f) if own is None else self.objects[n] + own
 
     def _body(self, f: BoundFunction) -> int:
         piece = self.work.layouts[f.patch].whole(f.function.section)
@@ -331,7 +334,7 @@ class _Linker:
             else:
                 called = r.use is Use.BRANCH and isinstance(r.target, BoundFunction)
                 v = (self._called(r.target, piece.patch) if called else self._target(r.target)) + r.offset
-                plt = room.plt(r.target) if not called or room.local(r.target) is None else None
+                plt = room.plt(r.target) if not called or room.entry(r.target) is None else None
                 branch = base + plt if r.use is Use.BRANCH and plt is not None else 0
             try:
                 self.work.link.relocate(
@@ -404,6 +407,9 @@ class _Linker:
             stub = work.machine.stub(base + at, base + pair, 0)
             image[at:at + len(stub)] = stub
             image[pair:pair + 16] = work.link.pack_slot(self._function(f)) * 2
+        near = {f: base + at for f, at in room.nears()}
+        for f, at in near.items():
+            image[at - base:at - base + work.machine.jump_size] = work.machine.jump(at, self._function(f))    # closed
         self._reroute(n, image)
         if room.unwind:
             rows = _stub_rows(work.machine, room, base)
@@ -424,10 +430,10 @@ class _Linker:
             size = b.function.end - b.function.start
             if not b.new:
                 replaced.append(Replaced(work.views[b.module], b.number, b.function.name, self._body(b), size,
-                                         gate.kind, gate.preserve, pairs.get(b, 0)))
+                                         gate.kind, gate.preserve, pairs.get(b, 0), near.get(b, 0)))
             else:
                 canonical.append(Canonical(b.identity, self._function(b), self._body(b), size, gate.kind, gate.preserve,
-                                           bool(b.known_stub), pairs.get(b, 0)))
+                                           bool(b.known_stub), pairs.get(b, 0), near.get(b, 0)))
         relied = tuple((self._function(f), mask) for f, mask in work.relied.get(n, {}).items())
         return LinkedObject(layout.patch.path, base, room.size, tuple(replaced), tuple(canonical),
                             tuple((f.name, self._body(b), f.end - f.start) for b in work.binder.functions[n].values()

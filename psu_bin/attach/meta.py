@@ -39,6 +39,7 @@ class FunctionNotes:
     current: list[int] = field(default_factory=list)       # [kind, gate, counter index]; []: the original
     preserve: int = 0
     local: int = 0                                # psu_local of the current version (shim/runtime.h), 0: none
+    near: int = 0                                 # near stub of the current version in its object, 0: none
 
 
 @dataclass

@@ -1,8 +1,12 @@
-"""Near stubs in a running program: closed before a function's first patch, opened when the original is back.
+"""Near stubs in a running program and in its patch objects: closed before a function gets another version, opened behind it.
 
 A near stub (instrument/near.py) is open in the file: a NOP that falls through into its function.  Closed it is a jump to the
 function's stub in the table, and the slot decides.  Which of the two it is, is read from the program's memory.  The agent
 makes the change (shim/turn.c says why threads may be executing there), and makes sure that every thread has seen it.
+
+A patch object has near stubs, too, for calls from one of its functions to another (rooms.py): open while the object's is the
+current version, so that it calls itself as directly as the compiler meant it to.  Such calls are not counted; the
+caller's count keeps the object.
 
 A near stub that stays closed, because psu-bin was killed or a commit refused, costs a jump and is right all the same.
 """
@@ -15,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from psu_bin import arch as arch_package
 from psu_bin.arch import Arch
 from psu_bin.attach import meta, shim
+from psu_bin.attach.commit import Switch
 from psu_bin.attach.proc import Mapping
 from psu_bin.attach.process import Process
 from psu_bin.descriptor import NEAR
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from psu_bin.attach.transaction import Transaction
 
 PAGE = 4096
+ATTEMPTS = 4
 
 
 class Near(NamedTuple):
@@ -40,53 +46,76 @@ class Turn(NamedTuple):
     after: bytes
 
 
-def close(x: Transaction, functions: Iterable[meta.FunctionNotes]) -> None:
-    """Make the functions' near stubs lead to their stubs.  Raises PsuError; then nothing was changed that matters."""
-    _turn(x, functions, True)
+def close(x: Transaction, switches: Iterable[Switch]) -> None:
+    """Make every near stub of the functions lead to their stubs: in the program, and in the object of the version that is
+    current.  Raises PsuError; then nothing was changed that matters."""
+    found = []
+    for s in switches:
+        found += _in_program(x, s.function)
+        if s.function.near:
+            found.append(Near(s.function.near, _stub(x, s.function), s.function.name))
+    _turn(x, found, True)
 
 
-def reopen(x: Transaction, functions: Iterable[meta.FunctionNotes]) -> tuple[str, ...]:
-    """Make the near stubs of functions that have their originals back fall through again.
+def reopen(x: Transaction, switches: Iterable[Switch]) -> tuple[str, ...]:
+    """Make near stubs fall through after a commit: of functions that have their originals back, and in new objects.
 
     Returns warnings: they cost a jump, if that fails, and nothing else."""
+    found = []
+    for s in switches:
+        if not s.body:
+            found += _in_program(x, s.function)
+        elif s.near:
+            found.append(Near(s.near, _stub(x, s.function), s.function.name))
     try:
-        _turn(x, functions, False)
+        _turn(x, found, False)
         x.give_back()      # the command's memory
     except PsuError as e:
-        return (f"calls of the original code keep their detour: {e.what}",)
+        return (f"calls keep a detour that they need not take: {e.what}",)
     return ()
 
 
-def _turn(x: Transaction, functions: Iterable[meta.FunctionNotes], closed: bool) -> None:
-    found: list[Near] = []
-    modules = {m.key: m for m in x.target.modules}
-    for f in functions:
-        m = modules.get(f.module)
-        if m is None or f.number >= len(m.descriptor.functions):
-            continue                                             # a new function of a patch
-        described = m.descriptor.functions[f.number]
-        if described.flags & NEAR:
-            entry = described.address + m.load_bias
-            size = arch_package.for_machine(m.machine, m.path).jump_size
-            found.append(Near(entry - size, m.stub(f.number), f.name))
-    if not found:
-        return
+def _in_program(x: Transaction, f: meta.FunctionNotes) -> list[Near]:
+    m = x.module_of(f)
+    if m is None or not m.descriptor.functions[f.number].flags & NEAR:
+        return []
+    size = arch_package.for_machine(m.machine, m.path).jump_size
+    return [Near(m.descriptor.functions[f.number].address + m.load_bias - size, m.stub(f.number), f.name)]
+
+
+def _stub(x: Transaction, f: meta.FunctionNotes) -> int:
+    m = x.module_of(f)
+    return m.stub(f.number) if m else x.notes.stubs[f.number].stub
+
+
+def _turn(x: Transaction, found: list[Near], closed: bool) -> None:
     process = x.target.process
     arch = arch_package.for_machine(x.target.modules[0].machine, process.where)
-    todo = turns(process, arch, found, closed)
-    maps = process.maps() if todo else ()
-    by_mapping: dict[Mapping, list[Turn]] = {}
-    for t in todo:
-        by_mapping.setdefault(_mapping(process, maps, t), []).append(t)
-    for mapping, mine in by_mapping.items():
-        prot = sum(bit for bit, letter in ((1, "r"), (2, "w"), (4, "x")) if letter in mapping.prot)
-        record = shim.CODE.pack(mapping.start, mapping.end - mapping.start, prot, arch.store_unit)
-        record += b"".join(shim.TURN.pack(t.at, int.from_bytes(t.before, "little"), int.from_bytes(t.after, "little"))
-                           for t in mine)
-        at = 0
-        if len(record) + shim.COMMAND.size > shim.BUFFER_SIZE:
-            at = x.scratch(len(record) + shim.COMMAND.size, False)
-        x.session.command(shim.OP_TURN, record, len(mine), record_at=at, patience=60)
+    for attempt in range(ATTEMPTS):
+        todo = turns(process, arch, found, closed)
+        maps = process.maps() if todo else ()
+        by_mapping: dict[Mapping, list[Turn]] = {}
+        for t in todo:
+            by_mapping.setdefault(_mapping(process, maps, t), []).append(t)
+        try:
+            for mapping, mine in by_mapping.items():
+                _command(x, arch, mapping, mine)
+            return
+        except PsuError:
+            # The agent may have freed an object whose memory was part of the mapping.
+            if attempt == ATTEMPTS - 1 or maps == process.maps():
+                raise
+
+
+def _command(x: Transaction, arch: Arch, mapping: Mapping, mine: list[Turn]) -> None:
+    prot = sum(bit for bit, letter in ((1, "r"), (2, "w"), (4, "x")) if letter in mapping.prot)
+    record = shim.CODE.pack(mapping.start, mapping.end - mapping.start, prot, arch.store_unit)
+    record += b"".join(shim.TURN.pack(t.at, int.from_bytes(t.before, "little"), int.from_bytes(t.after, "little"))
+                       for t in mine)
+    at = 0
+    if len(record) + shim.COMMAND.size > shim.BUFFER_SIZE:
+        at = x.scratch(len(record) + shim.COMMAND.size, False)
+    x.session.command(shim.OP_TURN, record, len(mine), record_at=at, patience=60)
 
 
 def turns(process: Process, arch: Arch, stubs: Sequence[Near], closed: bool) -> list[Turn]:

@@ -53,7 +53,7 @@ def revert(pid: int, patch_id: int | None, *, original: bool = False) -> RevertR
         placed = _place(x, back)
         linked = time.monotonic() - began
         seconds = x.commit(placed)
-        late = near.reopen(x, [s.function for s in placed.switches if not s.body])
+        late = near.reopen(x, placed.switches)
         names = tuple(dict.fromkeys(s.function.name for s in placed.switches))
         return RevertResult(tuple(ids), names, linked, seconds, x.threads_stopped, placed.warnings + late)
 

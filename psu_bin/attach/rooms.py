@@ -1,21 +1,27 @@
 """The memory of one injected object: code, PLT entries, GOT, what only the code reads, the file for debuggers, unwind
 rules, writable tables.
 
-Calls inside the object go through stubs of its own (locals), each with a writable pair of words: where it leads now, and
-the stub that everybody else calls (psu_local in shim/runtime.h)."""
+Calls inside the object go through near stubs (instrument/near.py has what they are; here they are closed at first), or,
+where there is no room for one, through stubs of its own (locals), each with a writable pair of words: where it leads now,
+and the stub that everybody else calls (psu_local in shim/runtime.h)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from psu_bin.arch.link_types import Use
 from psu_bin.attach.meaning import BoundFunction, Piece, Reference, Target
+
+if TYPE_CHECKING:
+    from psu_bin.arch import Arch
+    from psu_bin.attach.patch import PatchFunction
 
 PAIR = 16      # bytes of a psu_local
 
 
 class ObjectRoom:
-    """Offsets from the object's address.  Filled in order: add (code), add_locals, add_tables, add_thunks, add (private
+    """Offsets from the object's address.  Filled in order: add_code, add_locals, add_tables, add_thunks, add (private
     data), add_symfile, add_unwind, close, add (writable), add_pairs, end."""
 
     def __init__(self, plt_size: int, slot_size: int) -> None:
@@ -33,6 +39,7 @@ class ObjectRoom:
         self._plts: dict[Target, int] = {}
         self._thunks: dict[tuple[Piece, int], int] = {}
         self._locals: dict[BoundFunction, int] = {}
+        self._nears: dict[BoundFunction, int] = {}
         self._pairs = 0
 
     def add(self, piece: Piece, align: int = 0) -> None:
@@ -42,6 +49,39 @@ class ObjectRoom:
         self.size = -(-(self.size - skew) // align) * align + skew
         piece.offset = self.size
         self.size += piece.size
+
+    def add_code(self, piece: Piece, functions: Sequence[PatchFunction], called: Sequence[BoundFunction], machine: Arch,
+                 ) -> None:
+        """Give a section of code its offset, and those of `called`, functions in it that the object calls itself, near
+        stubs: in the padding between functions, or in front of the section.
+
+        `functions`: all that are in the section."""
+        size, unit = machine.jump_size, machine.store_unit
+        if any(f.function.start == 0 for f in called):
+            self.size += -(-size // unit) * unit
+        self.add(piece)
+        for f in called:
+            start = f.function.start
+            at = piece.offset + start - size
+            if at // unit != (at + size - 1) // unit:
+                continue
+            if start:
+                before = max((x.end for x in functions if x.start < start), default=0)
+                if start - before < size or not machine.is_padding(piece.data[before:start]):
+                    continue
+            self._nears[f] = at
+
+    def near(self, f: BoundFunction) -> int | None:
+        """Offset of the near stub of `f`."""
+        return self._nears.get(f)
+
+    def nears(self) -> list[tuple[BoundFunction, int]]:
+        """(function, offset of its near stub)."""
+        return list(self._nears.items())
+
+    def entry(self, f: BoundFunction) -> int | None:
+        """Offset of what calls of `f` inside the object lead to; None where they are like any others."""
+        return self._nears.get(f, self._locals.get(f))
 
     def add_tables(self, needs: list[tuple[Use, Target, int]], far: Callable[[Target], bool]) -> None:
         """PLT entries for branches that may lead out of reach, GOT slots for them and for what asks for one."""
@@ -70,10 +110,6 @@ class ObjectRoom:
         """The words that belong to those stubs."""
         self._pairs = self.size = -(-self.size // PAIR) * PAIR
         self.size += PAIR * len(self._locals)
-
-    def local(self, f: BoundFunction) -> int | None:
-        """Offset of the stub for calls of `f` inside the object."""
-        return self._locals.get(f)
 
     def locals(self) -> list[tuple[BoundFunction, int, int]]:
         """(function, offset of its stub, offset of its pair)."""

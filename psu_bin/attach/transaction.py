@@ -90,8 +90,9 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
         x.record(number, ", ".join(p.name for p in paths), placed, list(zip(map(str, paths), names)))
         seconds = x.commit(placed)
         functions = tuple(dict.fromkeys(s.function.name for s in placed.switches))
+        late = near.reopen(x, placed.switches)
         result = AttachResult(number, functions, placed.bytes, linked, seconds, x.threads_stopped,
-                              placed.warnings + ((lost,) if lost else ()))
+                              placed.warnings + ((lost,) if lost else ()) + late)
     surplus.sweep(t, LEFTOVERS, surplus.BRIEF)
     return result
 
@@ -294,7 +295,7 @@ class Transaction:
             rest.remove(match)
             owner_of[n] = match
         replaced: list[list[meta.FunctionNotes]] = []
-        rows: list[list[tuple[meta.FunctionNotes, int, int, int, int, int, int]]] = []
+        rows: list[list[tuple[meta.FunctionNotes, int, int, int, int, int, int, int]]] = []
         for n, o in enumerate(flat):
             mine = []
             only = owner_of[n].only
@@ -303,22 +304,23 @@ class Transaction:
                 if only is not None and (m.key, r.function) not in only:
                     continue
                 f = self.function(m.key, r.function, r.name)
-                mine.append((f, m.slot(r.function), m.original(r.function), r.body, r.kind, r.preserve, r.local))
+                mine.append((f, m.slot(r.function), m.original(r.function), r.body, r.kind, r.preserve,
+                             r.local, r.near))
             for c in o.canonical:
                 number = next(i for i, s in enumerate(self.notes.stubs) if s.stub == c.stub)
                 known = self.notes.function("", number)
                 if only is not None and ("", number) not in only and known and known.current:
                     continue
                 f = self.function("", number, c.identity[1])
-                mine.append((f, self.notes.stubs[number].slot, 0, c.body, c.kind, c.preserve, c.local))
+                mine.append((f, self.notes.stubs[number].slot, 0, c.body, c.kind, c.preserve, c.local, c.near))
             rows.append(mine)
             replaced.append([row[0] for row in mine])
         indices = choose_indices(self.session.runtime, self.target.process, replaced)
         objects, switches = [], []
         for n, (o, mine, index) in enumerate(zip(flat, rows, indices)):
             objects.append(NewObject(index, owner_of[n].patch, o.eh_frame, ((o.address, o.size),), o.symfile))
-            switches += [Switch(f, slot, original, body, kind, index, preserve, local)
-                         for f, slot, original, body, kind, preserve, local in mine]
+            switches += [Switch(f, slot, original, body, kind, index, preserve, local, near_stub)
+                         for f, slot, original, body, kind, preserve, local, near_stub in mine]
         for o in flat:
             for stub, mask in o.relied:
                 self._note_relied(stub, mask)
@@ -328,6 +330,11 @@ class Transaction:
 
     def module(self, view: ModuleView) -> Module:
         return next(m for m in self.target.modules if m.descriptor is view.descriptor)
+
+    def module_of(self, f: meta.FunctionNotes) -> Module | None:
+        """The module whose function it is; None: a patch brought it along."""
+        m = next((m for m in self.target.modules if m.key == f.module), None)
+        return m if m and f.number < len(m.descriptor.functions) else None
 
     def function(self, key: str, number: int, name: str) -> meta.FunctionNotes:
         f = self.notes.function(key, number)
@@ -372,7 +379,7 @@ class Transaction:
     def commit(self, placed: Placed) -> float:
         """Make the placed versions current.  Returns the seconds that the command took."""
         self._forget()
-        near.close(self, [s.function for s in placed.switches if s.body])
+        near.close(self, placed.switches)
         seconds = commit(self.session, self.notes, placed.objects, placed.switches, self.scratch)
         self.give_back()      # the record's scratch memory
         copies.keep_only(self.target.process, {sha for p in self.notes.patches for _, sha in p.sources})
