@@ -138,7 +138,7 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
     for p in pieces:
         if p.room is Room.CODE and layout.roles[p.section] is Role.CODE:
             room.add_code(p, layout.patch.functions_in(p.section), [t for t in inner if t.function.section == p.section],
-                          machine)
+                          {x.trampoline for x in reader.rerouted if x.piece is p and x.trampoline >= 0}, machine)
     home = layout.binder.module[n]
 
     def far(t: Target) -> bool:

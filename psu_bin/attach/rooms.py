@@ -7,7 +7,7 @@ and the stub that everybody else calls (psu_local in shim/runtime.h)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from psu_bin.arch.link_types import Use
@@ -50,12 +50,13 @@ class ObjectRoom:
         piece.offset = self.size
         self.size += piece.size
 
-    def add_code(self, piece: Piece, functions: Sequence[PatchFunction], called: Sequence[BoundFunction], machine: Arch,
-                 ) -> None:
+    def add_code(self, piece: Piece, functions: Sequence[PatchFunction], called: Sequence[BoundFunction],
+                 trampolines: Collection[int], machine: Arch) -> None:
         """Give a section of code its offset, and those of `called`, functions in it that the object calls itself, near
         stubs: in the padding between functions, or in front of the section.
 
-        `functions`: all that are in the section."""
+        functions: all that are in the section.
+        trampolines: where the padding has a jump already that short branches need (Rerouted.trampoline)."""
         size, unit = machine.jump_size, machine.store_unit
         if any(f.function.start == 0 for f in called):
             self.size += -(-size // unit) * unit
@@ -68,6 +69,8 @@ class ObjectRoom:
             if start:
                 before = max((x.end for x in functions if x.start < start), default=0)
                 if start - before < size or not machine.is_padding(piece.data[before:start]):
+                    continue
+                if any(start - size - machine.jump_size < t < start for t in trampolines):
                     continue
             self._nears[f] = at
 

@@ -72,6 +72,19 @@ def test_short_jumps_to_another_function_go_through_trampolines():
         assert [host.call(f, 5) & 0xFFFFFFFF for f in ("twice", "tail", "fact")] == [35, 42, 35]
 
 
+def test_trampolines_and_near_stubs_do_not_take_the_same_padding():
+    # `twice` is reached by a two-byte jump, `fact` by a call that would like a near stub in the same six bytes.
+    source = r"""
+    asm(".text\n.globl twice\n.type twice,@function\ntwice: .Ltwice: lea 100(%rdi),%eax\n ret\n.size twice,.-twice\n"
+        ".globl tail\n.type tail,@function\ntail: add $1,%edi\n jmp .Ltwice\n.size tail,.-tail\n .skip 6,0x90\n"
+        ".globl fact\n.type fact,@function\nfact: lea 7(%rdi),%eax\n ret\n.size fact,.-fact\n .skip 150,0xcc\n"
+        ".globl loops\n.type loops,@function\nloops: sub $8,%rsp\n call fact@PLT\n add $8,%rsp\n ret\n.size loops,.-loops\n");
+    """
+    with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
+        host.attach(compile_c(source, "-O1"))
+        assert [host.call(f, 5) & 0xFFFFFFFF for f in ("twice", "tail", "fact", "loops")] == [105, 106, 12, 12]
+
+
 def test_a_later_object_of_the_same_transaction_is_called_through_a_stub():
     one = compile_c("int shared_new(int); int twice(int x) { return shared_new(x) + 1; }", "-O2", "-fPIE", name="one.c")
     two = compile_c("int shared_new(int x) { return x * 30; } int shared_data = 4; int tail(int x) { return x; }",
