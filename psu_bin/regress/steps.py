@@ -74,7 +74,14 @@ class Session:
             self.children.check()
             self.current = step
             self.log.append(f"line {step.line}: {self.fill(step.title)}")
-            getattr(self, f"_{step.action}")(step)
+            try:
+                getattr(self, f"_{step.action}")(step)
+            except Failed as e:
+                if not self.child or not self.child.ended():
+                    raise
+                child, self.child = self.child, None      # why it ended is told, too: most likely that is why the step failed
+                ending = _ending(self.children.close(child), self.lines)
+                raise Failed(e.expected, f"{e.seen}\nthe program: {ending}") from None
             if step.action not in ("stop", "expect"):
                 self._lives(step)
 

@@ -52,6 +52,8 @@ def test_a_passing_scenario(tmp_path, temporary):
     ("current = 2, freed = 1", "current = 3", "status shows 3 current", "2 current"),
     ('reject = "^version [234]"', 'reject = "^version 1"', "none that matches '^version 1'", "rejected: version 1"),
     ('stop = "TERM"', 'load = "echo no; exit 3"', "echo no; exit 3 succeeds", "status 3: no"),
+    ('stop = "TERM"', 'load = "kill -9 $PSU_PID; while [ -e /proc/$PSU_PID/exe ]; do :; done; exit 3"', "exit 3 succeeds",
+     "the program: it ended by SIGKILL; the last lines:\n      port "),
     ("memory = 8", "memory = 0.001", "memory grows by no more than 0.001 MiB", "MiB more"),
     ('attach = "patch3"', 'attach = "patch3"\nrefused = "never"', "attach is refused with 'never'", "status 0"),
     ('revert = "original"', "revert = 99", "psu-bin revert succeeds", "status 1"),
