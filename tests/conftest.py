@@ -11,6 +11,7 @@ import os
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "testprogs"
 # Seconds until a missing line is a failure; never a pause.
 PATIENCE = float(os.environ.get("PSU_TEST_PATIENCE", "30"))
+
+# A shell starts background commands with SIGINT ignored, and what they start inherits that; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
