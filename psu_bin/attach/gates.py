@@ -85,6 +85,7 @@ class _StackArguments:
         self._frames = [{(section, frame.start): frame for section, found in cfi.frames(layout.patch).items()
                          for frame in found} for layout in layouts]
         self._known: dict[BoundFunction, bool] = {}
+        self._inside: dict[tuple[int, int], dict[int, int]] = {}
 
     def touches(self, bound: BoundFunction) -> bool:
         if bound not in self._known:
@@ -117,11 +118,11 @@ class _StackArguments:
                 callee.number].flags & descriptor.STACK_ARGS
             return bool(original) or self.touches(callee)
         survey = layout.surveys[f.section]
-        for ref in survey.resolved:
-            if ref.at == at:
-                other = patch.function_covering(f.section, ref.target)
-                return other is None or without_clone(other.name) != name
-        r = next((r for r in patch.relocs.get(f.section, ()) if r.offset == at), None)
+        inside = self._resolved(layout, f.section).get(at)
+        if inside is not None:
+            other = patch.function_covering(f.section, inside)
+            return other is None or without_clone(other.name) != name
+        r = layout.relocated(f.section).get(at)
         if r is None:
             return True
         s = patch.symbols[r.symbol]
@@ -129,6 +130,13 @@ class _StackArguments:
             other = patch.function_covering(s.section, s.value + r.addend + survey.fields[at].tail)
             return other is None or without_clone(other.name) != name
         return self._program_touches(layout, s)
+
+    def _resolved(self, layout: Layout, section: int) -> dict[int, int]:
+        """Where the references lead that the assembler resolved, by their fields."""
+        key = layout.n, section
+        if key not in self._inside:
+            self._inside[key] = {ref.at: ref.target for ref in layout.surveys[section].resolved}
+        return self._inside[key]
 
     def _program_touches(self, layout: Layout, s: PatchSymbol) -> bool:
         """A tail call to a function that the patch does not define."""

@@ -332,9 +332,9 @@ class _Linker:
             elif r.use in (Use.GOT_BASE, Use.SIZE):
                 v = r.addend
             else:
-                called = r.use is Use.BRANCH and isinstance(r.target, BoundFunction)
-                v = (self._called(r.target, piece.patch) if called else self._target(r.target)) + r.offset
-                plt = room.plt(r.target) if not called or room.entry(r.target) is None else None
+                called = r.target if r.use is Use.BRANCH and isinstance(r.target, BoundFunction) else None
+                v = (self._called(called, piece.patch) if called else self._target(r.target)) + r.offset
+                plt = None if called and room.entry(called) is not None else room.plt(r.target)
                 branch = base + plt if r.use is Use.BRANCH and plt is not None else 0
             try:
                 self.work.link.relocate(

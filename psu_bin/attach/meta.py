@@ -94,9 +94,6 @@ class Notes:
     def patch(self, patch_id: int) -> PatchNotes | None:
         return next((p for p in self.patches if p.id == patch_id), None)
 
-    def function(self, module: str, number: int) -> FunctionNotes | None:
-        return next((f for f in self.functions if f.module == module and f.number == number), None)
-
 
 # What each list holds, as types or, for rows of fixed length, a type for each place.
 _SHAPES: dict[str, type | tuple[type, ...]] = {

@@ -7,7 +7,9 @@ and the stub that everybody else calls (psu_local in shim/runtime.h)."""
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from psu_bin.arch.link_types import Use
@@ -61,13 +63,16 @@ class ObjectRoom:
         if any(f.function.start == 0 for f in called):
             self.size += -(-size // unit) * unit
         self.add(piece)
+        functions = sorted(functions, key=lambda f: f.start)
+        starts = [f.start for f in functions]
+        ends = [0, *accumulate((f.end for f in functions), max)]     # hand-written functions may be nested
         for f in called:
             start = f.function.start
             at = piece.offset + start - size
             if at // unit != (at + size - 1) // unit:
                 continue
             if start:
-                before = max((x.end for x in functions if x.start < start), default=0)
+                before = ends[bisect.bisect_left(starts, start)]
                 if start - before < size or not machine.is_padding(piece.data[before:start]):
                     continue
                 if any(start - size - machine.jump_size < t < start for t in trampolines):

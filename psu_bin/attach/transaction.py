@@ -164,7 +164,11 @@ class Transaction:
         if code:
             raise PsuError(t.process.where, f"membarrier does not work there: {errno.errorcode.get(code, code)}",
                            "a seccomp filter forbids it, or the kernel is older than 4.14")
-        self.notes = meta.read(t.process, self.session.runtime)
+        self._take(meta.read(t.process, self.session.runtime))
+
+    def _take(self, notes: meta.Notes) -> None:
+        self.notes = notes
+        self._functions = {(f.module, f.number): f for f in notes.functions}
 
     def __exit__(self, *exc: object) -> None:
         try:
@@ -247,7 +251,7 @@ class Transaction:
             room = _Room(self, demand, enter)
             if room.mapped:
                 break
-            self.notes = pickle.loads(before)
+            self._take(pickle.loads(before))
         else:
             raise PsuError(self.target.process.where, "takes memory faster than it can be found near its modules",
                            "try again")
@@ -308,7 +312,7 @@ class Transaction:
                              r.local, r.near))
             for c in o.canonical:
                 number = next(i for i, s in enumerate(self.notes.stubs) if s.stub == c.stub)
-                known = self.notes.function("", number)
+                known = self._functions.get(("", number))
                 if only is not None and ("", number) not in only and known and known.current:
                     continue
                 f = self.function("", number, c.identity[1])
@@ -337,9 +341,9 @@ class Transaction:
         return m if m and f.number < len(m.descriptor.functions) else None
 
     def function(self, key: str, number: int, name: str) -> meta.FunctionNotes:
-        f = self.notes.function(key, number)
+        f = self._functions.get((key, number))
         if f is None:
-            f = meta.FunctionNotes(key, number, name)
+            f = self._functions[key, number] = meta.FunctionNotes(key, number, name)
             self.notes.functions.append(f)
         return f
 
