@@ -145,12 +145,16 @@ def _build(job: Job, session: Session) -> str:
         _command(session, [*cell.cc.split(), "-o", str(plain), *program.sources, *flags, *LINK_FLAGS[cell.link]])
     if not plain.is_file():
         raise Failed(f"the build writes {plain.name} ($OUT)", "there is no such file")
+    for name, source in scenario.libraries.items():
+        library = session.folder / f"{name}.so"
+        _command(session, [*cell.cc.split(), *flags, "-fPIC", "-shared", "-I.", source, "-o", f"{library}.plain"])
+        session._succeeded("instrument", session.tool(TOOL_LIMIT, "instrument", f"{library}.plain", "-o", str(library)))
     patches = {}
     for name, source in scenario.patches.items():
         patches[name] = scenario.folder / source
         if not source.endswith(".o"):
             patches[name] = session.folder / f"{name}.o"
-            code = () if cell.link in REFUSED else LINK_FLAGS[cell.link][:1]
+            code = ("-fPIC",) if scenario.libraries else () if cell.link in REFUSED else LINK_FLAGS[cell.link][:1]
             _command(session, [*cell.cc.split(), *flags, *code, "-I.", "-c", source, "-o", str(patches[name])])
     session.patches = patches
     chosen = [x for glob in program.functions for x in ("--functions", glob)]

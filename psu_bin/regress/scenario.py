@@ -72,6 +72,7 @@ class Scenario:
     file: Path
     name: str
     program: Program
+    libraries: Mapping[str, str]     # name -> source, beside the scenario
     patches: Mapping[str, str]       # name -> source or object, beside the scenario
     matrix: Matrix
     checks: Checks
@@ -208,7 +209,7 @@ PROGRAM: Options = {"sources": (_some, ()), "build": (_text, ""), "binary": (_te
                     "functions": (_texts, ()), "exclude": (_texts, ()), "env": (_env, {})}
 MATRIX: Options = {"cc": (_some, ("cc",)), "opt": (_some, ("-O2",)), "link": (_links, ("pie",)), "threads": (_counts, (4,))}
 CHECKS: Options = {"memory": (_seconds, None), "pause": (_seconds, None), "freed": (_seconds_or_no, PATIENCE)}
-TOP = ("name", "program", "patches", "matrix", "checks", "step")
+TOP = ("name", "program", "libraries", "patches", "matrix", "checks", "step")
 
 
 class _Reader:
@@ -244,6 +245,18 @@ class _Reader:
         table = data.get(name, {})
         self.known(table, options, name)
         return self.options(table, options, name)
+
+    def files(self, data: dict[str, Any], name: str) -> dict[str, str]:
+        """A table of files, each of which is there."""
+        table = data.get(name, {})
+        self.known(table, table, name)
+        found = {key: self.value(_text, source, name, key) for key, source in table.items()}
+        for key, source in found.items():
+            if "/" in key or "\0" in key:
+                raise self.error(f"{key!r} cannot be the name of a file", name, key)
+            if not _is_file(self.file.parent / source):
+                raise self.error(f"no such file: {source}", name, key)
+        return found
 
     def steps(self, value: Any, *path: str | int) -> tuple[Step, ...]:
         if not isinstance(value, list) or not value:
@@ -304,12 +317,7 @@ def read(file: Path) -> Scenario:
     program = Program(**r.section(data, "program", PROGRAM))
     if sum(map(bool, (program.sources, program.build, program.binary))) != 1:
         raise r.error("program needs exactly one of sources, build and binary", "program")
-    patches = data.get("patches", {})
-    r.known(patches, patches, "patches") if isinstance(patches, dict) else r.known(patches, ())
-    r.patches = {name: r.value(_text, source, "patches", name) for name, source in patches.items()}
-    for name, source in r.patches.items():
-        if not _is_file(file.parent / source):
-            raise r.error(f"no such file: {source}", "patches", name)
+    libraries, r.patches = r.files(data, "libraries"), r.files(data, "patches")
     for source in (*program.sources, *([program.binary] if program.binary else [])):
         if not _is_file(file.parent / source):
             raise r.error(f"no such file: {source}", "program", "binary" if program.binary else "sources")
@@ -326,4 +334,4 @@ def read(file: Path) -> Scenario:
             raise r.error("start and stop cannot be repeated", "step", i)
     default = file.resolve().parent.name if file.stem == "scenario" else file.stem
     name = r.value(_text, data.get("name", default), "name")
-    return Scenario(file, name, program, r.patches, matrix, checks, steps)
+    return Scenario(file, name, program, libraries, r.patches, matrix, checks, steps)

@@ -80,7 +80,7 @@ class Session:
                 if not self.child or not self.child.ended():
                     raise
                 child, self.child = self.child, None      # why it ended is told, too: most likely that is why the step failed
-                ending = _ending(self.children.close(child), self.lines)
+                ending = _ending(self.children.close(child), self.lines if step.action != "expect" else None)
                 raise Failed(e.expected, f"{e.seen}\nthe program: {ending}") from None
             if step.action not in ("stop", "expect"):
                 self._lives(step)
