@@ -33,7 +33,7 @@ FACTS = RegisterFacts(
     variadic=0,                            # nested functions get their frame in x18, from callers that say so
     results=0b11 | 0xF << 16,              # v0 to v3: homogeneous aggregates
     representable=_X0_15 | _V0_7,
-    odd=_V16_31 | _X18 | FLAGS, stub=_X16 | _X17,      # gates use x17, too
+    odd=_V16_31 | _X18 | FLAGS, spoiled=1 << 9 | 1 << 10 | FLAGS, stub=_X16 | _X17,      # gates use x17, too
     dwarf_volatile=0x7FFFF)                # x0 to x18
 
 

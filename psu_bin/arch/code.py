@@ -103,6 +103,7 @@ class RegisterFacts:
     results: int          # may carry results
     representable: int    # volatile ones that descriptor.Function.preserve can name
     odd: int              # kept only by the gates of functions with a convention of their own: condition flags
+    spoiled: int          # plain and side gates may change them on the way out, results in odd places with them
     stub: int             # changed by stubs: nothing may be in them at an entry
     dwarf_volatile: int   # bit set of the DWARF numbers of volatile general registers
 

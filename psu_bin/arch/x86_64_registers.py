@@ -6,8 +6,8 @@ and REX; with that taken out some three thousand are left.  Each is decoded by c
 with what x86_64_boundaries.py found: so capstone confirms every encoding that the module has.
 
 capstone's regs_access describes what the decoder tables say, not liveness; where that matters it is corrected here.
-Each correction errs towards "read" and against "killed": a register that wrongly counts as needed costs a gate two
-instructions, the opposite crashes the program.
+Each correction errs towards "read", against "killed" and, for what a function changes, against "written": a register that
+wrongly counts as needed costs a gate two instructions, the opposite crashes the program.
 
 Bits: 0 to 15 general registers by number, 16 to 31 xmm0 to xmm15 (ymm and zmm with them), 32 to 47 xmm16 to xmm31,
 48 to 55 k0 to k7, 56 condition flags, 57 MMX.
@@ -35,7 +35,7 @@ FACTS = RegisterFacts(
     variadic=RAX | R10,
     results=RAX | RDX | 3 << 16,
     representable=RAX | RCX | RDX | RSI | RDI | R8 | R9 | R10 | R11 | _XMM,
-    odd=FLAGS, stub=0,
+    odd=FLAGS, spoiled=RCX | RSI | R11 | FLAGS, stub=0,
     dwarf_volatile=0b111100110111)         # rax rdx rcx . rsi rdi . . r8 to r11
 
 
@@ -72,6 +72,8 @@ _IMPLICIT = {
     "cpuid": (RAX | RCX, RAX | RBX | RCX | RDX),
     "rdtsc": (0, RAX | RDX), "rdtscp": (0, RAX | RDX | RCX), "rdpmc": (RCX, RAX | RDX),
     "xgetbv": (RCX, RAX | RDX), "xsetbv": (RCX | RAX | RDX, 0),
+    "cwd": (RAX, RDX), "cdq": (RAX, RDX), "cqo": (RAX, RDX),
+    "vzeroupper": (0, 0),                  # callers may keep values in the lower halves
     "xtest": (0, FLAGS), "xend": (0, 0), "wrfsbase": (0, 0), "wrgsbase": (0, 0),
     "monitor": (RAX | RCX | RDX, 0), "mwait": (RAX | RCX, 0),
     "rdpkru": (RCX, RAX | RDX), "wrpkru": (RAX | RCX | RDX, 0),
@@ -84,6 +86,7 @@ _ALSO_READS = {
     "mul": RAX, "div": RAX | RDX, "idiv": RAX | RDX, "mulx": RDX,
     "loop": RCX, "loope": RCX, "loopne": RCX, "jrcxz": RCX, "jecxz": RCX,
     "pcmpestri": RAX | RDX, "pcmpestrm": RAX | RDX, "vpcmpestri": RAX | RDX, "vpcmpestrm": RAX | RDX,
+    "cmc": FLAGS,
     "blendvps": 1 << 16, "blendvpd": 1 << 16, "pblendvb": 1 << 16, "sha256rnds2": 1 << 16,
 }
 _ALSO_WRITES = {
@@ -95,7 +98,7 @@ _ALSO_WRITES = {
 }
 _STRING = ("movs", "cmps", "stos", "lods", "scas", "ins", "outs")
 # The old value does not matter when both sources are the same register.
-_ZERO_IDIOMS = frozenset({"xor", "sub", "pxor", "xorps", "xorpd", "vpxor", "vpxord", "vpxorq", "vxorps", "vxorpd",
+_ZERO_IDIOMS = frozenset({"xor", "sub", "sbb", "pxor", "xorps", "xorpd", "vpxor", "vpxord", "vpxorq", "vxorps", "vxorpd",
                           *(v + "psub" + size for v in ("", "v") for size in "bwdq"),
                           *(v + "pcmp" + how + size for v in ("", "v") for how in ("eq", "gt") for size in "bwdq")})
 # Legacy SSE instructions that leave part of the destination as it was.
@@ -233,24 +236,38 @@ class _Reader:
         reads |= _ALSO_READS.get(name, 0)
         writes |= _ALSO_WRITES.get(name, 0)
         if name in ("xadd", "xchg", "cmpxchg"):
-            for o in insn.operands:
+            for n, o in enumerate(insn.operands):
                 if o.type == x86.X86_OP_REG:
-                    reads |= self._register(o.reg)[0]
-                    writes |= self._register(o.reg)[0]
+                    bit = self._register(o.reg)[0]
+                    reads |= bit
+                    # Callers may well rely on what cmpxchg only compares with.
+                    writes = writes | bit if n == 0 or name != "cmpxchg" else writes & ~bit | _ALSO_WRITES[name] & bit
         if name == "imul" and len(insn.operands) == 1:
             reads, writes = reads | RAX, writes | RAX | RDX
+        if name in ("mul", "imul", "div", "idiv") and len(insn.operands) == 1 and insn.operands[0].size == 1:
+            writes &= ~RDX                                        # all in ax
         if name.startswith("cmov") or name in ("bsf", "bsr"):     # the destination may stay as it was
             reads |= self._register(insn.operands[0].reg)[0]
             kills = 0
         if name[:-1] in _STRING and insn.opcode[0] in range(0x6C, 0xB0) and f.map[i] == 0:
             reads |= RSI | RDI if name[:-1] in ("movs", "cmps") else RSI if name[:-1] in ("lods", "outs") else RDI
             reads |= RAX if name[:-1] in ("stos", "scas") else 0
-            reads |= RCX if f.mandatory[i] & 6 else 0
-            writes |= reads & (RSI | RDI | RCX) | (RAX if name[:-1] == "lods" else 0)
+            reads = reads & ~(RCX | FLAGS) | (RCX if f.mandatory[i] & 6 else 0)
+            writes = writes & FLAGS | reads & (RSI | RDI | RCX) | (RAX if name[:-1] == "lods" else 0)
             kills = 0
+        for n, o in enumerate(insn.operands):                     # of some, capstone does not know the access
+            if o.type == x86.X86_OP_REG and (n or name == "test") and name != "mulx":
+                reads |= self._register(o.reg)[0]
+        if name == "test":
+            writes = kills = FLAGS
+        if "gather" in name:                                      # merges by a mask, which it clears
+            registers = [self._register(o.reg)[0] for o in insn.operands if o.type == x86.X86_OP_REG]
+            reads, writes, kills = reads | registers[0], writes | registers[0] | registers[-1], 0
         sources = [o.reg for o in insn.operands if o.type == x86.X86_OP_REG]
         if name in _ZERO_IDIOMS and len(sources) == len(insn.operands) and len(set(sources[-2:])) == 1:
             reads &= ~self._register(sources[-1])[0]
+        if name in ("stc", "clc", "cld", "std"):                  # one flag of all
+            kills = 0
         if f.encoding[i] == boundaries.LEGACY and name in _MERGES and not (
                 name in ("movss", "movsd") and any(o.type == x86.X86_OP_MEM for o in insn.operands)):
             kills &= 0xFFFF

@@ -34,6 +34,7 @@ class Blocks:
     use: np.ndarray       # uint64: registers read before they are replaced
     write: np.ndarray     # uint64: registers that may be changed
     kill: np.ndarray      # uint64: registers that are replaced
+    untouched: np.ndarray  # uint64: registers read before any part of them is changed
 
 
 def build(functions: Functions, frames: Frames, code: Code, effects: Effects, tables: Tables,
@@ -138,9 +139,9 @@ def spread(start: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.arange(total) + jump
 
 
-def _summaries(first: np.ndarray, last: np.ndarray, effects: Effects) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What each block reads before it replaces it, may change, and replaces."""
-    use, write, kill = (np.zeros(len(first), dtype=np.uint64) for _ in range(3))
+def _summaries(first: np.ndarray, last: np.ndarray, effects: Effects) -> tuple[np.ndarray, ...]:
+    """What each block reads before it replaces it, may change, replaces, and reads before it changes it."""
+    use, write, kill, untouched = (np.zeros(len(first), dtype=np.uint64) for _ in range(4))
     active = np.arange(len(first))
     for k in range(_LONGEST):
         active = active[first[active] + k <= last[active]]
@@ -148,6 +149,7 @@ def _summaries(first: np.ndarray, last: np.ndarray, effects: Effects) -> tuple[n
             break
         shape = effects.shape[first[active] + k]
         use[active] |= effects.reads[shape] & ~kill[active]
+        untouched[active] |= effects.reads[shape] & ~write[active]
         write[active] |= effects.writes[shape]
         kill[active] |= effects.kills[shape]
-    return use, write, kill
+    return use, write, kill, untouched

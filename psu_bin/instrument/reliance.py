@@ -82,7 +82,7 @@ def find(arch: Arch, functions: Functions, frames: Frames, code: Code, reference
     home = b.unit[np.searchsorted(code.address[b.first], functions.entry).clip(0, len(b.first) - 1)]
     needed = need[home]
     hidden = (_hidden_arguments(b, changed, facts) & ~stub)[home]
-    odd = (hidden != 0) | ((needed & np.uint64(facts.odd)) != 0)
+    odd = (hidden != 0) | _returns_oddly(b, calls, changed, facts)[home] | ((needed & np.uint64(facts.odd)) != 0)
     beyond = needed & ~np.uint64(facts.representable | facts.odd) | hidden & np.uint64(facts.stub)
     crooked = alignment.misaligned(arch, frames, code, effects, b, calls.callee, _open_units(functions, code, b, taken))
     return Reliance(needed & np.uint64(facts.representable), odd, crooked[home], frozenset(np.flatnonzero(beyond).tolist()))
@@ -183,6 +183,20 @@ def _live(b: Blocks, calls: _Calls, changed: np.ndarray, facts: RegisterFacts) -
 
     solve(state, Graph(len(state), target, source), carry)
     return state
+
+
+def _returns_oddly(b: Blocks, calls: _Calls, changed: np.ndarray, facts: RegisterFacts) -> np.ndarray:
+    """bool, of each unit: a caller itself reads what the unit left in a register that gates spoil.
+
+    Only reads in the straight line of code behind a call count: on longer ways compiled code seems to read what was
+    never set (variables without a value on ways that are not taken, code behind calls that do not return)."""
+    _, target, _ = _edges(b)
+    site = np.flatnonzero(calls.returns & (calls.callee != NONE) & (b.next != NONE))
+    alone = np.bincount(target, minlength=len(b.first)) == 1
+    site = site[alone[b.next[site]] & ((b.untouched[b.next[site]] & changed[site] & np.uint64(facts.spoiled)) != 0)]
+    out = np.zeros(len(b.entry), dtype=bool)
+    out[calls.callee[site]] = True
+    return out
 
 
 def _hidden_arguments(b: Blocks, changed: np.ndarray, facts: RegisterFacts) -> np.ndarray:

@@ -100,6 +100,27 @@ def test_branches_and_loops_are_followed(tmp_path):
       ret""") & R9
 
 
+@pytest.mark.parametrize("user, own", [
+    ("call leaf\n mov %r11, %rax\n ret", True),
+    ("call leaf\n lea (%rcx,%rsi), %rax\n ret", True),
+    ("call leaf\n jc 1f\n inc %eax\n 1: ret", True),
+    ("call leaf\n mov %r8, %rax\n ret", False),             # no gate changes it
+    ("call leaf\n mov $1, %r11d\n mov %r11, %rax\n ret", False),
+    ("call leaf\n setc %cl\n xor %esi, %esi\n movzbl %cl, %eax\n ret", True),
+    ("call leaf\n test %eax, %eax\n setc %cl\n movzbl %cl, %eax\n ret", False),
+    ("call leaf\n 1: mov %r11, %rax\n dec %edi\n jnz 1b\n ret", False),   # perhaps only on the way back
+])
+def test_a_result_in_a_register_that_gates_change_is_a_convention_of_its_own(tmp_path, user, own):
+    p = asm(tmp_path, f"fun user\n{user}\nend user\n"
+                      "fun leaf\n mov $1, %ecx\n mov $2, %esi\n mov $3, %r11d\n mov $4, %r8d\n cmp %ecx, %esi\n ret\nend leaf\n")
+    assert bool(p.function("leaf").flags & descriptor.OWN_CONVENTION) == own
+
+
+def test_a_carry_that_is_complemented_was_an_argument(tmp_path):
+    p = asm(tmp_path, "fun user\n stc\n call leaf\n ret\nend user\nfun leaf\n cmc\n sbb %eax, %eax\n ret\nend leaf\n")
+    assert p.function("leaf").flags & descriptor.OWN_CONVENTION
+
+
 def test_an_unknown_callee_may_read_arguments_that_stay_where_they_are(tmp_path):
     user = "mov $3, %esi\n call leaf\n call *pointer(%rip)\n ret"
     assert preserve(tmp_path, user, extra=".data\n pointer: .quad main\n.text\n") & (RSI | R11) == RSI
