@@ -29,7 +29,7 @@ from psu_bin.arch.link_types import (
     Access, CodeSurvey, Cut, Field, Found, Howto, Mark, OutOfRange, Part, Places, Resolved, Use)
 from psu_bin.errors import PsuError
 
-__all__ = ["HOWTO", "THUNK_SIZE", "is_call", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
+__all__ = ["HOWTO", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
            "rewrite", "stack_use", "static_tls_offset", "survey", "trace", "veneer"]
 
 PLT_SIZE = 16
@@ -250,6 +250,12 @@ def repoint(code: bytearray | memoryview, ref: Resolved, displacement: int) -> N
 def rewrite(code: bytearray, at: int, address: int, slot: int, thunk: int) -> bytes:
     """adrp reaches 4 GB and is one of two instructions: there is nothing to rewrite.  Raises ValueError."""
     raise ValueError("an address more than 4 GB away")
+
+
+def is_thunk(name: str) -> bool:
+    """Whether a linker made the function, to reach another one (veneer) or to avoid an erratum."""
+    return name.startswith(("__erratum_", "__AArch64AbsLongThunk_", "__AArch64ADRPThunk_", "__AArch64BTIThunk_",
+                            "__AArch64AbsXOLongThunk_")) or name.startswith("__") and name.endswith("_veneer")
 
 
 def is_call(code: bytes, insn: int) -> bool:

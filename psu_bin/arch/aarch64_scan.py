@@ -16,6 +16,7 @@ from psu_bin.arch import aarch64_addresses as addresses
 from psu_bin.arch import aarch64_registers as registers
 from psu_bin.arch import aarch64_words as words
 from psu_bin.arch.aarch64_entries import is_mark, movable
+from psu_bin.arch.aarch64_link import is_thunk
 from psu_bin.arch.aarch64_registers import FACTS as REGISTERS
 from psu_bin.arch.aarch64_registers import effects
 from psu_bin.arch.code import NONE, Code, Field, Kind, Region, StackMove, Use
@@ -197,12 +198,6 @@ def possible_operands(data: bytes, start: int) -> list[tuple[np.ndarray, np.ndar
 def possible_targets(data: bytes, start: int, entries: np.ndarray) -> np.ndarray:
     """As possible_operands."""
     return np.zeros(0, dtype=np.int64)
-
-
-def is_thunk(name: str) -> bool:
-    """Whether a linker made the function, to reach another one (veneer) or to avoid an erratum."""
-    return name.startswith(("__erratum_", "__AArch64AbsLongThunk_", "__AArch64ADRPThunk_", "__AArch64BTIThunk_",
-                            "__AArch64AbsXOLongThunk_")) or name.startswith("__") and name.endswith("_veneer")
 
 
 def scaled_loads(code: Code) -> np.ndarray:

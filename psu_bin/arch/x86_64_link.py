@@ -23,7 +23,7 @@ from psu_bin.arch.x86_64_decode import Insn
 from psu_bin.arch.x86_64_reach import THUNK_SIZE, rewrite
 from psu_bin.arch.x86_64_stack import leaves, stack_use
 
-__all__ = ["HOWTO", "THUNK_SIZE", "is_call", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
+__all__ = ["HOWTO", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
            "rewrite", "stack_use", "static_tls_offset", "survey", "trace"]
 
 PLT_SIZE = 16
@@ -32,6 +32,7 @@ JUMP_SIZE = 5
 CODE_ALIGN = 16
 # Volatile registers (bits as descriptor.Function.preserve) that PLAIN and SIDE gates change, by kind: shim gates.S.
 GATE_CHANGES = (0, 1 << 11 | 1 << 6 | 1 << 1)             # none; r11, rsi, rcx
+_THUNKS = ("__x86_indirect_thunk", "__llvm_retpoline", "__x86_return_thunk", "__llvm_lvi_thunk")
 
 (R_NONE, R_64, R_PC32, R_GOT32, R_PLT32, R_32, R_32S, R_16, R_PC16, R_8, R_PC8) = (
     0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 15)
@@ -209,6 +210,11 @@ def repoint(code: bytearray | memoryview, ref: Resolved, displacement: int) -> N
 
 
 # ---- code ----------------------------------------------------------------------------------------------------------
+
+def is_thunk(name: str) -> bool:
+    """Whether a function of this name only jumps to an address in a register: compilers make them against speculation."""
+    return name.startswith(_THUNKS)
+
 
 def is_call(code: bytes, insn: int) -> bool:
     """The instruction at offset `insn` is a direct call."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from psu_bin.arch import x86_64_boundaries as boundaries
 from psu_bin.arch.code import NONE, Code, Field, Kind, Moved, Region, StackMove, Use
+from psu_bin.arch.x86_64_link import is_thunk
 from psu_bin.arch.x86_64_registers import FACTS as REGISTERS
 from psu_bin.arch.x86_64_registers import effects
 
@@ -29,8 +30,6 @@ SP_BIT = 1 << RSP                          # of the stack pointer in Effects
 ENTRY_CFA = 8                              # CFA - stack pointer at a function's entry
 STACK_CAN_BE_MISALIGNED = True             # calls may be made with a stack pointer that is no multiple of 16
 JUMP_SIZE = 5
-
-_THUNKS = ("__x86_indirect_thunk", "__llvm_retpoline", "__x86_return_thunk", "__llvm_lvi_thunk")
 
 # Relocation types (psABI, table 4.9): those that make pointers at run time, absolute ones in the linker's input with
 # their width in bytes, and relative ones.
@@ -155,11 +154,6 @@ def edits(code: Code, index: np.ndarray, stubs: tuple[int, int]) -> list[list[tu
     [low, high): (name of a plan_types.Reroute, address).  [] where there are none."""
     return [[("REL32", at)] if field == Field.REL32 else []
             for at, field in zip((code.address + code.field_at)[index].tolist(), code.field[index].tolist())]
-
-
-def is_thunk(name: str) -> bool:
-    """Whether a function of this name only jumps to an address in a register: compilers make them against speculation."""
-    return name.startswith(_THUNKS)
 
 
 def jump_tables(code: Code, contents: Callable[[int], bytes]) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from psu_bin import descriptor, elf
+from psu_bin import arch, descriptor, elf
 from psu_bin.attach import statics
 from psu_bin.attach.meaning import BoundFunction, Exported, External, Fixed, Target, Thread, Unclear
 from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol, is_clone
@@ -27,6 +27,7 @@ from psu_bin.descriptor import NO_FUNCTION, Symbol
 from psu_bin.errors import PsuError
 
 _CODE_KINDS = (descriptor.KIND_FUNCTION, descriptor.KIND_IFUNC, descriptor.KIND_NOTYPE)
+_OF_COMPILERS = ("__gcov", "__unnamed_", "__prof", "__sancov")
 _DATA_KINDS = (descriptor.KIND_OBJECT, descriptor.KIND_TLS, descriptor.KIND_NOTYPE)
 
 
@@ -181,6 +182,8 @@ class Binder:
                     break
                 if found is None:
                     continue
+                if found.function == NO_FUNCTION and self._is_thunk(patch, f):
+                    break                                  # as in the linker's input: the patch calls its own copy
                 if found.function == NO_FUNCTION:
                     self.problems.append(PsuError(
                         patch.path, f"{f.name} is not updatable in {self.views[m].path}",
@@ -194,6 +197,11 @@ class Binder:
                 known = known or self.known(n, home, self.views[home].known_functions,
                                             (s.file if s.local else "", s.name)) or 0
         return BoundFunction(n, f, home, -1, identity, known)
+
+    @staticmethod
+    def _is_thunk(patch: PatchObject, f: PatchFunction) -> bool:
+        """Compilers put these into every object that uses them; no caller expects the ordinary convention of them."""
+        return bool(arch.for_machine(patch.machine, patch.path).link.is_thunk(f.name))
 
     def _exported_function(self, m: int, f: PatchFunction) -> Symbol | None:
         """A global function of another instrumented module."""
@@ -364,6 +372,7 @@ class Binder:
         if found.size and s.size and found.size != s.size:
             self.problems.append(PsuError(
                 path, f"size of {s.name} differs: {s.size} bytes in the patch, {found.size} in {self.views[m].path}",
+                "compile the patch without -fsanitize and --coverage" if s.name.startswith(_OF_COMPILERS) else
                 "the program's data cannot change its layout while it runs"))
         return self._bound(home, m, found)
 

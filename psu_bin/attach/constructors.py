@@ -20,6 +20,7 @@ from psu_bin.attach.references import Reader
 from psu_bin.errors import PsuError
 
 POINTER = 8
+HINT = "a patch's constructors are not run: initialise at the first use"
 
 
 def problems(layouts: list[Layout], reader: Reader) -> Iterator[PsuError]:
@@ -32,12 +33,12 @@ def problems(layouts: list[Layout], reader: Reader) -> Iterator[PsuError]:
             known = [f for f in _functions(layout, s.index) if f is not None and (not f.new or _synthesized(f))]
             if len(known) < s.size // POINTER or s.size % POINTER:
                 yield PsuError(patch.path, f"has constructors or destructors, in section {s.name}, that the program does "
-                                           "not have", "a patch's constructors are not run: initialise at the first use")
+                                           "not have", f"{HINT}; leave out -fsanitize and --coverage, which make some")
             if s.type == SHT_INIT_ARRAY:
                 for f in known:
                     for name in _new_variables(f, layouts, reader):
                         yield PsuError(patch.path, f"{f.function.name}: a constructor uses {name}, which is new",
-                                       "a patch's constructors are not run: initialise at the first use")
+                                       HINT)
 
 
 def _synthesized(f: BoundFunction) -> bool:

@@ -18,7 +18,7 @@ from psu_bin.attach.shim import Runtime
 from psu_bin.errors import PsuError
 
 PT_LOAD, PT_DYNAMIC, PT_NOTE, PT_TLS = 1, 2, 4, 7
-DT_NULL, DT_STRTAB, DT_SYMTAB, DT_SONAME = 0, 5, 6, 14
+DT_NULL, DT_STRTAB, DT_SYMTAB, DT_SONAME, DT_DEBUG = 0, 5, 6, 14, 21
 NT_GNU_BUILD_ID = 3
 PAGE = 4096
 
@@ -213,4 +213,5 @@ def _module(process: Process, image: _Image) -> Module:
     data = process.read(address, descriptor.packed_size(header, path))
     tls = next(((size, align, va) for kind, va, size, align in image.segments if kind == PT_TLS), None)
     return Module(path, image.mapping.start, image.end, image.load_bias, image.machine, _build_id(process, image),
-                  path == _executable(process), tls, descriptor.decode(data, path))
+                  # A program that was started as `ld.so PROGRAM` is not what the kernel calls its executable.
+                  path == _executable(process) or DT_DEBUG in image.dynamic, tls, descriptor.decode(data, path))

@@ -1,6 +1,8 @@
 """The dynamic section of the instrumented file.
 
-The shim must be the first DT_NEEDED: it takes the place of pthread_create.  It is found through $ORIGIN, put last in
+The shim must come before the libraries that make threads: it takes the place of pthread_create.  So it is the first
+DT_NEEDED, but for one: AddressSanitizer's runtime ends a program in which it is not the first library itself
+(asan_linux.cpp, AsanCheckDynamicRTPrereqs), and its pthread_create calls the next one, the shim's.  The shim is found through $ORIGIN, put last in
 the run path that the file has.  Only one tag is extended: DT_RUNPATH makes loaders ignore DT_RPATH, so the one is
 never added beside the other.
 
@@ -10,6 +12,7 @@ refers to the symbol _DYNAMIC (debuggers inside the program, garbage collectors)
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -27,6 +30,7 @@ DT_RELAENT, DT_RELRENT, DT_DEBUG, DT_PLTGOT, DT_FLAGS_1 = 9, 37, 21, 3, 0x6FFFFF
 DF_1_PIE = 0x08000000
 ORIGIN = "$ORIGIN"
 ENTRY = struct.Struct("<qQ")
+_INSISTS_ON_BEING_FIRST = re.compile(r"(libasan\.so|libclang_rt\.asan)")
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,24 @@ def fits(binary: Binary, what: Request) -> bool:
     return p is not None and entries_needed(binary, what) * ENTRY.size <= p.filesz
 
 
+def needed(binary: Binary) -> list[str]:
+    """The libraries that it needs, in the loader's order.  Raises PsuError when there is no string table."""
+    at, size = strings(binary)
+    table = binary.data[binary.offset_of(at):][:size]
+    return [binary.string(table, v) for t, v in binary.dynamic if t == elf.DT_NEEDED]
+
+
+def shim_place(libraries: list[str]) -> int:
+    """How many of `libraries` come before the shim."""
+    return int(bool(libraries) and _INSISTS_ON_BEING_FIRST.match(libraries[0]) is not None)
+
+
 def encode(binary: Binary, what: Request, addresses: dict[int, int], size: int) -> bytes:
     """The new dynamic section, `size` bytes.  `addresses`: tag -> value, known only when everything has its place."""
     values = dict(what.values) | addresses
     out = [(t, values.pop(t, v)) for t, v in binary.dynamic]
     first = next((i for i, (t, _) in enumerate(out) if t == elf.DT_NEEDED), 0)
-    out.insert(first, (elf.DT_NEEDED, what.shim))
+    out.insert(first + shim_place(needed(binary)), (elf.DT_NEEDED, what.shim))
     out += values.items()
     return b"".join(ENTRY.pack(t, v) for t, v in out).ljust(size, b"\0")
 

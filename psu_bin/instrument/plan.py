@@ -20,7 +20,7 @@ import numpy as np
 
 from psu_bin import descriptor
 from psu_bin.arch import Arch
-from psu_bin.arch.code import Code
+from psu_bin.arch.code import NONE, Code, Kind
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
 from psu_bin.instrument import detour, functions, marks, near, references, reliance, tables, traits, unwind
@@ -46,8 +46,29 @@ def read(binary: Binary, arch: Arch, debug: Binary | None) -> Module:
     frames = unwind.read(binary)
     known = functions.find(binary, frames, references.resolvers(binary, arch), debug, arch.scan.is_thunk)
     code = arch.scan.decode(references.regions(binary, known, frames))
+    _refuse_cfi(binary, known, code)
     found = references.find(binary, arch, known, frames, code)
     return Module(known, frames, code, found, tables.find(binary, arch, known, code))
+
+
+def _refuse_cfi(binary: Binary, known: Functions, code: Code) -> None:
+    """clang's -fsanitize=cfi-icall allows calls through pointers only into its own table of jumps, which stands for the
+    functions (each NAME is renamed to NAME.cfi): with the address of a stub the program would end itself.
+    See "Control Flow Integrity Design Documentation" of clang, "Forward-Edge CFI for Indirect Function Calls"."""
+    mark = next((n for names in known.aliases for n in names if n.endswith(".cfi")), "")
+    if not mark:                                   # stripped of all but what is exported: endbr64, jmp, and int3 to 8 or 16
+        at, last = code.at(known.entry), len(code.address) - 5
+        # What has no size may seem to go on into the padding behind it: frame_dummy, which linkers take along.
+        function = np.flatnonzero((at != NONE) & (at <= last) & (known.role != Role.STARTUP))
+        at = at[function]
+        at = np.where(code.kind[at] == Kind.MARK, at + 1, at)
+        trap = (code.kind == Kind.TRAP) & (code.length == 1)
+        jump = (code.kind[at] == Kind.JUMP) & trap[at + 1] & trap[at + 2] & trap[at + 3]
+        whole = known.end[function] >= code.address[at] + code.length[at] + 3
+        mark = next((known.names[i] for i in function[jump & whole].tolist()), "")
+    if mark:
+        raise PsuError(binary.path, f"is compiled with -fsanitize=cfi-icall, which forbids calls through stubs: {mark}",
+                       "compile it with -fno-sanitize=cfi-icall")
 
 
 def make(binary: Binary, arch: Arch, include: tuple[str, ...], exclude: tuple[str, ...],

@@ -82,8 +82,7 @@ def find(binary: Binary, arch: Arch, functions: Functions, frames: Frames, code:
     kept = binary.kept_relocations
     if binary.type == ET_EXEC:
         _absolute(r, binary, arch, functions, code, kept)
-    else:
-        _got_relative(r, binary, arch, functions, code)
+    _got_relative(r, binary, arch, functions, code)
     _cross_check(r, arch, functions, code, kept)
     for tag, name in ((DT_INIT, "DT_INIT"), (DT_FINI, "DT_FINI")):
         value = binary.dyn(tag)
@@ -114,6 +113,7 @@ def _in_code(r: References, binary: Binary, arch: Arch, functions: Functions, co
     stubs = layout.room_for_stubs(binary, arch, len(functions.entry))
     target = functions.index(code.target)
     at = np.flatnonzero((code.target != NONE) & (target >= 0))
+    at = at[~_got_bases(binary, arch, functions, code, at)]
     target, address = target[at], code.address[at]
     own = (code.use[at] == Use.FLOW) & (code.kind[at] != Kind.CALL) & (
         functions.holding(address) == functions.owner[target])
@@ -296,17 +296,37 @@ def _kept_words(r: References, arch: Arch, functions: Functions, kept: Relocatio
             r.doubt(f, f"a kept relocation at {at:#x} does not agree with the file")
 
 
+def _tables(binary: Binary) -> list[int]:
+    """What _GLOBAL_OFFSET_TABLE_ may be."""
+    return [s.address for s in binary.sections if s.name in (".got.plt", ".got")]
+
+
+def _got_bases(binary: Binary, arch: Arch, functions: Functions, code: Code, at: np.ndarray) -> np.ndarray:
+    """bool, one for each of the instructions `at`, which refer to entries: whether it only begins to compute the address of
+    the global offset table.  Large-model position-independent code adds a 64-bit constant to an address nearby, which
+    is the function's own entry when it does so first of all (psABI 3.5.6)."""
+    owner, _, size, value = arch.scan.absolutes(code)
+    wide, taken = np.flatnonzero(size == 8), np.flatnonzero(code.use[at] == Use.ADDRESS)
+    out = np.zeros(len(at), dtype=bool)
+    if not len(wide) or not len(taken):
+        return out
+    here, there = functions.holding(code.address[at[taken]]), functions.holding(code.address[owner[wide]])
+    for got in _tables(binary):
+        needed = {(f, int(v)) for f, v in zip(there.tolist(), value[wide].tolist()) if f >= 0}
+        out[taken] |= [(f, got - t) in needed for f, t in zip(here.tolist(), code.target[at[taken]].tolist())]
+    return out
+
+
 def _got_relative(r: References, binary: Binary, arch: Arch, functions: Functions, code: Code) -> None:
     """Large-model position-independent code adds 64-bit constants to the address of the global offset table."""
-    got = next((s.address for n in (".got.plt", ".got") for s in binary.sections if s.name == n), None)
-    if got is None:
-        return
     owner, _, size, value = arch.scan.absolutes(code)
     wide = np.flatnonzero(size == 8)
-    hit = functions.index(value[wide] + got)
-    for i in np.flatnonzero(hit >= 0).tolist():
-        r.doubt(int(hit[i]), f"referred to relative to the global offset table at {int(code.address[owner[wide[i]]]):#x}")
-        r.taken.add(int(hit[i]))
+    for got in _tables(binary):
+        hit = functions.index(value[wide] + got)
+        for i in np.flatnonzero(hit >= 0).tolist():
+            where = int(code.address[owner[wide[i]]])
+            r.doubt(int(hit[i]), f"referred to relative to the global offset table at {where:#x}")
+            r.taken.add(int(hit[i]))
 
 
 def _cross_check(r: References, arch: Arch, functions: Functions, code: Code, kept: tuple[Relocations, ...]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,16 @@ def test_too_large_to_reach(tmp_path: Path) -> None:
     program = compiled(tmp_path / "program", "small.c", big, "-O1", "-mcmodel=medium", "-fPIE", "-pie")
     assert run(program) == "100006 100010 -\n"
     assert "too large" in str(refused(program))
+
+
+@pytest.mark.skipif(not (shutil.which("clang") and shutil.which("ld.lld")), reason="clang or lld is not installed")
+@pytest.mark.parametrize("flags", [("-flto",), ("-flto=thin",)], ids=lambda f: " ".join(f))
+def test_a_program_that_checks_function_pointers(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    program = compiled(tmp_path / "program", "small.c", "-O1", *flags, "-fuse-ld=lld", "-fvisibility=default", "-rdynamic",
+                       "-fsanitize=cfi-icall", cc="clang")
+    assert "cfi-icall" in str(refused(program))
+    subprocess.run(["strip", program], check=True)
+    assert "cfi-icall" in str(refused(program))
 
 
 def test_every_cut_is_refused(tmp_path: Path, good: Path) -> None:

@@ -28,6 +28,7 @@ PROGRAMS = [
     ("clang", "-O0"), ("clang", "-O2"), ("clang", "-Os -fuse-ld=lld"), ("clang", "-O3 -flto -fuse-ld=lld"),
     ("clang", "-O2 -fuse-ld=lld -no-pie -Wl,--emit-relocs"),
     ("clang", "-O2 -fcf-protection=full -fuse-ld=lld -Wl,-z,now"), ("clang", "-O2 -fuse-ld=gold"),
+    ("gcc", "-O2 -mcmodel=large -DNO_IFUNC"), ("gcc", "-O2 -mcmodel=large -fPIC -no-pie -DNO_IFUNC"),
     ("musl-gcc", "-O2 -DNO_IFUNC"), ("musl-gcc", "-Os -no-pie -DNO_IFUNC -Wl,--emit-relocs"),
 ]
 

@@ -56,6 +56,14 @@ def test_a_process_in_a_pid_namespace_with_another_root(lab):
         assert patched(lab, running, inside, v)["threads_stopped"] == 0
 
 
+@pytest.mark.skipif(not os.path.exists("/lib64/ld-linux-x86-64.so.2"), reason="another dynamic linker")
+def test_a_program_that_is_an_argument_of_the_dynamic_linker(lab):
+    running = lab.start("/lib64/ld-linux-x86-64.so.2", lab.program("state", sources=("main.c", "other.c")))
+    running.expect("^worker v0")
+    psu_bin("attach", running.pid, lab.patch("state", "patch1/main.c"))      # uses a thread-local variable
+    running.expect("^worker v1 .* thread [56]")
+
+
 def test_a_deleted_file_does_not_matter(lab):
     program = lab.program("spin")
     running = lab.start(program, 2)

@@ -1,5 +1,6 @@
 """Which version a call executes, and when: the newest for new calls, its own for one in progress, all functions at once."""
 
+import platform
 import re
 
 import pytest
@@ -35,6 +36,17 @@ WAYS = "direct tail recursive data table register stack qsort thread dlsym".spli
                                    ("-fcf-protection=full", "-Wl,-z,now", "-fno-plt", "-rdynamic")],
                          ids=lambda f: " ".join(f))
 def test_every_way_of_calling_reaches_the_newest_version(lab, flags):
+    every_way(lab, flags, ())
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="options of x86-64")
+@pytest.mark.parametrize("flags", [("-mindirect-branch=thunk", "-mfunction-return=thunk"), ("-mcmodel=large",),
+                                   ("-fsanitize=address", "-O1")], ids=lambda f: " ".join(f))
+def test_program_and_patch_are_compiled_in_an_unusual_way(lab, flags):
+    every_way(lab, (*flags, "-rdynamic"), [f for f in flags if "sanitize" not in f])
+
+
+def every_way(lab, flags, of_patch):
     running = lab.start(lab.program("calls", *flags))
 
     def everywhere(v):
@@ -42,7 +54,7 @@ def test_every_way_of_calling_reaches_the_newest_version(lab, flags):
 
     running.expect(everywhere(0))
     for v in (1, 2):
-        psu_bin("attach", running.pid, lab.patch("calls", "patch.c", f"-DV={v}"))
+        psu_bin("attach", running.pid, lab.patch("calls", "patch.c", f"-DV={v}", *of_patch))
         running.fresh()
         running.next()     # a line that was perhaps half computed before the commit
         line = running.expect("^direct").string
