@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable
-from itertools import pairwise
 from typing import IO
 
 KEPT = 200_000       # lines; a program that prints more loses its first ones from the log, not from the checks
@@ -66,18 +66,19 @@ class Lines:
                 self._changed.wait(0.1)
                 check()
 
-    def longest_gap(self, begin: float, end: float) -> float | None:
-        """The longest time between two successive lines that touches [begin, end]; None without a line before and after."""
-        with self._changed:
-            times = [t for t, _ in self._lines]
-        gaps = [b - a for a, b in pairwise(times) if b >= begin and a <= end]
-        return max(gaps) if gaps and times[0] <= begin and times[-1] >= end else None
-
-    def wait_past(self, moment: float, limit: float, check: Callable[[], None]) -> None:
-        """Return when a line came after `moment`, or none will, or after `limit` seconds."""
+    def around(self, begin: float, end: float, after: int, limit: float, check: Callable[[], None],
+               ) -> list[tuple[float, str]] | None:
+        """The lines, with their times, from the last before `begin` to the `after`-th past `end`, for which it waits up to
+        `limit` seconds; None when not all of these come."""
         deadline = time.monotonic() + limit
         with self._changed:
-            while not self._ended and time.monotonic() < deadline and not (self._lines and self._lines[-1][0] > moment):
+            while True:
+                first = bisect_left(self._lines, (begin,)) - 1
+                last = bisect_left(self._lines, (end,)) + after
+                if first < 0 or self._ended and last > len(self._lines) or time.monotonic() >= deadline:
+                    return None
+                if last <= len(self._lines):
+                    return self._lines[first:last]
                 self._changed.wait(0.1)
                 check()
 

@@ -12,16 +12,16 @@ from typing import Any
 from psu_bin.errors import PsuError
 from psu_bin.regress.runner import Failure, Job, Result
 
-HEADER = f"{'scenario':16} {'build':34} {'result':8} {'s':>6} {'patches':>7} {'pause ms':>8} {'KiB':>7}"
+HEADER = f"{'scenario':16} {'build':34} {'result':8} {'s':>6} {'patches':>7} {'pause ms':>8} {'control':>7} {'KiB':>7}"
 
 
 def row(r: Result) -> str:
     """One line of the table."""
     m = r.measures
-    pause = "" if m.pause_seconds is None else f"{m.pause_seconds * 1e3:.1f}"
+    pause, control = ("" if s is None else f"{s * 1e3:.1f}" for s in (m.pause_seconds, m.control_seconds))
     memory = "" if m.memory_kib is None else f"{m.memory_kib:+d}"
     line = (f"{r.job.scenario.name:16} {str(r.job.cell):34} {r.outcome:8} {r.seconds:6.1f} {m.attaches or '':>7} "
-            f"{pause:>8} {memory:>7}").rstrip()
+            f"{pause:>8} {control:>7} {memory:>7}").rstrip()
     return f"{line}  {r.note}" if r.note else line
 
 

@@ -21,7 +21,7 @@ from psu_bin.errors import PsuError
 from psu_bin.regress.children import Cancelled, Children
 from psu_bin.regress.matrix import LINK_FLAGS, REFUSED, Cell, cells
 from psu_bin.regress.scenario import Scenario
-from psu_bin.regress.steps import TOOL_LIMIT, Failed, Measures, Session, _how
+from psu_bin.regress.steps import PLAIN, TOOL_LIMIT, Failed, Measures, Session, _how
 
 BUILD_LIMIT = 600.0      # seconds for a compiler or build command
 
@@ -130,7 +130,7 @@ def _job(job: Job, children: Children, logs: Path, *, short: bool) -> Result:
 def _build(job: Job, session: Session) -> str:
     """Compile and instrument.  Returns instrument's refusal where the link mode calls for one, else ""."""
     scenario, cell = job.scenario, job.cell
-    plain, program = session.folder / "main", scenario.program
+    plain, program = session.folder / PLAIN, scenario.program
     # Flags may name other files of the scenario's folder: everything is compiled there, and the symbols say plain names.
     flags = ["-g", *cell.opt.split(), *program.flags]
     if program.binary:

@@ -59,11 +59,22 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """How long the program may pause around an attach or revert.  seconds: the limit; ratio: with it, `ratio` times the
+    longest pause around control commands is allowed, too (0: there are no controls); told: a pattern whose group is the number
+    that a line tells, in units of `unit` seconds (None: the time between lines)."""
+    seconds: float
+    ratio: float = 0
+    told: re.Pattern[str] | None = None
+    unit: float = 1
+
+
+@dataclass(frozen=True)
 class Checks:
-    """What holds at the end.  memory: MiB that the resident set may grow by; pause: seconds between two lines of output
-    around an attach or revert; freed: seconds until no retired code is left.  None: not checked."""
+    """What holds at the end.  memory: MiB that the resident set may grow by; freed: seconds until no retired code is
+    left.  None: not checked."""
     memory: float | None
-    pause: float | None
+    pause: Pause | None
     freed: float | None
 
 
@@ -125,6 +136,31 @@ def _seconds(v: Any) -> float:
 
 def _seconds_or_no(v: Any) -> float | None:
     return None if v is False else _seconds(v)
+
+
+def _told(v: Any) -> re.Pattern[str]:
+    found = _pattern(v)
+    if found.groups != 1:
+        raise ValueError("a regular expression with one group")
+    return found
+
+
+PAUSE: dict[str, tuple[Reader, Any]] = {"seconds": (_seconds, 0.1), "ratio": (_seconds, 0), "told": (_told, None), "unit": (_seconds, 1)}
+
+
+def _pause(v: Any) -> Pause:
+    """A number of seconds, or a table."""
+    if not isinstance(v, dict):
+        return Pause(_seconds(v))
+    if not v or any(k not in PAUSE for k in v):
+        raise ValueError(f"a number above 0 or a table, with some of {', '.join(PAUSE)}")
+    found = {}
+    for name, (reader, default) in PAUSE.items():
+        try:
+            found[name] = reader(v[name]) if name in v else default
+        except ValueError as e:
+            raise ValueError(f"a table whose {name} is {e}") from None
+    return Pause(**found)
 
 
 def _count(v: Any) -> int:
@@ -208,7 +244,7 @@ ACTIONS: dict[str, tuple[Reader, Options]] = {
 PROGRAM: Options = {"sources": (_some, ()), "build": (_text, ""), "binary": (_text, ""), "flags": (_texts, ()),
                     "functions": (_texts, ()), "exclude": (_texts, ()), "env": (_env, {})}
 MATRIX: Options = {"cc": (_some, ("cc",)), "opt": (_some, ("-O2",)), "link": (_links, ("pie",)), "threads": (_counts, (4,))}
-CHECKS: Options = {"memory": (_seconds, None), "pause": (_seconds, None), "freed": (_seconds_or_no, PATIENCE)}
+CHECKS: Options = {"memory": (_seconds, None), "pause": (_pause, None), "freed": (_seconds_or_no, PATIENCE)}
 TOP = ("name", "program", "libraries", "patches", "matrix", "checks", "step")
 
 

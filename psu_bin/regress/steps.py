@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import psu_bin
+from psu_bin.regress import pause
 from psu_bin.regress.children import Child, Children, Done
 from psu_bin.regress.lines import Lines
 from psu_bin.regress.scenario import PATIENCE, Scenario, Step
 
 SHOWN = 5                # lines of output that a failure shows
 TOOL_LIMIT = 300.0       # seconds for instrument
+PLAIN = "main"           # the program before it is instrumented, in the folder
 
 
 class Failed(Exception):
@@ -41,7 +43,8 @@ class Measures:
     """What was measured while the steps ran; None where nothing was."""
     attaches: int = 0
     attach_seconds: float = 0.0          # the longest attach or revert
-    pause_seconds: float | None = None   # the longest time between two lines around one
+    pause_seconds: float | None = None   # the longest pause around one
+    control_seconds: float | None = None # the longest around a control command
     memory_kib: int | None = None        # growth of the resident set from before the first attach to the end
     retired: int | None = None           # patches with retired code at the end
 
@@ -150,22 +153,40 @@ class Session:
         self._succeeded("revert", self._change(step, "revert", *which))
 
     def _change(self, step: Step, command: str, *arguments: str) -> Done:
+        if self.scenario.checks.pause and self.scenario.checks.pause.ratio:
+            begin = time.monotonic()
+            self._succeeded("analyze", self.tool(step.options["within"], "analyze", str(self.folder / PLAIN), "--json"))
+            self.measures.control_seconds = self._pause(step, begin, time.monotonic(), self.measures.control_seconds)
         begin = time.monotonic()
         done = self.tool(step.options["within"], command, str(self._pid()), *arguments, "--json")
         end = time.monotonic()
         self.measures.attach_seconds = max(self.measures.attach_seconds, end - begin)
-        limit = self.scenario.checks.pause
-        if limit is not None:
-            lines = self._lines_of()
-            lines.wait_past(end, PATIENCE, self.children.check)
-            gap = lines.longest_gap(begin, end)
-            self._lives(step)
-            if gap is None:
-                raise Failed("lines before and after, to measure the pause between them", "none" + _last(lines))
-            self.measures.pause_seconds = max(self.measures.pause_seconds or 0, gap)
-            if gap > limit:
-                raise Failed(f"no pause longer than {limit:g} s around {command}", f"{gap:.3f} s without a line")
+        if self.scenario.checks.pause:
+            self.measures.pause_seconds = self._pause(step, begin, end, self.measures.pause_seconds)
+            if not self.scenario.checks.pause.ratio:      # with one, a longer control may still come
+                self._check_pause()
         return done
+
+    def _pause(self, step: Step, begin: float, end: float, before: float | None) -> float:
+        """The longest pause around [begin, end], or `before` if that is longer."""
+        assert self.scenario.checks.pause
+        lines = self._lines_of()
+        seen = pause.longest(lines, begin, end, self.scenario.checks.pause, PATIENCE, self.children.check)
+        self._lives(step)
+        if seen is None:
+            told = self.scenario.checks.pause.told
+            raise Failed("lines before and after, to measure the pause" + (f", that match {told.pattern!r}" if told else ""),
+                         "none" + _last(lines))
+        self.log.append(f"the longest pause: {seen:.6f} s")
+        return max(seen, before or 0)
+
+    def _check_pause(self) -> None:
+        limits, m = self.scenario.checks.pause, self.measures
+        if limits and m.pause_seconds is not None and m.pause_seconds > pause.allowed(limits, m.control_seconds):
+            control = f", nor than {limits.ratio:g} times the control's" if m.control_seconds is not None else ""
+            seen = f" (control: {m.control_seconds:.3f} s)" if m.control_seconds is not None else ""
+            raise Failed(f"no pause longer than {limits.seconds:g} s around attach and revert{control}",
+                         f"{m.pause_seconds:.3f} s{seen}")
 
     def _wait(self, step: Step) -> None:
         self._freed(step.value)
@@ -241,6 +262,7 @@ class Session:
     def _final_checks(self, step: Step) -> None:
         """What [checks] promises for the end of a program's life; nothing when no patch came or the program ends by itself."""
         checks = self.scenario.checks
+        self._check_pause()
         if step.value == "none" or self._memory_before is None:
             return
         self._lives(step)

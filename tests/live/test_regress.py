@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -75,6 +76,31 @@ def test_a_scenario_that_does_not_hold_fails(tmp_path, temporary, old, new, expe
     assert expected in log.read_text() and "what the program printed:\nport " in log.read_text()
     failure = ET.parse(tmp_path / "x.xml").find("testcase/failure")
     assert failure is not None and failure.text and expected in failure.text
+    assert not list(temporary.iterdir()) and not processes_in(temporary)
+
+
+STALL = "#include <unistd.h>\nstatic int done;\n", "{ if (!__atomic_exchange_n(&done, 1, 5)) usleep(SOME); return"
+
+
+# A patch whose first call takes long: seen by the thread that makes it, and never freed meanwhile.
+@pytest.mark.parametrize("microseconds, checks, step, expected, seen", [
+    (700_000, "pause = { told = '^paused for ([\\d.]+) ms', unit = 0.001, seconds = 0.6 }", "attach patch1",
+     "no pause longer than 0.6 s around attach and revert\n", " s\n"),
+    (0, "pause = { seconds = 1e-6, ratio = 1e-6 }", "stop TERM",
+     "no pause longer than 1e-06 s around attach and revert, nor than 1e-06 times the control's", " s (control: "),
+    (0, "pause = { told = 'nothing (.)' }", "attach patch1", "lines before and after, to measure the pause, that match", "none; the last"),
+    (1_000_000_000, "freed = 1", "stop TERM", "no retired code is left within 1 s", "retired"),
+])
+def test_a_program_that_pauses(tmp_path, temporary, microseconds, checks, step, expected, seen):
+    for file in (PROGRAMS / "pauses").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    text = (tmp_path / "patch1.c").read_text()
+    (tmp_path / "patch1.c").write_text(STALL[0] + text.replace("{ return", STALL[1].replace("SOME", str(microseconds))))
+    text = re.sub("^pause = .*", lambda _: checks, (tmp_path / "scenario.toml").read_text(), flags=re.MULTILINE).replace("short = 2", "short = 1")
+    (tmp_path / "scenario.toml").write_text(text)
+    done = psu_bin("regress", tmp_path / "scenario.toml", "--short", "--logs", tmp_path / "logs", check=False,
+                   env={"TMPDIR": str(temporary)})
+    assert done.status == 1 and step in done.out and expected in done.out and seen in done.out
     assert not list(temporary.iterdir()) and not processes_in(temporary)
 
 

@@ -57,6 +57,8 @@ def test_a_good_scenario_is_read_with_defaults(tmp_path):
     ("[patches]", "[libraries]\nl = 'gone.c'\n[patches]", 5, "no such file: gone.c"),
     ("[patches]", "libraries = 3\n[patches]", 4, "unknown key: libraries"),
     ('one = "one.c"', '"a/b" = "one.c"', 5, "'a/b' cannot be the name of a file"),
+    ("[patches]", "[checks]\npause = { ratoi = 3 }\n[patches]", 5, "pause should be a number above 0 or a table, with some of sec"),
+    ("[patches]", "[checks]\npause = { told = '3' }\n[patches]", 5, "pause should be a table whose told is a regular expression with"),
     ("start = []", "strat = []", 8, "a step without an action: strat (did you mean start)"),
     ("repeat = 10", "repeat = 0", 11, "repeat should be a whole number above 0: 0"),
     ('attach = "one"', 'attach = "two"', 14, "unknown patch: two ([patches] has one)"),

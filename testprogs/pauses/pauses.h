@@ -1,0 +1,3 @@
+/* What the program and its patch share. */
+struct step { unsigned long count, version; };
+__attribute__((noinline)) struct step step(unsigned long count);
