@@ -2,8 +2,8 @@
 
     python3 generate.py FOLDER [SEED]
 
-makes in FOLDER: generated.h (structures, prototypes, what makes and hashes values of each type, defined where VALUES is),
-functions.inc (the functions for whose numbers HAS holds, version V) and callers.inc (for each function one that calls
+makes in FOLDER: generated.h (structures, prototypes, what makes and hashes values of each type, defined where VALUES
+is), functions.inc (the functions for whose numbers HAS holds, version V) and callers.inc (for each function one that calls
 it).  A function hashes every byte of every argument that is not padding, and makes its result out of the hash; its
 caller knows both in advance.  So a bit that is lost on the way in or out, in whatever register or stack word, is seen.
 
@@ -137,7 +137,8 @@ def definitions(found: list[Function]) -> str:
     for f in found:
         hashed = "".join(f"    h = hash_{t.replace(' ', '_')}(h, &a{i});\n" for i, t in enumerate(f.parameters))
         out.append(f"#if HAS({f.number})\n{f.prototype}\n{{\n    u64 h = {f.number};\n{hashed}"
-                   f"    seen[{f.number}] = V;\n    {f.result} r;\n    make_{f.result.replace(' ', '_')}(&r, h);\n    return r;\n}}\n#endif\n")
+                   f"    seen[{f.number}] = V;\n    {f.result} r;\n    make_{f.result.replace(' ', '_')}(&r, h);\n"
+                   "    return r;\n}\n#endif\n")
     return "".join(out)
 
 
@@ -152,7 +153,8 @@ def callers(found: list[Function]) -> str:
         result = f.result.replace(" ", "_")
         through = f"    __typeof__({f.name}) *volatile to = {f.name};\n" if f.number % 2 else ""
         out.append(f"{target}static void call_{f.name}(u64 *seed)\n{{\n    u64 h = {f.number};\n{made}{through}"
-                   f"    {f.result} want;\n    make_{result}(&want, h);\n    {f.result} got = {'to' if through else f.name}({arguments});\n"
+                   f"    {f.result} want;\n    make_{result}(&want, h);\n"
+                   f"    {f.result} got = {'to' if through else f.name}({arguments});\n"
                    f"    if (hash_{result}(0, &got) != hash_{result}(0, &want))\n        wrong(\"{f.name}\");\n}}\n")
     out.append("static const struct caller generated[] = {\n")
     for f in found:

@@ -1,11 +1,11 @@
 /* All calling conventions: threads call functions of every signature without pause, and check every bit of every
- * argument and result (generate.py), while versions come and go.  Beside the generated ones: variadic functions, functions
- * with a static chain, and assembly that takes and returns values in registers of its own choice (special.inc).
+ * argument and result (generate.py), while versions come and go.  Beside the generated ones: variadic functions,
+ * functions with a static chain, and assembly that takes and returns values in registers of its own choice (special.inc).
  *
  * Proves: gates and stubs change nothing that any of these conventions uses.
- * Usage: main THREADS.  Every other thread pauses after each round, so that an update need not share with all of them.
- *  Prints "calling N" (functions that this processor can run) at first; "version N" when every
- * function has run in version N or a later one; "rounds N" now and then; "ERROR name" when a bit was lost. */
+ * Usage: main THREADS.  Every other thread pauses after each round: updates need a processor, too.  Prints "calling N"
+ * (functions that this processor can run) at first; "version N" when every function has run in version N or a later
+ * one; "rounds N" now and then; "ERROR name" when a bit was lost. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>

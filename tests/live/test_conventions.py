@@ -1,7 +1,7 @@
 """All calling conventions, called by threads without pause while functions are replaced (testprogs/conventions).
 
-Versions alternate between two compilations of one patch, with and without optimisation: their code has nothing in common
-but the convention.  PSU_TEST_CONVENTIONS: updates of each program (100); PSU_TEST_SEED: other signatures.
+Versions alternate between two compilations of one patch, with and without optimisation: their code has nothing in
+common but the convention.  PSU_TEST_CONVENTIONS: updates of each program (100); PSU_TEST_SEED: other signatures.
 """
 
 import os

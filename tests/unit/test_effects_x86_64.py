@@ -1,7 +1,7 @@
 """What x86-64 instructions read, write and replace, where the disassembler's tables say something else.
 
-Expected values from the instructions' pages in the Intel SDM, volume 2.  Reads must not be too few; writes must not be too
-many: a caller that relies on a register which a function wrongly seems to change gets no gate that keeps it.
+Expected values from the instructions' pages in the Intel SDM, volume 2.  Reads must not be too few; writes must not be
+too many: a caller that relies on a register which a function wrongly seems to change gets no gate that keeps it.
 """
 
 import numpy as np

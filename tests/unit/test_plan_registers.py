@@ -112,7 +112,8 @@ def test_branches_and_loops_are_followed(tmp_path):
 ])
 def test_a_result_in_a_register_that_gates_change_is_a_convention_of_its_own(tmp_path, user, own):
     p = asm(tmp_path, f"fun user\n{user}\nend user\n"
-                      "fun leaf\n mov $1, %ecx\n mov $2, %esi\n mov $3, %r11d\n mov $4, %r8d\n cmp %ecx, %esi\n ret\nend leaf\n")
+                      "fun leaf\n mov $1, %ecx\n mov $2, %esi\n mov $3, %r11d\n mov $4, %r8d\n cmp %ecx, %esi\n ret\n"
+                      "end leaf\n")
     assert bool(p.function("leaf").flags & descriptor.OWN_CONVENTION) == own
 
 
