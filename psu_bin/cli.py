@@ -231,7 +231,7 @@ def regress(scenarios: tuple[Path, ...], parallel: int, only: tuple[str, ...], s
     if check:
         click.echo(f"{len(found)} scenarios, {len(todo)} combinations")
         return
-    terminal, running, done = sys.stderr.isatty(), list[runner.Job](), 0
+    terminal, running, done, ending = sys.stderr.isatty(), list[runner.Job](), 0, False
 
     def show() -> None:
         if terminal:
@@ -252,11 +252,15 @@ def regress(scenarios: tuple[Path, ...], parallel: int, only: tuple[str, ...], s
         sys.stdout.flush()
         show()
 
-    def interrupted(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
+    def interrupted(*_: object) -> None:
+        nonlocal ending
+        if not ending:           # once is enough: nothing stops the cleaning up
+            ending = True
+            raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupted)
-    signal.signal(signal.SIGHUP, interrupted)
+    # Whoever reads the output may go (SIGPIPE): then, too, what was started is ended.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+        signal.signal(number, interrupted)
     click.echo(report.HEADER)
     results = runner.run(todo, parallel, logs, short=short, began=began, ended=ended)
     click.echo(report.summary(results))

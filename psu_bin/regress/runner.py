@@ -76,8 +76,10 @@ def run(todo: Sequence[Job], parallel: int, logs: Path, *, short: bool, began: C
         return result
 
     with ThreadPoolExecutor(parallel) as pool:
-        futures = [pool.submit(one, job) for job in todo]
+        futures = []
         try:
+            for job in todo:
+                futures.append(pool.submit(one, job))
             # Waiting with a limit: a signal is noticed at once, whatever the platform's lock does.
             while not all(f.done() for f in futures):
                 time.sleep(0.02)

@@ -61,8 +61,8 @@ class Matrix:
 @dataclass(frozen=True)
 class Pause:
     """How long the program may pause around an attach or revert.  seconds: the limit; ratio: with it, `ratio` times the
-    longest pause around control commands is allowed, too (0: there are no controls); told: a pattern whose group is the number
-    that a line tells, in units of `unit` seconds (None: the time between lines)."""
+    longest pause around control commands is allowed, too (0: there are no controls); told: a pattern whose group is the
+    number that a line tells, in units of `unit` seconds (None: the time between lines)."""
     seconds: float
     ratio: float = 0
     told: re.Pattern[str] | None = None
@@ -145,7 +145,8 @@ def _told(v: Any) -> re.Pattern[str]:
     return found
 
 
-PAUSE: dict[str, tuple[Reader, Any]] = {"seconds": (_seconds, 0.1), "ratio": (_seconds, 0), "told": (_told, None), "unit": (_seconds, 1)}
+PAUSE: dict[str, tuple[Reader, Any]] = {"seconds": (_seconds, 0.1), "ratio": (_seconds, 0), "told": (_told, None),
+                                        "unit": (_seconds, 1)}
 
 
 def _pause(v: Any) -> Pause:

@@ -333,7 +333,7 @@ class Session:
             try:
                 s = socket.create_connection((host or "127.0.0.1", int(number)), PATIENCE)
             except (OSError, ValueError, OverflowError) as e:
-                raise Failed(f"a connection to port {port}", str(e)) from None
+                raise Failed(f"a connection to port {port}", getattr(e, "strerror", None) or str(e)) from None
             s.settimeout(None)
             lines = Lines(s.makefile("rb"))
             self._connections[port] = (s, lines)

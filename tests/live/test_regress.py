@@ -88,7 +88,8 @@ STALL = "#include <unistd.h>\nstatic int done;\n", "{ if (!__atomic_exchange_n(&
      "no pause longer than 0.6 s around attach and revert\n", " s\n"),
     (0, "pause = { seconds = 1e-6, ratio = 1e-6 }", "stop TERM",
      "no pause longer than 1e-06 s around attach and revert, nor than 1e-06 times the control's", " s (control: "),
-    (0, "pause = { told = 'nothing (.)' }", "attach patch1", "lines before and after, to measure the pause, that match", "none; the last"),
+    (0, "pause = { told = 'nothing (.)' }", "attach patch1", "lines before and after, to measure the pause, that match",
+     "none; the last"),
     (1_000_000_000, "freed = 1", "stop TERM", "no retired code is left within 1 s", "retired"),
 ])
 def test_a_program_that_pauses(tmp_path, temporary, microseconds, checks, step, expected, seen):
@@ -96,7 +97,8 @@ def test_a_program_that_pauses(tmp_path, temporary, microseconds, checks, step, 
         (tmp_path / file.name).write_bytes(file.read_bytes())
     text = (tmp_path / "patch1.c").read_text()
     (tmp_path / "patch1.c").write_text(STALL[0] + text.replace("{ return", STALL[1].replace("SOME", str(microseconds))))
-    text = re.sub("^pause = .*", lambda _: checks, (tmp_path / "scenario.toml").read_text(), flags=re.MULTILINE).replace("short = 2", "short = 1")
+    text = (tmp_path / "scenario.toml").read_text().replace("short = 2", "short = 1")
+    text = re.sub("^pause = .*", lambda _: checks, text, flags=re.MULTILINE)
     (tmp_path / "scenario.toml").write_text(text)
     done = psu_bin("regress", tmp_path / "scenario.toml", "--short", "--logs", tmp_path / "logs", check=False,
                    env={"TMPDIR": str(temporary)})

@@ -63,7 +63,8 @@ def test_a_pause_that_goes_on_is_followed_to_its_end(printed):
     assert pause.longest(lines, begin, begin, TOLD, PATIENCE, lambda: None) == pytest.approx(0.065)
 
 
-@pytest.mark.parametrize("before, after", [((), ("paused 1 ms",) * 3), (("paused 1 ms",), ("paused 1 ms",)), (("a",), ("b", "c"))])
+@pytest.mark.parametrize("before, after", [((), ("paused 1 ms",) * 3), (("paused 1 ms",), ("paused 1 ms",)),
+                                           (("a",), ("b", "c"))])
 def test_without_lines_nothing_is_known(printed, before, after):
     say, lines = printed
     begin = say(*before)
