@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from psu_bin.errors import PsuError
+from psu_bin.errors import EXIT_USAGE, PsuError
 from psu_bin.regress.children import Cancelled, Children
 from psu_bin.regress.matrix import LINK_FLAGS, REFUSED, Cell, cells
 from psu_bin.regress.scenario import Scenario
@@ -53,7 +53,11 @@ class Result:
 
 
 def jobs(scenarios: Sequence[Scenario], only: dict[str, tuple[str, ...]], *, short: bool) -> list[Job]:
-    """All jobs; PsuError when `only` leaves none."""
+    """All jobs; PsuError when `only` leaves none, or two scenarios have one name: results and logs go by it."""
+    for i, s in enumerate(scenarios):
+        if s.name in (other.name for other in scenarios[:i]):
+            raise PsuError(str(s.file), f"is the second scenario of this name: {s.name}", "give it a name = ...",
+                           status=EXIT_USAGE)
     found = [Job(s, c) for s in scenarios for c in cells(s.matrix, only, short=short)]
     if not found:
         raise PsuError("--only", "leaves no combination of any scenario's matrix")

@@ -46,7 +46,7 @@ static void *work(void *start)
         }
         x = found;
         __atomic_store_n(&last, version, __ATOMIC_RELAXED);
-        usleep(100);        /* the processor is needed for the patches */
+        usleep(1000);       /* the processor is needed for the patches */
     }
 }
 

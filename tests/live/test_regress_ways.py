@@ -13,13 +13,14 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, ROOT, psu_bin
+from conftest import PATIENCE, ROOT, compile, psu_bin
 from test_regress import processes_in
 
 PROGRAM = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
+int same(int x) { return x; }
 int twice(int x) { return 2 * x; }
 int main(int argc, char **argv)
 {
@@ -29,7 +30,7 @@ int main(int argc, char **argv)
     while (scanf("%d", &n) == 1) {
         if (n < 0)
             return -n;
-        printf("number %d, twice %d\n", n, twice(n));
+        printf("number %d, twice %d\n", n, twice(same(n)));
     }
     pause();
 }
@@ -110,6 +111,8 @@ load = "test $PSU_NAME = colour && test {name} = colour && test $PSU_THREADS = 4
      "not ended after 0.1 s: no"),
     (step('load = "sleep 1000 & wait"', "within = 0.1") + STOP, "sleep 1000 & wait succeeds",
      "not ended after 0.1 s: no output"),
+    (step('load = "kill -9 $PSU_PID; while [ -e /proc/$PSU_PID/exe ]; do :; done"') + STOP, "the program lives",
+     "it ended by SIGKILL; the last lines:\n      ready"),
     (step("expect = 'x'", 'from = "1"') + STOP, "a connection to port 1", "Connection refused"),
     (step("wait = 1"), "a stop step at the end", "the program lives when the last step is done"),
 ])
@@ -129,6 +132,40 @@ def test_what_fails_before_the_program_runs(here, program, head, expected, seen)
     (here.folder / "p.c").write_text("int f(void) { return wrong; }")
     done = here.run(step("start = []") + step("wait = 1") + STOP, head=head)
     assert done.status == 1 and f"expected {expected}" in done.out and seen in done.out.partition("seen ")[2]
+
+
+def test_patches_one_by_one_and_together(here):
+    """And a program that is there already."""
+    (here.folder / "one.c").write_text("int twice(int x) { return 2 * x + 100; }")
+    (here.folder / "two.c").write_text("int same(int x) { return x + 1; }")
+    (here.folder / "three.c").write_text("int nowhere(int);\nint twice(int x) { return nowhere(x); }")
+    compile("-g", "-O1", "-fno-inline", here.folder / "main.c", "-o", here.folder / "made")
+    head = """[patches]
+one = "one.c"
+two = "two.c"
+three = "three.c"
+"""
+    before, after = (step('send = "5"') + step(f"expect = '^number 5, twice {n}$'") for n in (10, 112))
+    steps = (READY + before + step('attach = ["one", "two"]') + after
+             + step('attach = "three"', "refused = 'unresolved symbol: nowhere'") + after
+             + step("status = { current = 1, patches = 1 }") + step("revert = 1") + before + step("wait = 30")
+             + step("status = { freed = 1 }") + STOP)
+    file = here.scenario(steps, head)
+    file.write_text(file.read_text().replace('sources = ["main.c"]', 'binary = "made"'))
+    done = psu_bin("regress", file, "--logs", here.logs, check=False)
+    assert done.status == 0 and "1 passed" in done.out, done.out
+
+
+def test_a_mistake_in_a_scenario_is_told_with_its_line_before_anything_runs(here):
+    good, bad = here.scenario(READY + STOP), here.folder / "bad.toml"
+    bad.write_text(good.read_text().replace("sources", "sauces"))
+    done = psu_bin("regress", good, bad, check=False)
+    assert done.status == 2 and not done.out
+    assert done.err == f"psu-bin: {bad}:2: unknown key: sauces (did you mean sources)\n"
+    done = psu_bin("regress", good, good, check=False)
+    assert done.status == 2 and f"second scenario of this name: {here.folder.name}" in done.err
+    done = psu_bin("regress", "--check", good)
+    assert done.out == "1 scenarios, 1 combinations\n"
 
 
 def test_every_cell_of_the_matrix_is_a_row_in_the_table_and_in_the_files(here):
