@@ -1,13 +1,15 @@
 """Coroutines that are suspended in patched functions and go on in another thread."""
 
+import pytest
 from conftest import psu_bin
-from updating import Versions
+from updating import FULL, Versions
 
 UPDATES = 100
 
 
-def test_a_call_that_begins_on_one_thread_and_ends_on_another(lab):
-    running = lab.start(lab.program("contexts"))
+@pytest.mark.parametrize("flags", [(), (FULL,)])
+def test_a_call_that_begins_on_one_thread_and_ends_on_another(lab, flags):
+    running = lab.start(lab.program("contexts", *flags))
     versions = Versions(lab, "contexts")
     running.expect(r"^moved \d+$")
     versions.run(running.pid, 1, UPDATES)

@@ -2,16 +2,17 @@
 
 import pytest
 from conftest import psu_bin
-from updating import Versions
+from updating import FULL, Versions
 
 from psu_bin.attach import status, surplus
 
 UPDATES = 100
 
 
-@pytest.mark.parametrize("way", ["longjmp", "siglongjmp", "exit", "cancel", "async"])
-def test_old_versions_are_freed(lab, way):
-    running = lab.start(lab.program("leaving"), way, 4)
+@pytest.mark.parametrize("way, flags", [
+    ("longjmp", ()), ("siglongjmp", ()), ("exit", ()), ("cancel", ()), ("async", ()), ("siglongjmp", (FULL,))])
+def test_old_versions_are_freed(lab, way, flags):
+    running = lab.start(lab.program("leaving", *flags), way, 4)
     versions = Versions(lab, "leaving")
     running.expect("^ready$")
     versions.run(running.pid, 1, UPDATES)

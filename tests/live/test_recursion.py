@@ -2,19 +2,21 @@
 
 import resource
 
+import pytest
 from conftest import psu_bin
-from updating import Versions
+from updating import FULL, Versions
 
 LEVELS = 200_000
 TURNS = 25       # of four updates each
 
 
-def test_levels_of_many_versions_on_one_stack(lab):
-    running = lab.start(lab.program("recursion"), LEVELS)
+@pytest.mark.parametrize("flags, turns", [((), TURNS), ((FULL,), 2)])
+def test_levels_of_many_versions_on_one_stack(lab, flags, turns):
+    running = lab.start(lab.program("recursion", *flags), LEVELS)
     versions = Versions(lab, "recursion")
     running.expect("^down 0$")
     v = 0
-    for _ in range(TURNS):
+    for _ in range(turns):
         for _ in range(2):                  # in the middle, and at the bottom
             versions.run(running.pid, v + 1, v + 2)
             v += 2

@@ -2,14 +2,14 @@
 
 import pytest
 from conftest import psu_bin
-from updating import Versions
+from updating import FULL, Versions
 
 UPDATES = 100
 
 
-@pytest.mark.parametrize("how", ["storm", "timer"])
-def test_handlers_that_call_patched_functions(lab, how):
-    running = lab.start(lab.program("signals"), how)
+@pytest.mark.parametrize("how, flags", [("storm", ()), ("timer", ()), ("storm", (FULL,))])
+def test_handlers_that_call_patched_functions(lab, how, flags):
+    running = lab.start(lab.program("signals", *flags), how)
     versions = Versions(lab, "signals")
     running.expect(r"^handled \d+$")
     versions.run(running.pid, 1, UPDATES)

@@ -11,6 +11,8 @@ from pathlib import Path
 from psu_bin.attach.transaction import AttachResult, attach
 
 MARK = 0x12345678
+# Functions without unwind entries could have any convention: compiled like this, all of a program's get full gates.
+FULL = "-fno-asynchronous-unwind-tables"
 
 
 class Versions:

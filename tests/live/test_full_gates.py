@@ -1,0 +1,67 @@
+"""Full gates, which keep values in volatile registers for callers, where calls do not simply return (testprogs/full)."""
+
+import pytest
+from conftest import psu_bin
+from updating import Versions
+
+from psu_bin import descriptor
+from psu_bin.elf import Binary
+
+REPLACED = {"down", "worked", "jumping", "yielding"}
+RELIED_ON = 0x3030300        # r8, r9, xmm8, xmm9; xmm0 and xmm1 count as results
+
+
+@pytest.fixture
+def program(lab):
+    program = lab.program("full", "-fno-omit-frame-pointer", "-mno-red-zone")
+    binary = Binary.read(program)
+    found = descriptor.decode(binary.contents(binary.section(descriptor.SECTION_DESCRIPTOR)), "full").functions
+    assert {f.name for f in found if f.preserve & RELIED_ON == RELIED_ON} == REPLACED
+    return program
+
+
+def memory(pid):
+    with open(f"/proc/{pid}/statm") as f:
+        return int(f.read().split()[0])
+
+
+@pytest.mark.parametrize("how, updates", [("storm", 100), ("jump", 50), ("contexts", 50)])
+def test_values_are_kept(lab, program, how, updates):
+    running = lab.start(program, how)
+    versions = Versions(lab, "full")
+    running.expect("^version 0$")
+    versions.run(running.pid, 1, updates // 2)
+    before = memory(running.pid)
+    versions.run(running.pid, updates // 2 + 1, updates)
+    running.expect(f"^version {updates}$")
+    running.fresh()
+    turns, handled = map(int, running.expect(r"^turns (\d+) (\d+)$").groups())
+    while True:
+        now = running.expect(r"^turns (\d+) (\d+)$")
+        if int(now[1]) > turns + 1 and (how != "storm" or int(now[2]) > handled + 200):
+            break
+    psu_bin("wait", running.pid, "--timeout", 60)
+    status = psu_bin("status", running.pid, "--json").json
+    assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [updates]
+    assert memory(running.pid) < before + 2000      # pages; what calls left without a return kept is found again
+    running.fresh()
+    running.expect("^turns ")
+
+
+def test_until_the_stack_is_used_up(lab, program):
+    running = lab.start(program, "deep")
+    versions = Versions(lab, "full")
+    running.expect("^version 0$")
+    for v in range(1, 4):
+        versions.attach(running.pid, v)
+        if v > 1:                           # more than 100,000 calls are in the version before
+            running.say("")
+            assert int(running.expect(r"^levels (\d+)$")[1]) > 100_000
+        running.expect(f"^bottom {v}$")
+    status = psu_bin("status", running.pid, "--json").json
+    assert [p["id"] for p in status["patches"] if p["activations"]] == [3]
+    psu_bin("revert", running.pid, "--original")
+    running.say("")
+    running.expect("^levels ")
+    running.expect("^version 0$")
+    psu_bin("wait", running.pid, "--timeout", 60)
