@@ -17,6 +17,15 @@ typedef double v256d __attribute__((vector_size(32)));
 typedef float v512 __attribute__((vector_size(64)));
 typedef long v512i __attribute__((vector_size(64)));
 
+#define MS_ABI __attribute__((ms_abi))
+#ifdef __clang__
+#define REGCALL __attribute__((regcall))
+#define PRESERVE_MOST __attribute__((preserve_most))
+#else
+#define REGCALL
+#define PRESERVE_MOST
+#endif
+
 /* The version that last ran, of each function: generated ones first, then enum special. */
 enum special { VARIADIC = 900, VARIADIC_DOUBLE, VALIST, NAKED_SUM, NAKED_PAIR, NAKED_FLAGS, BARE_PAIR, BARE_VECTOR,
                NAKED_R11, NAKED_STACK, NESTED_DIRECT, NESTED_POINTER, NESTED_MANY, SEEN };
