@@ -175,7 +175,11 @@ def general(word: np.ndarray) -> Registers:
     writes[authenticated] |= rd[authenticated] | rn[authenticated]
     some = unscaled & gpr
     reads[some] |= rd[some] | rm[some]                                       # stores, and what is not known better
+    ordered = some & ~bit(21) & ~bit(10) & ~bit(11)                          # ldapur, stlur
+    some &= ~ordered
     writes[some] |= rd[some] | rn[some] | np.where(bit(21)[some], rm[some], 0)
+    some = ordered & (opc != 0)
+    writes[some] |= rd[some]
     flags_out |= unscaled & like(0x3F200C00, 0x19000400)                     # mops prologues set flags
     structures = like(0xBE000000, 0x0C000000)
     back = structures & bit(23)
@@ -207,7 +211,15 @@ def _vector_loads(word: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     plain = simd & ~structure
     store &= ~literal
     reads = np.where(plain & store, which, np.where(structure, four, zero))
-    writes = np.where(plain & ~store, which, np.where(structure, four, zero))
+    # Of one element (bit 24): opcode<0> and R count the registers; of all elements: the opcode does (Arm ARM, C4.1).
+    opcode = (word >> np.uint32(12)) & np.uint32(15)
+    single = (opcode >> np.uint32(1) & np.uint32(1)) * 2 + (word >> np.uint32(21) & np.uint32(1)) + 1
+    count = np.where(word & np.uint32(1 << 24), single,
+                     np.array([4, 1, 4, 1, 3, 1, 3, 1, 2, 1, 2, 1, 1, 1, 1, 1], dtype=np.uint32)[opcode])
+    loaded = rt.copy()
+    for n in range(1, 4):
+        loaded |= np.where(count > n, v[(first + n) & 31], zero)
+    writes = np.where(plain & ~store, which, np.where(structure & ~store, loaded, zero))
     return reads, writes, np.where(plain & ~store, which, zero)
 
 
@@ -267,11 +279,11 @@ class _Reader:
         """(reads, writes, kills, refused)."""
         insn = next(self._cs.disasm(word.to_bytes(4, "little"), 0, 1), None)
         if insn is None:
-            return FACTS.volatile, FACTS.volatile, 0, 1
+            return FACTS.volatile, 0, 0, 1        # callers may know better than we what it leaves alone
         try:
             read_numbers, written_numbers = insn.regs_access()
         except capstone.CsError:
-            return FACTS.volatile, FACTS.volatile, 0, 1
+            return FACTS.volatile, 0, 0, 1
         reads = writes = 0
         for number in read_numbers:
             reads |= self._register(number)
@@ -297,7 +309,7 @@ class _Reader:
                 reads &= ~bit
         elif named:
             reads |= named[0]                 # inserts, accumulates, or is not known: the old value may matter
-            writes |= named[0]
+            writes |= named[0] if not name.startswith("st") else 0
         if insn.group(arm64.ARM64_GRP_SVE2) or word & 0x1E000000 == 0x04000000:
             kills = 0
             for bit in named:
