@@ -24,7 +24,7 @@ def effects(code):
 
 
 @pytest.mark.parametrize("code, text, reads, writes, kills", [
-    ("48 85 37", "test %rsi,(%rdi)", "rsi rdi", "flags", "flags"),
+    ("85 37", "test %esi,(%rdi)", "rsi rdi", "flags", "flags"),
     ("48 85 f6", "test %rsi,%rsi", "rsi", "flags", "flags"),
     ("48 99", "cqo", "rax", "rdx", "rdx"),
     ("48 ab", "stosq", "rax rdi", "rdi", ""),

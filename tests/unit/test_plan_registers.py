@@ -117,6 +117,18 @@ def test_a_result_in_a_register_that_gates_change_is_a_convention_of_its_own(tmp
     assert bool(p.function("leaf").flags & descriptor.OWN_CONVENTION) == own
 
 
+@pytest.mark.parametrize("leaf, user, register", [
+    ("lock cmpxchg %rsi, (%rdi)", "add %rsi, %rax", RSI),      # redis: hdr_record_values_atomic
+    ("movzbl %al, %eax\n div %cl", "add %rdx, %rax", RDX),
+    ("mov $1, %eax", "test %esi, (%rdi)\n setz %al", RSI),
+    ("vzeroupper", "movq %xmm9, %rax", XMM[9]),
+    ("mov $1, %eax", "vzeroupper\n movq %xmm9, %rax", XMM[9]),
+])
+def test_what_instructions_only_seem_to_change_or_not_to_read(tmp_path, leaf, user, register):
+    set_all = "mov $8, %esi\n mov $9, %edx\n movq %rdx, %xmm9\n"
+    assert preserve(tmp_path, f"{set_all} call leaf\n {user}\n ret", leaf=f"{leaf}\n ret") & register
+
+
 def test_a_carry_that_is_complemented_was_an_argument(tmp_path):
     p = asm(tmp_path, "fun user\n stc\n call leaf\n ret\nend user\nfun leaf\n cmc\n sbb %eax, %eax\n ret\nend leaf\n")
     assert p.function("leaf").flags & descriptor.OWN_CONVENTION
