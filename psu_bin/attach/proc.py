@@ -101,3 +101,17 @@ def syscall(text: str, where: str) -> Waiting | None:
     if not found:
         raise _odd(where, text)
     return Waiting(int(found[1]), int(found[3], 16), int(found[4], 16), int(found[2] or "0", 16))
+
+
+def ran(text: str) -> int | None:
+    """/proc/PID/task/TID/schedstat: nanoseconds that the thread has had a processor; None where the kernel counts none."""
+    words = text.split()
+    if len(words) != 3 or not all(re.fullmatch(r"[0-9]{1,20}", w, re.ASCII) for w in words) or words == ["0", "0", "0"]:
+        return None
+    return int(words[0])
+
+
+def resident_pages(text: str) -> int:
+    """/proc/PID/statm: pages of memory that the process has touched, 0 when it cannot be told."""
+    words = text.split()
+    return int(words[1]) if len(words) >= 2 and re.fullmatch(r"[0-9]{1,20}", words[1], re.ASCII) else 0

@@ -16,9 +16,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from psu_bin.attach import pagemap, shim
+from psu_bin.attach import pagemap, proc, shim
 from psu_bin.attach.process import Mapping, Process
 from psu_bin.errors import PsuError
 
@@ -45,7 +44,9 @@ class Found:
 
 
 def standings(process: Process, without: int) -> dict[int, Standing]:
-    """Every thread but `without`.  Raises PsuError when the target may not be looked at, or ended."""
+    """Every thread but `without`.
+
+    Raises PsuError when the target may not be looked at, or ended, or /proc is not the kernel's own."""
     try:
         names = os.listdir(f"/proc/{process.pid}/task")
     except OSError as e:
@@ -60,28 +61,32 @@ def standings(process: Process, without: int) -> dict[int, Standing]:
 def resident(process: Process) -> int:
     """Bytes of memory that the target has touched, 0 when it cannot be told."""
     try:
-        return int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * PAGE
-    except (OSError, IndexError):
+        return proc.resident_pages(proc.read(f"/proc/{process.pid}/statm")) * PAGE
+    except OSError:
         return 0
 
 
 def standing(process: Process, tid: int) -> Standing | None:
+    """Where thread `tid` is; None: it is gone.  Raises PsuError as standings()."""
     folder = f"/proc/{process.pid}/task/{tid}"
     try:
-        words = Path(f"{folder}/syscall").read_text().split()
+        where = proc.read(f"{folder}/syscall")
     except (FileNotFoundError, ProcessLookupError):
         return None
     except OSError as e:
         raise process.forbidden(e) from e
-    sp = pc = ran = None
-    if len(words) >= 3:
-        sp, pc = int(words[-2], 16), int(words[-1], 16)
     try:
-        fields = Path(f"{folder}/schedstat").read_text().split()
-        ran = int(fields[0]) if fields != ["0", "0", "0"] else None
-    except (OSError, ValueError, IndexError):
-        pass
-    return Standing(tid, sp, pc, ran)
+        time = proc.read(f"{folder}/schedstat")
+    except OSError:
+        time = ""
+    return stands(tid, where, time, f"{folder}/syscall")
+
+
+def stands(tid: int, syscall: str, schedstat: str, where: str) -> Standing:
+    """What the texts of two files of a thread say; `where`: the name of the first, for the PsuError that it is odd."""
+    waiting = proc.syscall(syscall, where)
+    ran = proc.ran(schedstat)
+    return Standing(tid, waiting.stack_pointer, waiting.program_counter, ran) if waiting else Standing(tid, None, None, ran)
 
 
 class Gates:

@@ -152,8 +152,10 @@ def _status(text: str) -> None:
 
 
 READERS = {b"maps": _maps, b"stat": lambda text: proc.stat(text, "/proc/1/stat"), b"status": _status,
-           b"syscall": lambda text: proc.syscall(text, "/proc/1/task/1/syscall")}
-TEXTS = ((b"maps", MAPS), (b"stat", STAT), (b"status", STATUS), *((b"syscall", s) for s in SYSCALLS))
+           b"syscall": lambda text: proc.syscall(text, "/proc/1/task/1/syscall"),
+           b"schedstat": proc.ran, b"statm": proc.resident_pages}
+TEXTS = ((b"maps", MAPS), (b"stat", STAT), (b"status", STATUS), *((b"syscall", s) for s in SYSCALLS),
+         (b"schedstat", b"61235893 0 134\n"), (b"statm", b"1427 405 388 5 0 138 0\n"))
 
 
 def make_proc(chance: Random) -> bytes:

@@ -17,6 +17,7 @@ from random import Random
 
 import corpus
 import running
+import searching
 from damage import damaged, damaged_bytes
 from memory import Bytes, mapped
 from recorded import recording
@@ -251,6 +252,7 @@ TARGETS: dict[str, Target] = {
     "library": Target(lambda chance: damaged(chance, corpus.programs()[2], corpus.programs()), run_library),
     "memory": Target(running.make_memory, running.run_memory),
     "proc": Target(running.make_proc, running.run_proc),
+    "surplus": Target(searching.make_search, searching.run_search),
     "seccomp": Target(running.make_filter, running.run_filter),
     "scenario": Target(make_scenario, run_scenario),
 }
@@ -266,6 +268,7 @@ INTACT: dict[str, Callable[[], tuple[bytes, ...]]] = {
     "library": lambda: corpus.programs()[2:3],
     "memory": lambda: (recording().pack(),),
     "proc": lambda: tuple(kind + b"\0" + text for kind, text in running.TEXTS),
+    "surplus": searching.intact,
     "seccomp": lambda: running.FILTERS[1:],
     "scenario": _scenarios,
 }
