@@ -104,7 +104,7 @@ def syscall(text: str, where: str) -> Waiting | None:
 
 
 def ran(text: str) -> int | None:
-    """/proc/PID/task/TID/schedstat: nanoseconds that the thread has had a processor; None where the kernel counts none."""
+    """/proc/PID/task/TID/schedstat: nanoseconds that the thread has had a processor; None: the kernel counts none."""
     words = text.split()
     if len(words) != 3 or not all(re.fullmatch(r"[0-9]{1,20}", w, re.ASCII) for w in words) or words == ["0", "0", "0"]:
         return None

@@ -86,7 +86,9 @@ def stands(tid: int, syscall: str, schedstat: str, where: str) -> Standing:
     """What the texts of two files of a thread say; `where`: the name of the first, for the PsuError that it is odd."""
     waiting = proc.syscall(syscall, where)
     ran = proc.ran(schedstat)
-    return Standing(tid, waiting.stack_pointer, waiting.program_counter, ran) if waiting else Standing(tid, None, None, ran)
+    if waiting is None:
+        return Standing(tid, None, None, ran)
+    return Standing(tid, waiting.stack_pointer, waiting.program_counter, ran)
 
 
 class Gates:

@@ -88,6 +88,10 @@ def read(process: Process) -> Target:
               and (image := _image(process, m, maps)) is not None]
     modules = [_module(process, i) for i in images if descriptor.DT_PSU in i.dynamic]
     shims = [i for i in images if _soname(process, i) == descriptor.SHIM_SONAME]
+    if not modules or not shims:
+        process.maps()      # what we miss may be gone because the process is ending, which this says
+        if not process.alive():
+            raise process.gone()
     if not modules:
         raise PsuError(process.where, f"is not instrumented: {_executable(process)}",
                        "run psu-bin instrument on its program and start the result")

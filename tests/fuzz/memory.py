@@ -39,6 +39,9 @@ class Bytes(Process):
         self.mappings = tuple(sorted(mappings, key=lambda m: m.start))
         self.alive_threads = threads
 
+    def alive(self) -> bool:
+        return True
+
     def maps(self) -> tuple[Mapping, ...]:
         return self.mappings
 

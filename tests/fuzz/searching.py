@@ -1,7 +1,7 @@
-"""The search for calls that were left (surplus.py), fuzzed: damaged memory, stacks, texts of /proc and lists of mappings.
+"""The search for calls that were left (surplus.py), fuzzed: damaged memory, stacks, texts of /proc, lists of mappings.
 
-The process is the recorded one, with a thread and its stack that are made up: the kernel's answers about pages and threads
-cannot be damaged, so those two functions are replaced by what reads the case.  As in targets.py, a case is only bytes.
+The process is the recorded one, with a thread and its stack that are made up: the kernel's answers about pages and
+threads cannot be damaged, so those two functions are replaced by what reads the case.  As in targets.py, a case is only bytes.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def make_search(chance: Random) -> bytes:
 def run_search(data: bytes) -> None:
     """Everything up to the command that has the agent count calls out."""
     head, size = struct.unpack_from("<II", data)
-    syscall, schedstat, maps = (x.encode("latin-1").decode("utf-8", "surrogateescape") for x in json.loads(data[8:8 + head]))
+    texts = [x.encode("latin-1").decode("utf-8", "surrogateescape") for x in json.loads(data[8:8 + head])]
+    syscall, schedstat, maps = texts
     stack = data[8 + head:8 + head + size]
     r = Recording.unpack(data[8 + head + size:])
     added: tuple[Mapping, ...] = proc.maps(maps, "/proc/1/maps")

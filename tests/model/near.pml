@@ -1,8 +1,9 @@
-/* Near stubs as a model for spin: one instruction before a function that is a NOP (open: calls run on into the body behind it)
- * or a jump to the stub (closed: the slot decides), and is changed under threads that execute it.
+/* Near stubs as a model for spin: one instruction before a function that is a NOP (open: calls run on into the body
+ * behind it) or a jump to the stub (closed: the slot decides), and is changed under threads that execute it.
  *
- * The program's near stub stands before the original, 0; each patch object n has one before its version n, which only the
- * object's own code runs through, and whose caller is counted (pinned).  Counting itself is in update.pml; here it is exact.
+ * The program's near stub stands before the original, 0; each patch object n has one before its version n, which only
+ * the object's own code runs through, and whose caller is counted (pinned).  Counting itself is in update.pml; here it
+ * is exact.
  * It is asserted that
  *   - a call runs a version that was current at some moment of the call;
  *   - what is executed is mapped, and so is the near stub that is run through.
@@ -11,8 +12,8 @@
  *   close_near()        near.close(): OP_TURN before the commit, in the current version's object and in the program
  *   open_near()         near.reopen() after it; perhaps never, because psu-bin was killed
  *   sync()              psu_membarrier_code() at the end of psu_turn()
- *   view[]              what a thread's processor has fetched of the instruction: any store of before the last sync() may not
- *                       be seen yet, and may at any moment.  A patch object's code is fresh memory: never fetched before
+ *   view[]              what a thread's processor has fetched of the instruction: a store since the last sync() may not
+ *                       be seen yet, and may at any moment.  An object's code is fresh memory: never fetched before
  *   commit()            psu_commit() with its barriers, as one step
  * Mutants, each of which must be found wrong, are the #ifdefs in capital letters. */
 

@@ -109,7 +109,8 @@ def test_everything_at_once(lab, freed: str) -> None:  # noqa: ANN001
     updates = Updates(lab, torture)
     began, turn, early = time.monotonic(), 0, (0, 0)
     # The last one is no revert: what is left below is the newest patch's, and there is something to revert.
-    while turn < LEAST or time.monotonic() - began < (MINUTES * 60 / 2 or SHORT) or turn % ORIGINAL * (turn % REVERT) == 0:
+    while (turn < LEAST or time.monotonic() - began < (MINUTES * 60 / 2 or SHORT)
+           or turn % ORIGINAL * (turn % REVERT) == 0):
         turn += 1
         updates.one(turn)
         if turn == SETTLED:
