@@ -14,9 +14,12 @@ if [ -n "$psu_missing" ]; then
     echo "installing:$psu_missing"
     as_root=""
     [ "$(id -u)" = 0 ] || as_root="sudo"
-    $as_root apt-get update -qq
+    # apt checks signatures as a user of its own, who must be able to write into /tmp.
+    psu_apt="apt-get"
+    [ "$(stat -c %a /tmp)" = 1777 ] || psu_apt="apt-get -o APT::Sandbox::User=root"
+    $as_root $psu_apt update -qq
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $psu_missing >/dev/null
+    DEBIAN_FRONTEND=noninteractive $as_root $psu_apt install -y -qq --no-install-recommends $psu_missing >/dev/null
 fi
 
 psu_python=""

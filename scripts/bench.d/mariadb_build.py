@@ -142,7 +142,7 @@ def _unpack(packages: list[str], root: Path) -> None:
     shutil.rmtree(debs, ignore_errors=True)
     shutil.rmtree(new, ignore_errors=True)
     debs.mkdir()
-    done = subprocess.run(["apt-get", "-qq", "download", *packages], cwd=debs, text=True, capture_output=True)
+    done = subprocess.run([*debian.APT, "download", *packages], cwd=debs, text=True, capture_output=True)
     if done.returncode:
         raise debian.Unreachable(f"apt-get download {' '.join(packages)}: {done.stderr.strip()}")
     for deb in sorted(debs.glob("*.deb")):

@@ -17,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "real"
+# apt's own user may be unable to enter the folders under .cache, and to write into a /tmp that is root's alone.
+APT = ("apt-get", "-qq", "-o", "APT::Sandbox::User=root")
 
 
 class Unreachable(Exception):
@@ -169,7 +171,7 @@ def _from_stanza(stanza: str, suites: set[str]) -> list[str]:
 
 
 def _apt(*arguments: object, as_root: bool = False, cwd: Path | None = None) -> None:
-    command = ["apt-get", "-qq", *map(str, arguments)]
+    command = [*APT, *map(str, arguments)]
     if as_root and os.geteuid():
         command = ["sudo", "-n", *command]
     done = subprocess.run(command, cwd=cwd, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, text=True,

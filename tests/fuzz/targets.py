@@ -203,10 +203,11 @@ def run_library(data: bytes) -> None:
 
 @functools.cache
 def _scenarios() -> tuple[bytes, ...]:
-    found = tuple(p.read_bytes() for p in sorted((ROOT / "testprogs").glob("*/*.toml")))
-    for name in ("main.c", "patch.c", "patch1.c", "patch2.c", "patch3.c"):
-        (FOLDER / name).touch()
-    return found
+    """The scenarios of testprogs; the files that they name exist, empty, in the folder from which they are read."""
+    scenarios = sorted((ROOT / "testprogs").glob("*/*.toml"))
+    for source in (path for folder in {s.parent for s in scenarios} for path in folder.iterdir() if path.is_file()):
+        (FOLDER / source.name).touch()
+    return tuple(p.read_bytes() for p in scenarios)
 
 
 def make_scenario(chance: Random) -> bytes:
