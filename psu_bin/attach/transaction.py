@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
 from psu_bin.attach import (
-    borrow, copies, imports, linker, meta, near, patch, placement, seccomp, shim, stores, surplus, target,
+    borrow, copies, imports, linker, meta, near, patch, placement, pressure, seccomp, shim, stores, surplus, target,
 )
 from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit
 from psu_bin.attach.process import Process
@@ -144,6 +144,7 @@ class Transaction:
     def __enter__(self) -> Transaction:
         t = self.target
         runtime = t.runtime()
+        pressure.refuse(t.process.pid, t.process.where, 0)
         if agent_thread(t.process, runtime) is None:
             self.threads_stopped = borrow.start_agent(t)
         self.session = AgentSession(t.process, t.runtime_address)
@@ -243,6 +244,8 @@ class Transaction:
             return Placed([], [], None, [], 0, ())
         demand = linker.plan([s.object for s in sources], views(self.target, self.notes),
                              [s.patch for s in sources])
+        pressure.refuse(self.target.process.pid, self.target.process.where,
+                        sum(o.size for d in demand.modules for o in d.objects))
         self._pin([self.module(d.view) for d in demand.modules])
         resolved = self._with_entries(demand, self.resolve(demand))
         enter = self._entries(demand, resolved)

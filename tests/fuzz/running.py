@@ -17,7 +17,7 @@ from memory import Bytes
 from recorded import Recording, read_all, recording
 
 from psu_bin import arch, elf
-from psu_bin.attach import meta, proc, revert, seccomp, target
+from psu_bin.attach import meta, pressure, proc, revert, seccomp, target
 from psu_bin.attach.commit import choose_indices
 from psu_bin.attach.process import find_gap, thread_of
 from psu_bin.attach.transaction import views
@@ -134,6 +134,8 @@ STATUS = (b"Name:\ta\\n\xff\rTgid:\t1\nUmask:\t0022\nState:\tS (sleeping)\nTgid:
           b"CapEff:\t000001ffffffffff\nNoNewPrivs:\t0\nSeccomp:\t2\nSeccomp_filters:\t1\n")
 SYSCALLS = (b"running\n", b"-1 0x7ffc11923f48 0x7f1c8aa4d1f2\n",
             b"0 0x0 0x7f1c8ab1e000 0x20000 0x22 0x0 0x0 0x7ffc11923f48 0x7f1c8aa4d1f2\n")
+MOUNTS = ("14:35 31 0:32 / /sys/fs/cgroup/mem\\040ory rw,relatime shared:7 - cgroup cgroup rw,memory\n"
+          "20:41 31 0:38 /c /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n")
 
 
 def _maps(text: str) -> None:
@@ -153,9 +155,10 @@ def _status(text: str) -> None:
 
 READERS = {b"maps": _maps, b"stat": lambda text: proc.stat(text, "/proc/1/stat"), b"status": _status,
            b"syscall": lambda text: proc.syscall(text, "/proc/1/task/1/syscall"),
-           b"schedstat": proc.ran, b"statm": proc.resident_pages}
+           b"cgroup": lambda text: list(pressure.folders(text, MOUNTS)),
+           b"mountinfo": lambda text: list(pressure.folders("4:memory:/a/b\n0::/c\n", text)), b"schedstat": proc.ran, b"statm": proc.resident_pages}
 TEXTS = ((b"maps", MAPS), (b"stat", STAT), (b"status", STATUS), *((b"syscall", s) for s in SYSCALLS),
-         (b"schedstat", b"61235893 0 134\n"), (b"statm", b"1427 405 388 5 0 138 0\n"))
+         (b"cgroup", b"4:memory:/a/b\n0::/c\n"), (b"mountinfo", MOUNTS.encode()), (b"schedstat", b"61235893 0 134\n"), (b"statm", b"1427 405 388 5 0 138 0\n"))
 
 
 def make_proc(chance: Random) -> bytes:

@@ -1,0 +1,52 @@
+"""A control group whose memory is used up: the kernel would end the program, so psu-bin refuses; nothing changes."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from conftest import psu_bin
+from test_limits import layout
+from updating import Versions
+
+from psu_bin.attach.pressure import folders
+
+LITTLE = 64 << 10
+
+
+@pytest.fixture
+def group():
+    """A new group below ours: its folder and the name of the file that limits it."""
+    mine = list(folders(Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text()))
+    for parent, version in mine:
+        folder = parent / f"psu-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        if (folder / version.limit).exists():
+            yield folder, folder / version.limit
+            folder.rmdir()
+            return
+        folder.rmdir()
+    pytest.skip("no control group can be made here")
+
+
+@pytest.mark.parametrize("program, arguments", [("spin", (2,)), ("single", ("wait",))])
+def test_no_memory_left_in_the_group(lab, group, program, arguments):
+    """With an agent, and where one thread would be borrowed to make it."""
+    folder, limit = group
+    running = lab.start(lab.program(program), *arguments)
+    running.expect("^version 0$" if program == "spin" else "ready")
+    patch = lab.patch(program, "patch.c", "-DV=1")
+    (folder / "cgroup.procs").write_text(str(running.pid))
+    limit.write_text(str(LITTLE))
+    before = layout(running.pid)
+    ran = psu_bin("attach", running.pid, patch, check=False)
+    words = r"control group has \d+ KiB of memory left, an update may need \d+: /.*kernel may end"
+    assert ran.status == 1 and re.search(words, ran.err), ran.err
+    assert running.alive() and layout(running.pid) == before
+    limit.write_text(str(64 << 20))
+    psu_bin("attach", running.pid, patch)
+    assert running.alive()
+    running.stop()
