@@ -21,6 +21,8 @@ CASES = {"empty function": (0, 1), "empty function, 100 patches": (0, 100), "100
 SHAPES = {
     "direct": "direct call",
     "bare": "indirect jump, bare",
+    "near": "near stub",
+    "near-closed": "near stub, closed",
     "stub": "stub",
     "stub-ibt": "stub with a branch mark",
     "wrapper": "stub and the plainest counting wrapper",
@@ -42,7 +44,7 @@ def measure(options: Options) -> dict:
     from psu_bin.arch import x86_64
     from psu_bin.descriptor import MODULE_IBT
 
-    stubs = [x86_64.stub(0, 4096, flags).hex() for flags in (0, MODULE_IBT)]
+    stubs = [x86_64.stub(0, 4096, flags).hex() for flags in (0, MODULE_IBT)] + [x86_64.ARCH.near_nop.hex()]
     rounds, calls = (11, CALLS // 4) if options.quick else (ROUNDS, CALLS)
     samples: dict[str, dict[str, dict[str, list[float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
