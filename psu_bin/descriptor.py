@@ -41,7 +41,8 @@ DETOURED = 2              # the original's entry is a jump to the stub; `origina
 ADDRESS_TAKEN = 4         # its address is in code, data or a dynamic symbol
 OWN_CONVENTION = 8        # not known to follow the psABI (hand-written): gates keep every register and the flags
 MISALIGNED = 16           # some caller does not align the stack to 16 bytes for it (GCC -fipa-stack-alignment)
-NEAR = 32                 # direct calls lead to a near stub, a jump's size before `address` (instrument/near.py)
+NEAR = 32                 # direct calls lead to a near stub, right in front of `address` (instrument/near.py)
+NEAR_LONG = 64            # it is of the second of Arch.near_forms, not of the first
 
 # Symbol kinds.
 KIND_FUNCTION, KIND_OBJECT, KIND_TLS, KIND_NOTYPE, KIND_IFUNC = range(5)

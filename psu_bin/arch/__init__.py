@@ -48,6 +48,13 @@ class FieldKind:
 
 
 @dataclass(frozen=True)
+class NearForm:
+    """A way to make near stubs (instrument/near.py): two instructions of the same size, of which one is there."""
+    nop: bytes                                    # open: does nothing
+    jump: Callable[[int, int, int], bytes]        # closed: (its address, the function's stub, its slot) -> a jump
+
+
+@dataclass(frozen=True)
 class Arch:
     """Facts and functions of one architecture.  Addresses may be file or run-time ones: only differences count."""
     name: str
@@ -63,7 +70,7 @@ class Arch:
     jump: Callable[[int, int], bytes]             # (from, to) -> unconditional direct jump, jump_size bytes
     jump_size: int
     padding: bytes                                # an instruction that traps, for room that nothing may run into
-    near_nop: bytes                               # jump_size bytes, one instruction, that do nothing
+    near_forms: Callable[[int], tuple[NearForm, ...]]    # module flags -> one or two, the longer one last
     store_unit: int                               # an aligned store of so many bytes is whole for whoever executes them
     is_padding: Callable[[bytes], bool]           # only what compilers put between functions
     fields: Mapping[str, FieldKind]               # by the name of a plan_types.Reroute

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-from psu_bin import arch, fde
+from psu_bin import arch, fde, near_forms
 from psu_bin.arch.link_types import OutOfRange, Places, Use
 from psu_bin.attach import anchors, checks, constants, constructors, gates, symfile
 from psu_bin.attach.binding import Binder
@@ -138,7 +138,8 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
     for p in pieces:
         if p.room is Room.CODE and layout.roles[p.section] is Role.CODE:
             room.add_code(p, layout.patch.functions_in(p.section), [t for t in inner if t.function.section == p.section],
-                          {x.trampoline for x in reader.rerouted if x.piece is p and x.trampoline >= 0}, machine)
+                          {x.trampoline for x in reader.rerouted if x.piece is p and x.trampoline >= 0},
+                          near_forms.in_objects(machine), machine)
     home = layout.binder.module[n]
 
     def far(t: Target) -> bool:
@@ -168,7 +169,7 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
 
 def _stub_rows(machine: arch.Arch, room: ObjectRoom, base: int) -> bytes:
     """The .eh_frame rows of the stubs, PLT entries and near stubs of the object at `base`."""
-    ranges = [fde.Code(base + at, machine.jump_size) for _, at in room.nears()]
+    ranges = [fde.Code(base + at, len(near_forms.in_objects(machine).nop)) for _, at in room.nears()]
     if room.stubs_end > room.stubs:
         ranges.append(fde.Code(base + room.stubs, room.stubs_end - room.stubs))
     return fde.rows(machine, base + room.rows, ranges)[0] if ranges else b""
@@ -407,9 +408,10 @@ class _Linker:
             stub = work.machine.stub(base + at, base + pair, 0)
             image[at:at + len(stub)] = stub
             image[pair:pair + 16] = work.link.pack_slot(self._function(f)) * 2
-        near = {f: base + at for f, at in room.nears()}
-        for f, at in near.items():
-            image[at - base:at - base + work.machine.jump_size] = work.machine.jump(at, self._function(f))    # closed
+        nears = {f: base + at for f, at in room.nears()}
+        for f, at in nears.items():
+            code = near_forms.unopened(work.machine, at, self._function(f))
+            image[at - base:at - base + len(code)] = code
         self._reroute(n, image)
         if room.unwind:
             rows = _stub_rows(work.machine, room, base)
@@ -430,10 +432,10 @@ class _Linker:
             size = b.function.end - b.function.start
             if not b.new:
                 replaced.append(Replaced(work.views[b.module], b.number, b.function.name, self._body(b), size,
-                                         gate.kind, gate.preserve, pairs.get(b, 0), near.get(b, 0)))
+                                         gate.kind, gate.preserve, pairs.get(b, 0), nears.get(b, 0)))
             else:
                 canonical.append(Canonical(b.identity, self._function(b), self._body(b), size, gate.kind, gate.preserve,
-                                           bool(b.known_stub), pairs.get(b, 0), near.get(b, 0)))
+                                           bool(b.known_stub), pairs.get(b, 0), nears.get(b, 0)))
         relied = tuple((self._function(f), mask) for f, mask in work.relied.get(n, {}).items())
         return LinkedObject(layout.patch.path, base, room.size, tuple(replaced), tuple(canonical),
                             tuple((f.name, self._body(b), f.end - f.start) for b in work.binder.functions[n].values()

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from psu_bin import arch as arch_package
-from psu_bin.arch import Arch
+from psu_bin import near_forms
+from psu_bin.arch import Arch, NearForm
 from psu_bin.attach import meta, shim
 from psu_bin.attach.commit import Switch
 from psu_bin.attach.proc import Mapping
@@ -33,9 +34,11 @@ ATTEMPTS = 4
 
 
 class Near(NamedTuple):
-    """Run-time addresses of a function's near stub and stub, and its name."""
+    """Run-time addresses of a function's near stub, stub and slot; what the near stub may be; the function's name."""
     address: int
     stub: int
+    slot: int
+    form: NearForm
     name: str
 
 
@@ -51,9 +54,9 @@ def close(x: Transaction, switches: Iterable[Switch]) -> None:
     current.  Raises PsuError; then nothing was changed that matters."""
     found = []
     for s in switches:
-        found += _in_program(x, s.function)
+        found += _in_program(x, s)
         if s.function.near:
-            found.append(Near(s.function.near, _stub(x, s.function), s.function.name))
+            found.append(_in_object(x, s, s.function.near))
     _turn(x, found, True)
 
 
@@ -64,9 +67,9 @@ def reopen(x: Transaction, switches: Iterable[Switch]) -> tuple[str, ...]:
     found = []
     for s in switches:
         if not s.body:
-            found += _in_program(x, s.function)
+            found += _in_program(x, s)
         elif s.near:
-            found.append(Near(s.near, _stub(x, s.function), s.function.name))
+            found.append(_in_object(x, s, s.near))
     try:
         _turn(x, found, False)
         x.give_back()      # the command's memory
@@ -75,17 +78,20 @@ def reopen(x: Transaction, switches: Iterable[Switch]) -> tuple[str, ...]:
     return ()
 
 
-def _in_program(x: Transaction, f: meta.FunctionNotes) -> list[Near]:
-    m = x.module_of(f)
-    if m is None or not m.descriptor.functions[f.number].flags & NEAR:
+def _in_program(x: Transaction, s: Switch) -> list[Near]:
+    m = x.module_of(s.function)
+    if m is None or not m.descriptor.functions[s.function.number].flags & NEAR:
         return []
-    size = arch_package.for_machine(m.machine, m.path).jump_size
-    return [Near(m.descriptor.functions[f.number].address + m.load_bias - size, m.stub(f.number), f.name)]
+    f = m.descriptor.functions[s.function.number]
+    form = near_forms.in_program(arch_package.for_machine(m.machine, m.path), m.descriptor.flags, f.flags)
+    return [Near(f.address + m.load_bias - len(form.nop), m.stub(s.function.number), s.slot, form, f.name)]
 
 
-def _stub(x: Transaction, f: meta.FunctionNotes) -> int:
-    m = x.module_of(f)
-    return m.stub(f.number) if m else x.notes.stubs[f.number].stub
+def _in_object(x: Transaction, s: Switch, address: int) -> Near:
+    m = x.module_of(s.function)
+    stub = m.stub(s.function.number) if m else x.notes.stubs[s.function.number].stub
+    arch = arch_package.for_machine(x.target.modules[0].machine, x.target.process.where)
+    return Near(address, stub, s.slot, near_forms.in_objects(arch), s.function.name)
 
 
 def _turn(x: Transaction, found: list[Near], closed: bool) -> None:
@@ -124,17 +130,19 @@ def turns(process: Process, arch: Arch, stubs: Sequence[Near], closed: bool) -> 
     Raises PsuError where a near stub is neither: somebody else changed it."""
     words = _words(process, sorted({n.address // arch.store_unit * arch.store_unit for n in stubs}), arch.store_unit)
     out = []
-    for n in sorted(stubs):
+    for n in sorted(stubs, key=lambda n: n.address):
         at = n.address // arch.store_unit * arch.store_unit
         word, inside = words[at], n.address - at
-        now = word[inside:inside + arch.jump_size]
-        jump = arch.jump(n.address, n.stub)
-        if now not in (jump, arch.near_nop):
+        size = len(n.form.nop)
+        now = word[inside:inside + size]
+        jump = n.form.jump(n.address, n.stub, n.slot)
+        closed_ways = jump, near_forms.unopened(arch, n.address, n.stub)[:size]
+        if now not in (*closed_ways, n.form.nop):
             raise PsuError(process.where, f"somebody has changed the code in front of {n.name}: {now.hex(' ')} at "
                                           f"{n.address:#x}", "a debugger's breakpoint? take it out and try again")
-        wanted = jump if closed else arch.near_nop
-        if now != wanted:
-            out.append(Turn(at, word, word[:inside] + wanted + word[inside + arch.jump_size:]))
+        wanted = jump if closed else n.form.nop
+        if now != wanted and not (closed and now in closed_ways):
+            out.append(Turn(at, word, word[:inside] + wanted + word[inside + size:]))
     return out
 
 

@@ -16,7 +16,7 @@ from psu_bin.arch.link_types import Use
 from psu_bin.attach.meaning import BoundFunction, Piece, Reference, Target
 
 if TYPE_CHECKING:
-    from psu_bin.arch import Arch
+    from psu_bin.arch import Arch, NearForm
     from psu_bin.attach.patch import PatchFunction
 
 PAIR = 16      # bytes of a psu_local
@@ -53,13 +53,13 @@ class ObjectRoom:
         self.size += piece.size
 
     def add_code(self, piece: Piece, functions: Sequence[PatchFunction], called: Sequence[BoundFunction],
-                 trampolines: Collection[int], machine: Arch) -> None:
+                 trampolines: Collection[int], form: NearForm, machine: Arch) -> None:
         """Give a section of code its offset, and those of `called`, functions in it that the object calls itself, near
         stubs: in the padding between functions, or in front of the section.
 
-        functions: all that are in the section.
+        functions: all that are in the section.  form: of near stubs.
         trampolines: where the padding has a jump already that short branches need (Rerouted.trampoline)."""
-        size, unit = machine.jump_size, machine.store_unit
+        size, unit = len(form.nop), machine.store_unit
         if any(f.function.start == 0 for f in called):
             self.size += -(-size // unit) * unit
         self.add(piece)

@@ -7,7 +7,7 @@ to the stub of the table, and from then on the slot decides, as it does for ever
 
     prev:   ...                         prev:   ...
             ret                                 ret
-            nop            <- calls             jmp stub       <- calls
+            nop            <- calls             jmp stub       <- calls      (or jmp *slot(%rip))
     f:      push %rbp                   f:      push %rbp
 
 Only padding is used that nothing else refers to, and only where the store is whole for whoever executes it
@@ -22,7 +22,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from psu_bin.arch import Arch
+from psu_bin.arch import Arch, NearForm
 from psu_bin.elf import Binary
 from psu_bin.instrument import functions
 from psu_bin.instrument.functions import Functions
@@ -34,39 +34,50 @@ _PCREL_SDATA4 = 0x1B
 
 
 def find(binary: Binary, arch: Arch, known: Functions, frames: Frames, named: np.ndarray,
-         planned: Mapping[int, Detour | None]) -> dict[int, NearStub]:
+         planned: Mapping[int, Detour | None], flags: int) -> dict[int, NearStub]:
     """The near stubs of those functions of `planned` (indices in `known`) that can have one.
 
     planned: the updatable functions, with the detours of those that have one: these need no near stub, and may reach into
     the padding behind them.
-    named: every address in code that anything may refer to, ascending."""
-    size = arch.jump_size
+    named: every address in code that anything may refer to, ascending.
+    flags: the module's."""
+    forms = arch.near_forms(flags)
     moved = [int(known.entry[f]) + d.skip + d.length for f, d in planned.items() if d]
     ends = np.sort(np.concatenate([known.end, frames.end, np.array(moved, dtype=np.int64)]))
     sections = functions.executable(binary)
     out: dict[int, NearStub] = {}
     for f in (f for f, d in planned.items() if d is None):
         entry = int(known.entry[f])
-        at = entry - size
-        if at // arch.store_unit != (entry - 1) // arch.store_unit:
-            continue
-        # Somebody may name the first byte (GCC's -fpatchable-function-entry does): who jumps there is well served.
-        if np.searchsorted(named, at, side="right") != np.searchsorted(named, entry):
-            continue
-        section = next((s for s in sections if s.address <= at and entry < s.end), None)
+        section = next((s for s in sections if s.address < entry < s.end), None)
         if section is None:
             continue
         first = int(np.searchsorted(ends, entry, side="right")) - 1
         start = max(int(ends[first]) if first >= 0 else 0, section.address)
-        if not size <= entry - start <= FARTHEST or not _unused(known, frames, at, entry):
+        if not start < entry <= start + FARTHEST:
             continue
         padding = binary.data[binary.offset_of(start):][:entry - start]
         if not arch.is_padding(padding):
             continue
-        writes = _row(binary, frames, entry, size)
-        if writes is not None:
-            out[f] = NearStub(f, at, (Write(at, padding[-size:], arch.near_nop), *writes))
+        for n in reversed(range(len(forms))):
+            writes = _writes(binary, arch, known, frames, entry, named, padding, forms[n])
+            if writes is not None:
+                out[f] = NearStub(f, writes[0].at, n > 0, writes)
+                break
     return out
+
+
+def _writes(binary: Binary, arch: Arch, known: Functions, frames: Frames, entry: int, named: np.ndarray, padding: bytes,
+            form: NearForm) -> tuple[Write, ...] | None:
+    """What makes a near stub of the last of the padding in front of a function; None where that cannot be."""
+    size = len(form.nop)
+    at = entry - size
+    if size > len(padding) or at // arch.store_unit != (entry - 1) // arch.store_unit:
+        return None
+    # Somebody may name the first byte (GCC's -fpatchable-function-entry does): who jumps there is well served.
+    if np.searchsorted(named, at, side="right") != np.searchsorted(named, entry) or not _unused(known, frames, at, entry):
+        return None
+    row = _row(binary, frames, entry, size)
+    return None if row is None else (Write(at, padding[-size:], form.nop), *row)
 
 
 def _unused(known: Functions, frames: Frames, start: int, end: int) -> bool:

@@ -108,7 +108,7 @@ def make(binary: Binary, arch: Arch, include: tuple[str, ...], exclude: tuple[st
         raise PsuError(binary.path, "no function to update",
                        f"{refused[0].name}: {refused[0].reason}" if refused else "")
     statics = symbol_list.static_users(binary, arch, m.functions, m.code, debug)
-    close = near.find(binary, arch, m.functions, m.frames, ground.named, planned)
+    close = near.find(binary, arch, m.functions, m.frames, ground.named, planned, _module_flags(binary, arch))
     return _assemble(binary, arch, m, planned, refused, relied, statics, close)
 
 
@@ -135,7 +135,7 @@ def _choose(binary: Binary, known: Functions, include: tuple[str, ...], exclude:
 def _copies(binary: Binary, arch: Arch, functions: list[PlannedFunction],
             planned: dict[int, Detour | None]) -> tuple[Detour, ...]:
     """The detours, and a landing pad for each original without the mark that a stub's jump has to meet."""
-    flags = descriptor.MODULE_IBT if marks.wanted(binary, arch) else 0
+    flags = _module_flags(binary, arch)
     out = []
     for i, f in enumerate(functions):
         d = planned[i]
@@ -146,6 +146,10 @@ def _copies(binary: Binary, arch: Arch, functions: list[PlannedFunction],
         elif pad:
             out.append(Detour(i, 0, b"", (), pad=pad))
     return tuple(out)
+
+
+def _module_flags(binary: Binary, arch: Arch) -> int:
+    return descriptor.MODULE_IBT if marks.wanted(binary, arch) else 0
 
 
 def _assemble(binary: Binary, arch: Arch, m: Module, planned: dict[int, Detour | None], refused: list[NotUpdatable],
@@ -165,7 +169,8 @@ def _assemble(binary: Binary, arch: Arch, m: Module, planned: dict[int, Detour |
         flags |= descriptor.DETOURED if planned[f] is not None else 0
         flags |= descriptor.ADDRESS_TAKEN if f in m.references.taken else 0
         flags |= descriptor.OWN_CONVENTION if own[f] else 0
-        flags |= descriptor.NEAR if f in close else 0
+        if f in close:
+            flags |= descriptor.NEAR | (descriptor.NEAR_LONG if close[f].long else 0)
         flags |= descriptor.MISALIGNED if relied.misaligned[f] else 0
         out.append(PlannedFunction(m.functions.names[f], int(m.functions.entry[f]),
                                    int(m.functions.end[f] - m.functions.entry[f]), flags, int(relied.preserve[f]),

@@ -71,6 +71,7 @@ class NearStub:
     """A NOP right before a function's entry, to which direct calls lead (near.py)."""
     function: int
     address: int
+    long: bool                 # of the second of Arch.near_forms
     writes: tuple[Write, ...]  # the NOP, and the function's unwind row, which then begins there
 
 

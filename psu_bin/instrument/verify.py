@@ -221,8 +221,9 @@ def _near(p: Pair, touched: np.ndarray) -> None:
     """Each near stub falls through into its function."""
     for n in p.plan.near:
         f = p.found.functions[n.function]
-        p.must(n.address + p.arch.jump_size == f.address and bool(f.flags & descriptor.NEAR)
-               and p.bytes_at(n.address, p.arch.jump_size) == p.arch.near_nop, f"the near stub of {f.name}")
+        nop = p.arch.near_forms(p.found.flags)[bool(f.flags & descriptor.NEAR_LONG)].nop
+        p.must(n.address + len(nop) == f.address and bool(f.flags & descriptor.NEAR)
+               and p.bytes_at(n.address, len(nop)) == nop, f"the near stub of {f.name}")
         for w in n.writes:
             p.must(p.bytes_at(w.at, len(w.new)) == w.new, f"what the near stub of {f.name} changes")
             touched[p.before.offset_of(w.at):][:len(w.new)] = True

@@ -1,8 +1,8 @@
-"""call: what a call costs, in processor time, in each shape: direct, a bare indirect jump, the stubs as instrument
-emits them, the plainest counting wrapper that could be written by hand, and each kind of gate.
+"""call: what a call costs, in processor time, in each shape: direct, a bare indirect jump, near stubs and
+stubs as instrument emits them, the plainest counting wrapper that could be written by hand, and each kind of gate.
 
 With 1, 2 and 4 threads; of an empty function and of one of 100 instructions; the gates after 1 patch and after 100.
- The loop around the call is the same for all shapes, which take turns within one run (shim/test/calls.c): what counts
+The loop around the call is the same for all shapes, which take turns within one run (shim/test/calls.c): what counts
 are the ratios of their medians.  Before any patch a call is a stub and nothing else.
 """
 
@@ -22,7 +22,7 @@ SHAPES = {
     "direct": "direct call",
     "bare": "indirect jump, bare",
     "near": "near stub",
-    "near-closed": "near stub, closed",
+    "near-closed": "near stub of the short form, closed",
     "stub": "stub",
     "stub-ibt": "stub with a branch mark",
     "wrapper": "stub and the plainest counting wrapper",
@@ -44,7 +44,7 @@ def measure(options: Options) -> dict:
     from psu_bin.arch import x86_64
     from psu_bin.descriptor import MODULE_IBT
 
-    stubs = [x86_64.stub(0, 4096, flags).hex() for flags in (0, MODULE_IBT)] + [x86_64.ARCH.near_nop.hex()]
+    stubs = [x86_64.stub(0, 4096, flags).hex() for flags in (0, MODULE_IBT)] + [x86_64.near_forms(0)[-1].nop.hex()]
     rounds, calls = (11, CALLS // 4) if options.quick else (ROUNDS, CALLS)
     samples: dict[str, dict[str, dict[str, list[float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:

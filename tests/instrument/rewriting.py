@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from conftest import compile as run_compiler
 
-from psu_bin import descriptor
+from psu_bin import descriptor, near_forms
 from psu_bin.arch import for_machine
 from psu_bin.elf import Binary
 from psu_bin.instrument import driver
@@ -70,8 +70,10 @@ class Instrumented:
         if not d.functions[function].flags & descriptor.NEAR:
             return "0 0 0"
         arch = for_machine(d.machine, "")
-        at = d.functions[function].address - arch.jump_size
-        return f"{at:x} {int.from_bytes(arch.jump(at, d.stub(function)), 'little'):x} {arch.jump_size:x}"
+        form = near_forms.in_program(arch, d.flags, d.functions[function].flags)
+        at = d.functions[function].address - len(form.nop)
+        jump = form.jump(at, d.stub(function), d.slot(function))
+        return f"{at:x} {int.from_bytes(jump, 'little'):x} {len(jump):x}"
 
 
 def compiled(out: Path, *arguments: object, cc: str = "gcc") -> Path:

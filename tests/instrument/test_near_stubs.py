@@ -7,7 +7,7 @@ from elftools.dwarf.callframe import FDE
 from elftools.elf.elffile import ELFFile
 from rewriting import compiled, instrument, run
 
-from psu_bin import descriptor
+from psu_bin import descriptor, near_forms
 from psu_bin.arch import for_machine
 
 
@@ -25,15 +25,18 @@ def rows(path):
 
 
 def near(i):
-    """(function, address of its near stub) of those that have one."""
+    """(function, address of its near stub, its bytes) of those that have one."""
     d = i.descriptor
-    size = for_machine(d.machine, "").jump_size
-    return [(f, f.address - size) for f in d.functions if f.flags & descriptor.NEAR]
+    arch = for_machine(d.machine, "")
+    forms = [near_forms.in_program(arch, d.flags, f.flags) for f in d.functions]
+    return [(f, f.address - len(form.nop), form.nop) for f, form in zip(d.functions, forms) if f.flags & descriptor.NEAR]
 
 
 @pytest.mark.parametrize("cc, flags", [
     ("gcc", "-O2"), ("gcc", "-O0"), ("gcc", "-O2 -fcf-protection=full -no-pie"), ("gcc", "-O3 -fuse-ld=gold"),
-    ("clang", "-O2"), ("clang", "-O2 -fuse-ld=lld"), ("gcc", "-O2 -fpatchable-function-entry=5,5"), ("aarch64-linux-gnu-gcc", "-O2"),
+    ("clang", "-O2"), ("clang", "-O2 -fuse-ld=lld"), ("gcc", "-O2 -fpatchable-function-entry=5,5"),
+    ("gcc", "-O2 -fpatchable-function-entry=8,8"), ("gcc", "-O2 -fcf-protection=full -fpatchable-function-entry=8,8"),
+    ("aarch64-linux-gnu-gcc", "-O2"),
     ("aarch64-linux-gnu-gcc", "-O2 -mbranch-protection=standard -fpatchable-function-entry=1,1")])
 def test_a_near_stub_is_a_nop_that_the_unwind_row_covers(tmp_path, cc, flags):
     if not shutil.which(cc):
@@ -45,17 +48,20 @@ def test_a_near_stub_is_a_nop_that_the_unwind_row_covers(tmp_path, cc, flags):
     assert found
     if "patchable" in flags:         # all but what the assembler or the C library contributed
         assert len(found) >= 0.85 * len(i.descriptor.functions)
+        longest = arch.near_forms(i.descriptor.flags)[-1].nop
+        if len(longest) <= int(flags[-1]):
+            assert sum(nop == longest for _, _, nop in found) >= 0.85 * len(found)
     before, after = rows(i.original), rows(i.path)
     binary = i.binary
-    for f, at in found:
-        assert binary.data[binary.offset_of(at):][:arch.jump_size] == arch.near_nop
+    for f, at, nop in found:
+        assert binary.data[binary.offset_of(at):][:len(nop)] == nop
         end, table = after[at]
         old_end, old_table = before[f.address]
         assert f.address not in after and end == old_end
         assert table[0] == (0, stack_pointer)
         # The rest is as it was, a jump's size later.
-        assert table[1:] == [(offset + arch.jump_size, cfa) for offset, cfa in old_table[1:]]
-    others = set(before) - {f.address for f, _ in found}
+        assert table[1:] == [(offset + len(nop), cfa) for offset, cfa in old_table[1:]]
+    others = set(before) - {f.address for f, _, _ in found}
     assert others <= set(after) and all(after[x] == before[x] for x in others)
 
 
@@ -70,6 +76,6 @@ def test_functions_with_landing_pads_keep_their_rows(tmp_path):
                       "int main(int argc, char **) {"
                       " return catches(argc) == 1 && catches(argc + 6) == -7 && count == 2 ? 0 : 1; }\n")
     i = instrument(compiled(tmp_path / "pads", source, "-O2", "-fpatchable-function-entry=5,5", cc="g++"))
-    names = {f.name for f, _ in near(i)}
+    names = {f.name for f, _, _ in near(i)}
     assert "_Z9may_throwi" in names and "_Z7catchesi" not in names
     run(i.path)

@@ -5,6 +5,7 @@ import re
 import pytest
 from conftest import psu_bin
 from psu_bin import arch as arch_package
+from psu_bin import near_forms
 from psu_bin.attach import near, target
 from psu_bin.attach.process import Process
 from psu_bin.descriptor import NEAR
@@ -17,14 +18,16 @@ class Stubs:
         self.process = Process(pid)
         m = next(m for m in target.read(self.process).modules if m.executable)
         self.arch = arch_package.for_machine(m.machine, m.path)
-        self.all = {f.name: near.Near(f.address + m.load_bias - self.arch.jump_size, m.stub(i), f.name)
+        forms = {f.name: near_forms.in_program(self.arch, m.descriptor.flags, f.flags) for f in m.descriptor.functions}
+        self.all = {f.name: near.Near(f.address + m.load_bias - len(forms[f.name].nop), m.stub(i), m.slot(i),
+                                      forms[f.name], f.name)
                     for i, f in enumerate(m.descriptor.functions) if f.flags & NEAR}
 
     def closed(self, name):
         n = self.all[name]
-        now = self.process.read(n.address, self.arch.jump_size)
-        assert now in (self.arch.near_nop, self.arch.jump(n.address, n.stub)), now
-        return now != self.arch.near_nop
+        now = self.process.read(n.address, len(n.form.nop))
+        assert now in (n.form.nop, n.form.jump(n.address, n.stub, n.slot)), now
+        return now != n.form.nop
 
     def code(self):
         """What maps says of the program's code."""
@@ -77,7 +80,7 @@ def test_a_breakpoint_in_a_near_stub_is_left_alone(lab):
         assert refused.status == 1 and re.search(r"somebody has changed the code in front of inner: cc .*breakpoint",
                                                  refused.err), refused.err
         memory.seek(at)
-        memory.write(stubs.arch.near_nop[:1])
+        memory.write(stubs.all['inner'].form.nop[:1])
     running.say("call")
     running.expect("^version 0$")
     psu_bin("attach", running.pid, patch)
