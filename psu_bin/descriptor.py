@@ -75,7 +75,7 @@ class Symbol:
     size: int
     function: int         # index in Descriptor.functions, or NO_FUNCTION
     file: int             # index in Descriptor.files of a local symbol's STT_FILE, or NO_FILE
-    users: tuple[int, ...] = ()  # static locals (name.N) only: indices in `symbols` of the functions that refer to it
+    users: tuple[int, ...] = ()  # of static locals (name.N) and copies (f.isra.N): who refers to it, indices in `symbols`
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ Static locals (`count.0`, `handler.count`) are matched in statics.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from psu_bin import arch, descriptor, elf
 from psu_bin.attach import statics
+from psu_bin.attach.callers import Patched
 from psu_bin.attach.meaning import BoundFunction, Exported, External, Fixed, Target, Thread, Unclear
-from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol, is_clone
+from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol, is_clone, without_clone
 from psu_bin.attach.view import Identity, ModuleView, artificial, base_name
 from psu_bin.descriptor import NO_FUNCTION, Symbol
 from psu_bin.errors import PsuError
@@ -189,7 +190,6 @@ class Binder:
                         patch.path, f"{f.name} is not updatable in {self.views[m].path}",
                         f"`psu-bin analyze {self.views[m].path}` says why; leave it out of the patch"))
                     break
-                self._warn_inlined(m, f, found)
                 return BoundFunction(n, f, m, found.function, identity, 0)
         known = 0
         for s in f.names:
@@ -222,22 +222,11 @@ class Binder:
                 if name == identity[1] and file and not self.file_known(n, m, file)]
         return same[0] if len(same) == 1 else None
 
-    def _warn_inlined(self, m: int, f: PatchFunction, found: Symbol) -> None:
-        view = self.views[m]
-        row = view.descriptor.functions[found.function]
-        clones = view.clones.get(f.name)
-        if clones:
-            self.warnings.append(f"{f.name}: {view.path} also has the specialised {', '.join(clones)}, whose callers "
-                                 "do not see the new version unless they are in the patch too")
-        elif row.callers == 0 and not row.flags & descriptor.ADDRESS_TAKEN:      # exported ones count as taken
-            self.warnings.append(f"{f.name}: nothing in {view.path} calls it: inlined into all its callers, which must "
-                                 "be in the patch too, or unused")
-
     def _nothing_to_replace(self, n: int) -> PsuError:
         patch, view = self.patches[n], self.views[self.module[n]]
         mine = [f.name for f in patch.functions if not f.clone]
         for name in mine:
-            clones = view.clones.get(name)
+            clones = [view.descriptor.symbols[i].name for i in view.clones.get(name, ())]
             files = sorted({view.file_name(s) for s in view.locals.get(name, ())
                             if s.kind == descriptor.KIND_FUNCTION})
             if clones:
@@ -253,6 +242,19 @@ class Binder:
         where = " or ".join(v.path for v in self.views)
         return PsuError(patch.path, f"defines no function that {where} has: {names or 'its code has no function symbols of its own'}",
                         "the functions may be inlined into all their callers: put those into the patch")
+
+    def patched(self) -> Iterator[Patched]:
+        """The functions of the patches, each once: the compiler may have made copies of it, or only copies."""
+        seen: set[tuple[int, str, str]] = set()
+        every = [b for of_patch in self.functions for b in of_patch.values()]
+        for bound in sorted(every, key=lambda b: b.function.clone):
+            s, view = bound.function.names[0], self.views[bound.module]
+            name, file = without_clone(s.name), base_name(s.file) if s.local else ""
+            if (bound.module, name, file) not in seen and not (bound.function.clone and (bound.module, name, "") in seen):
+                seen.add((bound.module, name, file))
+                known = (base_name(view.file_name(x)) for x in view.locals.get(name, ()) if x.function == bound.number)
+                yield Patched(view, name, next((f for f in known if file and not artificial(f)), file), bound.number,
+                              s.bind == elf.STB_WEAK)
 
     def elsewhere(self, n: int, s: PatchSymbol) -> Exported | None:
         """The definition in another patch of the group that stands in place of the global `s` of patch `n`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from psu_bin.attach.callers import Patched
 from psu_bin.attach.view import Identity, ModuleView, Stored
 
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
@@ -40,6 +41,7 @@ class Demand(NamedTuple):
     """What plan found out.  `modules` are those that a patch belongs to."""
     modules: tuple[ModuleDemand, ...]
     warnings: tuple[str, ...]
+    patched: tuple[Patched, ...]   # all functions of the patches
     work: object                   # linker.Work: intermediate results, nobody else's business
 
 
@@ -113,3 +115,4 @@ class LinkedPatch(NamedTuple):
     modules: tuple[tuple[tuple[LinkedObject, ...], LinkedStore], ...]
     bytes: int                                 # all that is written
     warnings: tuple[str, ...]
+    patched: tuple[Patched, ...]               # as Demand.patched

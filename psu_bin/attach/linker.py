@@ -98,7 +98,7 @@ def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Se
     rooms = [_lay_out(n, layouts[n], reader, machine, kinds, symfiles[n].size) for n in range(len(all_patches))]
     used = tuple(sorted(set(binder.module)))
     work = Work(all_patches, all_views, binder, layouts, reader, machine, link, kinds, relied, rooms, symfiles, used)
-    return Demand(tuple(_module_demand(work, m) for m in used), tuple(binder.warnings), work)
+    return Demand(tuple(_module_demand(work, m) for m in used), tuple(binder.warnings), tuple(binder.patched()), work)
 
 
 def _layout(n: int, binder: Binder, link: ModuleType) -> Layout:
@@ -253,7 +253,7 @@ class _Linker:
             store = self._store(m, shelves[m])
             total += sum(len(r.data) for o in linked for r in o.regions) + sum(len(r.data) for r in store.regions)
             modules.append((linked, store))
-        return LinkedPatch(tuple(modules), total, self.demand.warnings)
+        return LinkedPatch(tuple(modules), total, self.demand.warnings, self.demand.patched)
 
     def _check_resolved(self) -> None:
         missing: dict[str, None] = {}

@@ -11,11 +11,15 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from psu_bin import descriptor
 from psu_bin.attach.process import Mapping, Process
 from psu_bin.attach.shim import Runtime
 from psu_bin.errors import PsuError
+
+if TYPE_CHECKING:
+    from psu_bin.elf import Binary
 
 PT_LOAD, PT_DYNAMIC, PT_NOTE, PT_TLS = 1, 2, 4, 7
 DT_NULL, DT_STRTAB, DT_SYMTAB, DT_SONAME, DT_DEBUG = 0, 5, 6, 14, 21
@@ -120,6 +124,17 @@ def check_files(target: Target, modules: tuple[Module, ...]) -> None:
             raise PsuError(m.path, "was replaced on disk since the process started: "
                                    f"it runs build-id {m.build_id.hex() or 'none'}",
                            "make the patch for the build that runs, or restart the program")
+
+
+def file(target: Target, module: descriptor.Descriptor) -> Binary | None:
+    """The file of the module with this descriptor; None where it is gone, unreadable or another build by now."""
+    from psu_bin.elf import Binary
+    m = next(m for m in target.modules if m.descriptor is module)
+    try:
+        found = Binary.read(target.process.file(m.path))
+    except PsuError:
+        return None
+    return found if found.build_id == m.build_id else None
 
 
 def _executable(process: Process) -> str:

@@ -18,13 +18,13 @@ import errno
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
 from psu_bin.attach import (
-    borrow, copies, imports, linker, meta, near, patch, placement, pressure, seccomp, shim, stores, surplus, target,
+    borrow, callers, copies, imports, linker, meta, near, patch, placement, pressure, seccomp, shim, stores, surplus, target,
 )
 from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit
 from psu_bin.attach.process import Process
@@ -94,7 +94,12 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
         result = AttachResult(number, functions, placed.bytes, linked, seconds, x.threads_stopped,
                               placed.warnings + ((lost,) if lost else ()) + late)
     surplus.sweep(t, LEFTOVERS, surplus.BRIEF)
-    return result
+    assert placed.linked
+    return replace(result, warnings=result.warnings + _old_callers(t, placed.linked.patched))
+
+
+def _old_callers(t: Target, patched: tuple[callers.Patched, ...]) -> tuple[str, ...]:
+    return callers.warnings(patched, lambda view: target.file(t, view.descriptor))
 
 
 def _dry_run(t: Target, objects: list[patch.PatchObject], began: float) -> AttachResult:
@@ -110,7 +115,8 @@ def _dry_run(t: Target, objects: list[patch.PatchObject], began: float) -> Attac
         warnings.append("there is no agent yet, so names of shared libraries were not looked up")
     functions = tuple(f for m in demand.modules for o in m.objects for f in o.functions)
     size = sum(o.size for m in demand.modules for o in m.objects)
-    return AttachResult(notes.next_patch, functions, size, time.monotonic() - began, 0.0, 0, tuple(warnings))
+    return AttachResult(notes.next_patch, functions, size, time.monotonic() - began, 0.0, 0,
+                        (*warnings, *_old_callers(t, demand.patched)))
 
 
 def views(t: Target, notes: meta.Notes) -> tuple[ModuleView, ...]:

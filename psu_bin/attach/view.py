@@ -98,18 +98,18 @@ class ModuleView:
         return out
 
     @cached_property
-    def clones(self) -> dict[str, list[str]]:
-        """Specialised or partial copies of functions that the compiler made, by the function's name.
+    def clones(self) -> dict[str, list[int]]:
+        """Specialised or partial copies of functions that the compiler made, by the function's name: numbers of symbols.
 
         GCC's `f.localalias` is another name of f itself, not a copy."""
-        out: dict[str, list[str]] = {}
-        functions = [s for s in self.descriptor.symbols if s.kind == descriptor.KIND_FUNCTION]
-        entries = {(s.name, s.address) for s in functions}
-        for s in functions:
+        out: dict[str, list[int]] = {}
+        functions = [(i, s) for i, s in enumerate(self.descriptor.symbols) if s.kind == descriptor.KIND_FUNCTION]
+        entries = {(s.name, s.address) for _, s in functions}
+        for i, s in functions:
             if "." in s.name and is_clone(s.name) and ".cold" not in s.name:
                 name = without_clone(s.name)
                 if (name, s.address) not in entries:
-                    out.setdefault(name, []).append(s.name)
+                    out.setdefault(name, []).append(i)
         return out
 
     @cached_property

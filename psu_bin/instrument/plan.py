@@ -107,9 +107,9 @@ def make(binary: Binary, arch: Arch, include: tuple[str, ...], exclude: tuple[st
     if not planned:
         raise PsuError(binary.path, "no function to update",
                        f"{refused[0].name}: {refused[0].reason}" if refused else "")
-    statics = symbol_list.static_users(binary, arch, m.functions, m.code, debug)
+    users = symbol_list.users(binary, arch, m.functions, m.code, debug)
     close = near.find(binary, arch, m.functions, m.frames, ground.named, planned, _module_flags(binary, arch))
-    return _assemble(binary, arch, m, planned, refused, relied, statics, close)
+    return _assemble(binary, arch, m, planned, refused, relied, users, close)
 
 
 def _choose(binary: Binary, known: Functions, include: tuple[str, ...], exclude: tuple[str, ...]) -> list[int]:
@@ -153,7 +153,7 @@ def _module_flags(binary: Binary, arch: Arch) -> int:
 
 
 def _assemble(binary: Binary, arch: Arch, m: Module, planned: dict[int, Detour | None], refused: list[NotUpdatable],
-              relied: reliance.Reliance, statics: tuple[tuple[int, tuple[int, ...]], ...],
+              relied: reliance.Reliance, users: tuple[tuple[int, tuple[int, ...]], ...],
               close: dict[int, NearStub]) -> Plan:
     """Number the planned functions, keep what concerns them."""
     order = sorted(planned)
@@ -176,5 +176,5 @@ def _assemble(binary: Binary, arch: Arch, m: Module, planned: dict[int, Detour |
                                    int(m.functions.end[f] - m.functions.entry[f]), flags, int(relied.preserve[f]),
                                    int(callers[f])))
     return Plan(tuple(out), tuple(edits), _copies(binary, arch, out, {number[f]: d for f, d in planned.items()}),
-                tuple(sorted(refused, key=lambda n: n.name)), sum(e.call_site for e in edits), statics,
+                tuple(sorted(refused, key=lambda n: n.name)), sum(e.call_site for e in edits), users,
                 tuple(replace(close[f], function=number[f]) for f in order if f in close))

@@ -99,8 +99,8 @@ class Plan:
     detours: tuple[Detour, ...]
     not_updatable: tuple[NotUpdatable, ...]
     call_sites: int
-    # (address of a static local variable `name.N`, entries of the functions that refer to it), ascending
-    static_users: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    # (address of a static local `name.N` or of a copy `f.isra.N`, entries of the functions that refer to it), ascending
+    users: tuple[tuple[int, tuple[int, ...]], ...] = ()
     near: tuple[NearStub, ...] = ()          # ascending
 
     @cached_property

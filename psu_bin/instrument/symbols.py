@@ -1,7 +1,8 @@
 """The symbols of a module that a patch can bind to, for the descriptor.
 
 Static ones included, with the source file that tells two of one name apart.  A static local variable has a number that
-the compiler made up (`name.N`), which differs from build to build; the functions that refer to it identify it.
+the compiler made up (`name.N`), which differs from build to build; the functions that refer to it identify it.  Who calls
+a copy that the compiler made of a function (`f.isra.0`) is noted, because a new version of the function does not reach it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from psu_bin.instrument.plan_types import Plan
 _KINDS = {STT_NOTYPE: KIND_NOTYPE, STT_OBJECT: KIND_OBJECT, STT_FUNC: KIND_FUNCTION, STT_COMMON: KIND_OBJECT,
           STT_TLS: KIND_TLS, STT_GNU_IFUNC: KIND_IFUNC}
 _STATIC_LOCAL = re.compile(r"\.\d+$")
+_COPY = re.compile(r"\.(part|isra|constprop|clone)(\.|$)")
 
 
 def _rows(table: SymbolTable) -> np.ndarray:
@@ -58,18 +60,20 @@ def collect(binary: Binary, plan: Plan, debug: Binary | None) -> tuple[tuple[Sym
     for i, s in enumerate(found):
         if s.kind == KIND_FUNCTION:
             at_entry.setdefault(s.address, i)
-    users = dict(plan.static_users)
+    users = dict(plan.users)
     for i, s in enumerate(found):
-        if s.address in users and s.bind == BIND_LOCAL and s.kind in (KIND_OBJECT, KIND_TLS):
+        if s.address in users and (s.bind == BIND_LOCAL and s.kind in (KIND_OBJECT, KIND_TLS)
+                                   or s.kind == KIND_FUNCTION and _COPY.search(s.name)):
             who = tuple(sorted(at_entry[a] for a in users[s.address] if a in at_entry))
             found[i] = Symbol(s.name, s.kind, s.bind, s.address, s.size, s.function, s.file, who)
     return tuple(found), tuple(files)
 
 
-def static_users(binary: Binary, arch: Arch, known: Functions, code: Code,
-                 debug: Binary | None) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """(address of a static local variable, entries of the functions that refer to it), ascending."""
-    spans: set[tuple[int, int]] = set()
+def users(binary: Binary, arch: Arch, known: Functions, code: Code,
+          debug: Binary | None) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """(address of a static local variable or of a copy of a function, entries of the functions that refer to it),
+    ascending."""
+    spans = {(e, e + 1) for e, names in zip(known.entry.tolist(), known.aliases) if any(map(_COPY.search, names))}
     for table in function_list.tables(binary, debug)[:1]:
         e = table.entries
         kind, bind = e["st_info"] & 15, e["st_info"] >> 4

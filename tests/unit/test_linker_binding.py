@@ -185,18 +185,6 @@ def test_a_function_that_only_lives_on_in_clones_is_named():
                                 "-O0", name="c.c"))
 
 
-def test_an_inlined_function_is_warned_about():
-    with Host(program(A, "-O1", "-fPIE", name="a.c")) as host:
-        import dataclasses
-        d = host.view.descriptor
-        changes = {"step": {"callers": 0, "flags": 0}, "a_state": {"callers": 0}, "a_run": {"flags": 0}}
-        functions = tuple(dataclasses.replace(f, **changes.get(f.name, {})) for f in d.functions)
-        host.view = dataclasses.replace(host.view, descriptor=dataclasses.replace(d, functions=functions))
-        linked = host.link(compile_c(PATCH % "a" + "int a_state(void) { return 1; }", "-O1", "-fPIE", name="a.c"))
-        assert [w.split(":")[0] for w in linked.warnings] == ["step"], (
-            "the address of a_state is taken, a_run has a caller")
-
-
 def test_new_statics_of_two_files_that_the_module_has_are_kept_apart(host):
     source = "static int fresh = %d; int %s_run(int x) { return fresh += x; }"
     host.attach(compile_c(source % (10, "a"), "-O1", "-fPIE", name="a.c"))

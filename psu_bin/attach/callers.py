@@ -1,0 +1,111 @@
+"""Who goes on with the old code of a function that a patch replaces: warnings().
+
+A new version is reached by calls.  It is not reached where the compiler has inlined the function, nor by calls of a copy
+that it has specialised or split off (`f.isra.0`, `f.part.0`): the functions that have such calls or inlined copies must be
+in the patch, too.  Calls of copies are in the descriptor; what is inlined where only the debug information says.
+
+What is not seen: facts that a compiler derives from a function's body and uses in its callers, such as a constant result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from psu_bin import descriptor
+from psu_bin.attach import inlined
+from psu_bin.attach.patch import is_clone, without_clone
+from psu_bin.attach.view import ModuleView, base_name
+from psu_bin.descriptor import NO_FUNCTION
+from psu_bin.elf import Binary
+
+SHOWN = 8           # names in one message
+
+
+class Patched(NamedTuple):
+    """A function that a patch defines."""
+    view: ModuleView
+    name: str
+    file: str       # base name of the source file of a static function, "" for a global one
+    number: int     # in the view's descriptor; -1: the program has no such function, or not any more
+    weak: bool      # one that every file brings along that uses it: most likely unchanged
+
+
+def warnings(patched: tuple[Patched, ...], file: Callable[[ModuleView], Binary | None]) -> tuple[str, ...]:
+    """One text for each function that the patch does not replace for everybody.
+
+    file: the module's file, for its debug information; None where it is not to be had."""
+    views = dict.fromkeys(p.view for p in patched)
+    return tuple(text for v in views for text in _of_module(v, [p for p in patched if p.view is v], file(v)))
+
+
+def _of_module(view: ModuleView, mine: list[Patched], binary: Binary | None) -> Iterator[str]:
+    numbers = {p.number for p in mine if p.number >= 0}
+    names = {p.name for p in mine}
+    copies = inlined.find(binary, [p.name for p in mine if not p.weak]) if binary else set()
+    symbols = view.descriptor.symbols
+    for p in mine:
+        clones = list(_clones(view, p))
+        into = {without_clone(c.caller) for c in _of(p, copies)}
+        lost = {n for clone in clones for n in _callers(view, clone, numbers)} | (into - names)
+        row = view.descriptor.functions[p.number] if p.number >= 0 else None
+        unknown = [symbols[c].name for c in clones if not symbols[c].users and _called(view, c)]
+        if lost:
+            how = (["have it inlined"] if into - names else []) + [f"call {symbols[c].name}" for c in clones]
+            yield (f"{p.name}: {_list(sorted(lost))} in {view.path} {' or '.join(how)}, and go on with the old version "
+                   "unless they are in the patch, too")
+        elif unknown:
+            yield (f"{p.name}: {view.path} also has {', '.join(unknown)}, whose callers do not see the new version "
+                   "unless they are in the patch, too")
+        elif row and not clones and not into and not p.weak and not _reached(row):
+            yield (f"{p.name}: nothing in {view.path} calls it: inlined into all its callers, which must be in the "
+                   "patch, too, or unused")
+
+
+def _called(view: ModuleView, symbol: int) -> bool:
+    number = view.descriptor.symbols[symbol].function
+    return number == NO_FUNCTION or _reached(view.descriptor.functions[number])
+
+
+def _reached(row: descriptor.Function) -> bool:
+    return row.callers > 0 or bool(row.flags & descriptor.ADDRESS_TAKEN)      # exported ones count as taken
+
+
+def _clones(view: ModuleView, p: Patched) -> Iterator[int]:
+    """The numbers of the symbols that are copies of the function."""
+    for i in view.clones.get(p.name, ()):
+        s = view.descriptor.symbols[i]
+        if not p.file or base_name(view.file_name(s)) == p.file:
+            yield i
+
+
+def _callers(view: ModuleView, clone: int, replaced: set[int]) -> set[str]:
+    """The functions that call a copy and are not replaced; for other copies among them, those that call these."""
+    symbols = view.descriptor.symbols
+    out: set[str] = set()
+    seen = {clone}
+    queue = [clone]
+    while queue:
+        for user in symbols[queue.pop()].users:
+            if user in seen or user >= len(symbols):
+                continue
+            seen.add(user)
+            s = symbols[user]
+            if is_clone(s.name):
+                queue.append(user)
+            elif s.function == NO_FUNCTION or s.function not in replaced:
+                out.add(s.name)
+    return out
+
+
+def _of(p: Patched, copies: set[inlined.Copy]) -> Iterator[inlined.Copy]:
+    """The inlined copies of this very function, not of another file's static one."""
+    mine = [c for c in copies if c.function == p.name]
+    files = {base_name(c.unit) for c in mine}
+    for c in mine:
+        if not p.file or base_name(c.unit) == p.file or len(files) == 1:
+            yield c
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

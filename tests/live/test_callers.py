@@ -1,0 +1,97 @@
+"""Functions that go on with the old code of a replaced one are named: inlined copies, and copies that the compiler made."""
+
+import subprocess
+
+import pytest
+from conftest import psu_bin
+
+MAIN = r"""
+#include <pthread.h>
+#include <stdio.h>
+#include <unistd.h>
+volatile int sink, on = 1;
+static inline int helper(int x) { return x * 3 + sink; }
+static int only(int x) { return x ^ 77; }
+int split(int *p) {
+    if (!p) return 0;
+    for (int i = 0; i < 10; i++) { printf("split %d\n", *p); sink += i * *p; puts("a"); puts("b"); puts("c"); }
+    return sink;
+}
+__attribute__((noinline)) static int special(int x, int *unused) { return x * sink + 9; }
+__attribute__((noinline)) int one(int x) { return helper(x) + only(x) + split(x > 5 ? (int *)&sink : 0); }
+__attribute__((noinline)) int two(int x) { return helper(x + 1) * 2 + split(x > 7 ? (int *)&sink : 0) + special(x, 0); }
+int never(int x) { return x - 3; }
+__attribute__((noinline)) int plain(int x) { return x + sink; }
+static void *run(void *a) { while (on) { plain(one(1) + two(2)); usleep(1000); } return a; }
+int main(void) {
+    pthread_t t;
+    pthread_create(&t, 0, run, 0);
+    puts("ready");
+    fflush(stdout);
+    getchar();
+    on = 0;
+    pthread_join(t, 0);
+    return 0;
+}
+"""
+
+
+@pytest.fixture
+def process(lab, request):
+    """A running program made of MAIN by the compiler and flags of the test."""
+    cc, *flags = request.param.split()
+    (lab.folder / "main.c").write_text(MAIN)
+    subprocess.run([cc, "-O2", "-pthread", *flags, "main.c", "-o", "main"], cwd=lab.folder, check=True)
+    running = lab.start(psu_bin("instrument", lab.folder / "main", "--json").json["output"])
+    running.expect("^ready$")
+    yield lambda text: attached(lab, cc, running.pid, text)
+    assert running.alive()
+
+
+def attached(lab, cc, pid, text):
+    """The warnings of an attach, which are also what is printed: without the program's path."""
+    folder = lab.folder / "patch"
+    folder.mkdir(exist_ok=True)
+    (folder / "main.c").write_text("extern volatile int sink;\n" + text)
+    subprocess.run([cc, "-O2", "-w", "-c", "main.c"], cwd=folder, check=True)
+    ran = psu_bin("attach", pid, folder / "main.o", "--json")
+    told = ran.json["warnings"]
+    assert ran.err == "".join(f"psu-bin: warning: {w}\n" for w in told)
+    dry = psu_bin("attach", pid, folder / "main.o", "--dry-run", "--json")
+    assert dry.json["warnings"] == told
+    return [w.replace(f" in {lab.folder}/main.psu", "").replace(f"{lab.folder}/main.psu", "it") for w in told]
+
+
+BEHIND = "and go on with the old version unless they are in the patch, too"
+
+
+@pytest.mark.parametrize("process", ["gcc -g", "clang -g"], indirect=True)
+def test_inlined_copies_outside_of_the_patch_are_named(process):
+    assert process("int plain(int x) { return x; }") == []
+    assert process("__attribute__((noinline)) static int helper(int x) { return x - sink; } int one(int x) { return helper(x); }"
+                   ) == [f"helper: two have it inlined, {BEHIND}"]
+    assert process("__attribute__((noinline)) static int only(int x) { return x - sink; } int one(int x) { return only(x); }") == []
+    assert process("static int helper(int x) { return x + 5; } __attribute__((noinline)) int one(int x) { return helper(x); }"
+                   "int two(int x) { return helper(x); }") == []
+
+
+@pytest.mark.parametrize("process", ["gcc", "gcc -g"], indirect=True)
+def test_callers_of_split_and_specialised_copies_are_named(process, request):
+    debug = "-g" in request.node.name
+    how = "have it inlined or call" if debug else "call"
+    split, one, two = ("int split(int *p) { return 5; }", "int one(int x) { return split(&x); }",
+                       "int two(int x) { return split(&x) + 1; }")
+    assert process(split) == [f"split: one, two {how} split.part.0, {BEHIND}"]
+    assert process(split + one) == [f"split: two {how} split.part.0, {BEHIND}"]
+    assert process(split + one + two) == [], "all callers are in the patch"
+    assert process(split.replace("return 5", "if (!p) return 2; for (int i = 0; i < 9; i++) sink += i, __builtin_puts(\"x\"), "
+                                 "__builtin_puts(\"y\"), __builtin_puts(\"z\"); return sink") + one.replace("&x", "0")
+                   ) == [f"split: two {how} split.part.0, {BEHIND}"], "once, though the patch has a split.part.0, too"
+    assert process("__attribute__((noinline)) static int special(int x, int *unused) { return unused ? 1 : sink; }"
+                   "int one(int x) { return special(x, &x); }") == [f"special: two call special.constprop.0, {BEHIND}"]
+
+
+@pytest.mark.parametrize("process", ["gcc"], indirect=True)
+def test_without_debug_information_it_is_known_that_nothing_calls_it(process):
+    assert process("int never(int x) { return 1; }") == [
+        "never: nothing calls it: inlined into all its callers, which must be in the patch, too, or unused"]
