@@ -167,10 +167,14 @@ class Binary:
     def read(path: str | Path) -> Binary:
         """Read and check the ELF file at `path`."""
         try:
-            # A pipe or device could keep us waiting, or reading, for ever.
-            if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
-                raise PsuError(str(path), "is not a regular file")
-            return Binary(Path(path).read_bytes(), str(path))
+            # A pipe or device could keep us waiting, or reading, for ever; so could some files in /proc.
+            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb", buffering=0) as f:
+                if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+                    raise PsuError(str(path), "is not a regular file")
+                data = f.readall()
+            if data is None:
+                raise PsuError(str(path), "cannot be read: nothing is there yet")
+            return Binary(data, str(path))
         except OSError as e:
             raise PsuError(str(path), f"cannot be read: {e.strerror}") from e
 

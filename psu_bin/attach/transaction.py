@@ -31,6 +31,7 @@ from psu_bin.attach.process import Process
 from psu_bin.attach.target import Module, Target
 from psu_bin.attach.tracing import AgentSession, agent_thread
 from psu_bin.attach.view import ModuleView, Stored
+from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
 
     Raises PsuError; then the target is as it was before."""
     began = time.monotonic()
-    objects = [patch.load(p) for p in paths]
+    files = [Binary.read(p) for p in paths]
+    objects = [patch.parse(f) for f in files]
     process = Process(pid)
     t = target.read(process)
     target.check_files(t, t.modules)
@@ -86,7 +88,7 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
         x.notes.next_patch += 1
         placed = x.place([Source(number, o) for o in objects])
         linked = time.monotonic() - began
-        names, lost = x.copies([Path(p).read_bytes() for p in paths])
+        names, lost = x.copies([f.data for f in files])
         x.record(number, ", ".join(p.name for p in paths), placed, list(zip(map(str, paths), names)))
         seconds = x.commit(placed)
         functions = tuple(dict.fromkeys(s.function.name for s in placed.switches))
@@ -95,11 +97,8 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
                               placed.warnings + ((lost,) if lost else ()) + late)
     surplus.sweep(t, LEFTOVERS, surplus.BRIEF)
     assert placed.linked
-    return replace(result, warnings=result.warnings + _old_callers(t, placed.linked.patched))
-
-
-def _old_callers(t: Target, patched: tuple[callers.Patched, ...]) -> tuple[str, ...]:
-    return callers.warnings(patched, lambda view: target.file(t, view.descriptor))
+    return replace(result, warnings=result.warnings + callers.warnings(
+        placed.linked.patched, lambda view: target.file(t, view.descriptor)))
 
 
 def _dry_run(t: Target, objects: list[patch.PatchObject], began: float) -> AttachResult:
@@ -116,7 +115,7 @@ def _dry_run(t: Target, objects: list[patch.PatchObject], began: float) -> Attac
     functions = tuple(f for m in demand.modules for o in m.objects for f in o.functions)
     size = sum(o.size for m in demand.modules for o in m.objects)
     return AttachResult(notes.next_patch, functions, size, time.monotonic() - began, 0.0, 0,
-                        (*warnings, *_old_callers(t, demand.patched)))
+                        (*warnings, *callers.warnings(demand.patched, lambda v: target.file(t, v.descriptor))))
 
 
 def views(t: Target, notes: meta.Notes) -> tuple[ModuleView, ...]:

@@ -44,11 +44,14 @@ def instrument(path: Path, output: Path | None, include: tuple[str, ...], exclud
         raise PsuError(str(output), f"cannot be written: {e.strerror}") from e
     if output.is_dir():
         raise PsuError(str(output), "is a folder", "give the name of the file to write with -o")
+    if output.exists() and not output.is_file():           # a device, say: it would be replaced
+        raise PsuError(str(output), "is not a regular file", "give another name with -o")
     if output.name == descriptor.SHIM_SONAME:
         raise PsuError(str(output), "is the name of the shim", "give another name with -o")
     shim = shim_file(arch)
     beside = output.parent / descriptor.SHIM_SONAME
     planned, data = _rewritten(binary, arch, debug, include, exclude, stub_symbols, str(output))
+    _other_shim(beside, arch)
     try:
         written = [(output, data, path.stat().st_mode & 0o7777 & ~0o6000)]
         if not (beside.exists() and (os.path.samefile(shim, beside) or beside.read_bytes() == shim.read_bytes())):
@@ -96,6 +99,21 @@ def shim_file(arch: Arch) -> Path:
             raise PsuError(str(own), f"is missing: the shim for programs of {arch.name}",
                            f"make -C shim CC={arch.name}-linux-gnu-gcc OUT={own}")
     return path
+
+
+def _other_shim(beside: Path, arch: Arch) -> None:
+    """Raise PsuError when what is in the shim's place beside the output is not to be replaced."""
+    if not os.path.lexists(beside):
+        return
+    if not beside.is_file():
+        raise PsuError(str(beside), "is not a regular file, and the shim must be there", "write to another folder with -o")
+    try:
+        with open(beside, "rb") as f:
+            head = f.read(20)
+    except OSError as e:
+        raise PsuError(str(beside), f"cannot be read: {e.strerror}", "the shim must be there") from e
+    if head[:4] == b"\x7fELF" and int.from_bytes(head[18:], "little") != arch.machine:
+        raise PsuError(str(beside), "is the shim for programs of another architecture", "write to another folder with -o")
 
 
 def _read(path: Path, debug_file: Path | None) -> tuple[Binary, Arch, Binary | None]:

@@ -68,7 +68,7 @@ def _consistent(b: Binary, address: int, offset: int, size: int) -> bool:
 
 
 def _sections(b: Binary) -> None:
-    if not b.shnum:
+    if not b.sections:
         return
     if b.shentsize != 64 or not b.shstrndx < b.shnum or b.sections[0].type or any(not s.type for s in b.sections[1:]):
         raise _malformed(b, f"{b.shnum} section headers of {b.shentsize} bytes, names in section {b.shstrndx}")

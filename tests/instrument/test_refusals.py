@@ -82,6 +82,36 @@ def test_output_cannot_be_written(tmp_path: Path, good: Path) -> None:
     assert "is the name of the shim" in str(refused(good, tmp_path / "libpsu_shim.so"))
 
 
+def test_what_is_in_the_place_of_output_or_shim_is_not_replaced(tmp_path: Path, good: Path, change: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "is not a regular file" in str(refused(good, tmp_path / "pipe"))
+    assert "is not a regular file" in str(refused(good, Path("/dev/null")))
+    for make in (os.mkfifo, os.mkdir, lambda p: p.symlink_to("nowhere")):
+        folder = tmp_path / make.__name__.strip("<>")
+        folder.mkdir()
+        make(folder / "libpsu_shim.so")
+        assert "the shim must be there" in str(refused(good, folder / "out"))
+    other = bytearray(good.read_bytes())
+    other[18:20] = (183 if other[18] == 62 else 62).to_bytes(2, "little")
+    (tmp_path / "libpsu_shim.so").write_bytes(other)
+    assert "of another architecture" in str(refused(good, tmp_path / "out"))
+    assert (tmp_path / "libpsu_shim.so").read_bytes() == other
+
+
+def test_no_section_headers(tmp_path: Path, good: Path) -> None:
+    data = bytearray(good.read_bytes())
+    data[40:48] = bytes(8)
+    assert "malformed" in str(refused(file(tmp_path, bytes(data)))), "a number of sections and no table"
+    data[60:64] = bytes(4)
+    assert "no function symbols" in str(refused(file(tmp_path, bytes(data))))
+
+
+@pytest.mark.skipif(not os.access("/proc/kmsg", os.R_OK), reason="needs root")
+def test_a_file_that_never_ends() -> None:
+    with pytest.raises(PsuError, match="cannot be read"):
+        driver.analyze(Path("/proc/kmsg"), (), None)
+
+
 def test_no_function_to_update(tmp_path: Path, good: Path) -> None:
     assert "no function matches" in str(refused(good, tmp_path / "out", include=("absent",)))
     assert "no function to update" in str(refused(good, tmp_path / "out", exclude=("*",)))

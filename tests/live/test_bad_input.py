@@ -5,9 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import psu_bin
+
+from psu_bin.attach import transaction
 
 
 def refused(*arguments, status=1):
@@ -87,6 +90,29 @@ def test_a_shared_variable_of_another_size(lab):
     message = refused("attach", running.pid, patch)
     assert "place" in message and "8" in message and "12" in message
     running.expect("^main v0")
+
+
+def test_a_patch_that_is_compiled_again_meanwhile(lab, monkeypatch):
+    """What is attached, and kept for a revert, is what was read at first."""
+    running = lab.start(lab.program("spin"), 2)
+    running.expect("^version 0$")
+    read = transaction.target.read
+    for change in (Path.unlink, lambda p: p.write_bytes(b"no longer")):
+        patch = lab.patch("spin", "patch.c", "-DV=1")
+
+        def late(process, change=change, patch=patch):
+            change(patch)
+            return read(process)
+        with monkeypatch.context() as changed:
+            changed.setattr(transaction.target, "read", late)
+            transaction.attach(running.pid, (patch,))
+        running.expect("^version 1$")
+        psu_bin("attach", running.pid, lab.patch("spin", "patch.c", "-DV=2"), "--wait")
+        running.expect("^version 2$")
+        psu_bin("revert", running.pid)
+        running.fresh()
+        running.expect("^version 1$", reject="")
+        psu_bin("revert", running.pid, "--original")
 
 
 def test_dry_run_changes_nothing(lab, spin):
