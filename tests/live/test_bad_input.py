@@ -110,9 +110,9 @@ def test_a_patch_that_is_compiled_again_meanwhile(lab, monkeypatch):
         psu_bin("attach", running.pid, lab.patch("spin", "patch.c", "-DV=2"), "--wait")
         running.expect("^version 2$")
         psu_bin("revert", running.pid)
-        running.fresh()
         running.expect("^version 1$", reject="")
         psu_bin("revert", running.pid, "--original")
+        running.expect("^version 0$", reject="")
 
 
 def test_dry_run_changes_nothing(lab, spin):
