@@ -254,7 +254,7 @@ class Binder:
                 seen.add((bound.module, name, file))
                 known = (base_name(view.file_name(x)) for x in view.locals.get(name, ()) if x.function == bound.number)
                 yield Patched(view, name, next((f for f in known if file and not artificial(f)), file), bound.number,
-                              s.bind == elf.STB_WEAK)
+                              s.bind == elf.STB_WEAK, tuple(x.name for x in bound.function.names))
 
     def elsewhere(self, n: int, s: PatchSymbol) -> Exported | None:
         """The definition in another patch of the group that stands in place of the global `s` of patch `n`."""

@@ -4,6 +4,9 @@ A new version is reached by calls.  It is not reached where the compiler has inl
 that it has specialised or split off (`f.isra.0`, `f.part.0`): the functions that have such calls or inlined copies must be
 in the patch, too.  Calls of copies are in the descriptor; what is inlined where only the debug information says.
 
+The other way round, what two names of the source have in common changes for both: aliases, and functions with equal code
+that a compiler or linker has folded into one.  The names that the patch does not have are told.
+
 What is not seen: facts that a compiler derives from a function's body and uses in its callers, such as a constant result.
 """
 
@@ -29,6 +32,7 @@ class Patched(NamedTuple):
     file: str       # base name of the source file of a static function, "" for a global one
     number: int     # in the view's descriptor; -1: the program has no such function, or not any more
     weak: bool      # one that every file brings along that uses it: most likely unchanged
+    names: tuple[str, ...]     # all that the patch has for it
 
 
 def warnings(patched: tuple[Patched, ...], file: Callable[[ModuleView], Binary | None]) -> tuple[str, ...]:
@@ -45,6 +49,10 @@ def _of_module(view: ModuleView, mine: list[Patched], binary: Binary | None) -> 
     copies = inlined.find(binary, [p.name for p in mine if not p.weak]) if binary else set()
     symbols = view.descriptor.symbols
     for p in mine:
+        also = _others(view, p)
+        if also:
+            yield (f"{p.name}: {_list(also)} in {view.path} {'is' if len(also) == 1 else 'are'} the same code, an alias or "
+                   "folded into one: the new version is theirs, too")
         clones = list(_clones(view, p))
         into = {without_clone(c.caller) for c in _of(p, copies)}
         lost = {n for clone in clones for n in _callers(view, clone, numbers)} | (into - names)
@@ -69,6 +77,15 @@ def _called(view: ModuleView, symbol: int) -> bool:
 
 def _reached(row: descriptor.Function) -> bool:
     return row.callers > 0 or bool(row.flags & descriptor.ADDRESS_TAKEN)      # exported ones count as taken
+
+
+def _others(view: ModuleView, p: Patched) -> list[str]:
+    """The function's names in the program that the patch does not have."""
+    if p.number < 0:
+        return []
+    at = {view.source_name(s).split("@", 1)[0] for s in view.descriptor.symbols
+          if s.function == p.number and s.kind == descriptor.KIND_FUNCTION and not is_clone(s.name)}
+    return sorted(at - set(p.names))
 
 
 def _clones(view: ModuleView, p: Patched) -> Iterator[int]:

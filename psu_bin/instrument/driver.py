@@ -128,6 +128,8 @@ def _read(path: Path, debug_file: Path | None) -> tuple[Binary, Arch, Binary | N
         raise PsuError(where, f"is no program or shared library: ELF type {binary.type}")
     if binary.dyn(descriptor.DT_PSU) is not None:
         raise PsuError(where, "is instrumented already", "instrument the file that it was made from")
+    if binary.dynsym and "psu_runtime" in map(binary.dynsym.name, range(min(len(binary.dynsym.entries), 100))):
+        raise PsuError(where, "is psu-bin's own shim", "instrument the programs beside it")
     if binary.segment(elf.PT_DYNAMIC) is None or _static_pie(binary):
         raise PsuError(where, "is statically linked: it cannot load the shim", "link it dynamically")
     soundness.check(binary)

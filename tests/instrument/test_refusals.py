@@ -62,6 +62,7 @@ def test_statically_linked(tmp_path: Path, flags: tuple[str, ...]) -> None:
 def test_instrumented_already(tmp_path: Path, good: Path, change: Path) -> None:
     i = instrument(good, tmp_path / "once")
     assert "instrumented already" in str(refused(i.path, tmp_path / "twice"))
+    assert "own shim" in str(refused(i.result.shim, tmp_path / "shim"))
 
 
 def test_output_is_the_input(tmp_path: Path, good: Path) -> None:

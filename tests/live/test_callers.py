@@ -95,3 +95,25 @@ def test_callers_of_split_and_specialised_copies_are_named(process, request):
 def test_without_debug_information_it_is_known_that_nothing_calls_it(process):
     assert process("int never(int x) { return 1; }") == [
         "never: nothing calls it: inlined into all its callers, which must be in the patch, too, or unused"]
+
+
+def test_other_names_of_the_same_code_are_told(lab):
+    program = lab.folder / "main.c"
+    program.write_text("""
+        #include <stdio.h>
+        int real(int x) { return x; }
+        int other(int x) __attribute__((alias("real")));
+        int third(int x) __attribute__((alias("real")));
+        static int apart(int x) { return x * 2; }
+        static int (*volatile f)(int) = apart;
+        int main(void) { puts("ready"); fflush(stdout); return getchar() + f(real(0) + other(0)); }""")
+    subprocess.run(["gcc", "-O1", "-pthread", "main.c", "-o", "main"], cwd=lab.folder, check=True)
+    running = lab.start(psu_bin("instrument", lab.folder / "main", "--json").json["output"], env={"PSU_AGENT": "start"})
+    running.expect("^ready$")
+    process = running.pid
+    real = "int real(int x) { return 1; }"
+    assert attached(lab, "gcc", process, real) == ["real: other, third are the same code, an alias or folded into one: the "
+                                                   "new version is theirs, too"]
+    both = real + 'int other(int x) __attribute__((alias("real"))); int third(int x) __attribute__((alias("real")));'
+    assert attached(lab, "gcc", process, both) == []
+    assert attached(lab, "gcc", process, "__attribute__((used)) static int apart(int x) { return 3; }") == []
