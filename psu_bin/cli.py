@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json as json_module
+import os
 import signal
 import sys
 import time
@@ -294,11 +295,33 @@ def _fail(error: PsuError) -> NoReturn:
     sys.exit(error.status)
 
 
+class _Output(io.TextIOWrapper):
+    """Standard output; that it cannot be written is an error like others."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as e:
+            raise self._lost(e) from e
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as e:
+            raise self._lost(e) from e
+
+    def _lost(self, e: OSError) -> PsuError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())      # for what is left in the buffer at the end
+        return PsuError("standard output", f"cannot be written: {e.strerror}", "the command itself has been carried out")
+
+
 def main() -> None:
     """Entry point of the `psu-bin` command."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")      # names of files need not be UTF-8
+        # Names of files need not be UTF-8.
+        encoding, by_line = sys.stdout.encoding, sys.stdout.line_buffering
+        sys.stdout = _Output(sys.stdout.detach(), encoding=encoding, errors="backslashreplace", line_buffering=by_line)
     try:
         commands.main(prog_name="psu-bin", standalone_mode=False)
     except PsuError as e:

@@ -198,6 +198,17 @@ def test_the_process_of_another_user(lab):
     assert done.returncode == 1 and "belongs to user 0" in done.stderr, done.stderr
 
 
+def test_standard_output_that_is_full(spin, lab):
+    program = lab.folder / "main"
+    for arguments in (["--help"], ["--version"], ["status", spin.pid], ["status", spin.pid, "--json"], ["analyze", program],
+                      ["instrument", program, "-o", lab.folder / "again"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([sys.executable, "-m", "psu_bin", *map(str, arguments)], stdout=full,
+                                  stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (1, "psu-bin: standard output: cannot be written: No space left on device "
+                                                     "(the command itself has been carried out)\n")
+
+
 def test_wrong_usage():
     for arguments in (["attach"], ["attach", "x", "y.o"], ["status"], ["frobnicate"], ["attach", "1"], ["status", "-5"],
                       ["revert", "1", "2", "--original"]):
