@@ -220,6 +220,13 @@ class Binary:
                 return address - p.address + p.offset
         raise PsuError(self.path, f"no loadable bytes at address {address:#x}")
 
+    def bytes_at(self, address: int, size: int) -> bytes:
+        """The bytes at a file address, fewer where the file ends.  Raises PsuError where no PT_LOAD has any.
+
+        Not data[offset:][:size], which copies all the rest of the file, each time."""
+        offset = self.offset_of(address)
+        return self.data[offset:offset + size]
+
     def table(self, s: Section, dtype: list[tuple[str, str]]) -> np.ndarray:
         """A section's contents as a read-only numpy array of records."""
         import numpy as np

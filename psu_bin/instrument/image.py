@@ -374,7 +374,7 @@ def _detour(m: Image) -> None:
         if not d.length:
             continue
         # A copy that grew has its 2-byte jumps in the long form.
-        if len(d.copy) == d.length and m.binary.data[m.binary.offset_of(start):][:d.length] != d.copy:
+        if len(d.copy) == d.length and m.binary.bytes_at(start, d.length) != d.copy:
             raise edits.defect(m.binary.path, f"the entry at {start:#x} is not what was moved")
         jump = d.head + m.arch.jump(start + len(d.head), m.stub(d.function))
         m.put(start, jump + _trap(m, d.length - len(jump)))
@@ -386,7 +386,7 @@ def _program_headers(m: Image) -> None:
     count = m.binary.phnum + len(m.groups)
     first = next(p for p in m.binary.segments if p.type == elf.PT_LOAD)
     for p in m.binary.segments:
-        old = m.binary.data[m.binary.phoff + PHDR.size * p.index:][:PHDR.size]
+        old = m.binary.data[m.binary.phoff + PHDR.size * p.index:m.binary.phoff + PHDR.size * (p.index + 1)]
         if p.type == elf.PT_PHDR:
             where = first.address + layout.EHDR_SIZE, layout.EHDR_SIZE, PHDR.size * count
         elif p.type == elf.PT_DYNAMIC and m.dynamic:

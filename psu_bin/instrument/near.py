@@ -55,7 +55,7 @@ def find(binary: Binary, arch: Arch, known: Functions, frames: Frames, named: np
         start = max(int(ends[first]) if first >= 0 else 0, section.address)
         if not start < entry <= start + FARTHEST:
             continue
-        padding = binary.data[binary.offset_of(start):][:entry - start]
+        padding = binary.bytes_at(start, entry - start)
         if not arch.is_padding(padding):
             continue
         for n in reversed(range(len(forms))):
@@ -94,7 +94,7 @@ def _row(binary: Binary, frames: Frames, entry: int, size: int) -> tuple[Write, 
     cie, field = frames.cie[fde], int(frames.field[fde])
     if int(frames.begin[fde]) != entry or cie.lsda or cie.encoding != _PCREL_SDATA4:
         return None
-    old = binary.data[binary.offset_of(field):][:8]
+    old = binary.bytes_at(field, 8)
     distance, length = struct.unpack("<iI", old)
     row = Write(field, old, struct.pack("<iI", distance - size, length + size))
     program, at = frames.program[fde], int(frames.program_at[fde])

@@ -47,7 +47,7 @@ class Pair:
             raise edits.defect(self.after.path, what)
 
     def bytes_at(self, address: int, size: int) -> bytes:
-        return self.after.data[self.after.offset_of(address):][:size]
+        return self.after.bytes_at(address, size)
 
     @property
     def entries(self) -> np.ndarray:
@@ -240,7 +240,7 @@ def _dynamic_moved(p: Pair, touched: np.ndarray) -> None:
         p.must(p.after.data[offset:offset + 8] == now.address.to_bytes(8, "little"), "a pointer to the dynamic section")
         touched[offset:offset + 8] = True
     for x in operands.referring(p.before, p.arch, was.address, was.address + 1):
-        old, new = (int.from_bytes(b.data[b.offset_of(x.at):][:x.size], "little", signed=True)
+        old, new = (int.from_bytes(b.bytes_at(x.at, x.size), "little", signed=True)
                     for b in (p.before, p.after))
         p.must(new - old == now.address - was.address, f"the reference to the dynamic section at {x.at:#x}")
         touched[p.before.offset_of(x.at):][:x.size] = True
@@ -291,7 +291,7 @@ def _closed(b: Binary) -> bool:
 
 def _text(b: Binary, offset: int) -> str:
     at, size = b.dyn(elf.DT_STRTAB) or 0, b.dyn(elf.DT_STRSZ) or 0
-    return b.string(b.data[b.offset_of(at):][:size], offset)
+    return b.string(b.bytes_at(at, size), offset)
 
 
 def _symbols(b: Binary) -> np.ndarray:
