@@ -87,7 +87,8 @@ class _Reader:
 
     def copies(self, wanted: set[str]) -> set[Copy]:
         places = {at.to_bytes(4, "little") for name in wanted for at in self._ends(name)}
-        texts = {name.encode("utf-8", "surrogateescape") + b"\0" for name in wanted}
+        # Names that are no longer than their place in the table would be are in the entries themselves.
+        texts = {text for name in wanted if len(text := name.encode("utf-8", "surrogateescape") + b"\0") <= 8}
         first = [u for u in self.units if self._may_have(u, places, texts)]
         out: set[Copy] = set()
         origins: set[int] = set()
@@ -96,7 +97,7 @@ class _Reader:
         # Units of other files refer to these entries by their place.
         marks = {at.to_bytes(4, "little") for at in origins}
         for u in self.units:
-            if u not in first and any(self.info.find(mark, u.entries, u.end) >= 0 for mark in marks) and self._inlines(u):
+            if u not in first and _has(self.info, u.entries, u.end, marks) and self._inlines(u):
                 self._walk(u, wanted, out, origins)
         return out
 
@@ -168,8 +169,7 @@ class _Reader:
             low = self._base(u)
             length = int.from_bytes(self.offsets[low - 8:low - 4], "little")       # behind the header's first field
             where, high = self.offsets, low - 4 + length
-        return any(where.find(p, low, high) >= 0 for p in places) or any(
-            self.info.find(t, u.entries, u.end) >= 0 for t in texts)
+        return _has(where, low, high, places) or any(self.info.find(t, u.entries, u.end) >= 0 for t in texts)
 
     def _inlines(self, u: _Unit) -> bool:
         return any(a.tag == _INLINED for a in self._abbreviations(u).values())
@@ -298,6 +298,15 @@ def _contents(binary: Binary, name: str) -> bytes:
     if int.from_bytes(data[:4], "little") != 1:
         raise ValueError("compressed otherwise than with zlib")
     return zlib.decompressobj().decompress(data[24:], _INFLATED)
+
+
+def _has(data: bytes, low: int, high: int, numbers: set[bytes]) -> bool:
+    """Whether any of these 4-byte numbers is in data[low:high], at any place."""
+    if len(numbers) < 10:
+        return any(data.find(n, low, high) >= 0 for n in numbers)
+    values = {int.from_bytes(n, "little") for n in numbers}
+    view = memoryview(data)
+    return any(not values.isdisjoint(view[at:at + (high - at) // 4 * 4].cast("I")) for at in range(low, min(low + 4, high)))
 
 
 def _uleb(data: bytes, at: int) -> tuple[int, int]:
