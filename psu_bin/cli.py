@@ -295,33 +295,22 @@ def _fail(error: PsuError) -> NoReturn:
     sys.exit(error.status)
 
 
-class _Output(io.TextIOWrapper):
-    """Standard output; that it cannot be written is an error like others."""
-
-    def write(self, text: str) -> int:
-        try:
-            return super().write(text)
-        except OSError as e:
-            raise self._lost(e) from e
-
-    def flush(self) -> None:
-        try:
-            super().flush()
-        except OSError as e:
-            raise self._lost(e) from e
-
-    def _lost(self, e: OSError) -> PsuError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())      # for what is left in the buffer at the end
-        return PsuError("standard output", f"cannot be written: {e.strerror}", "the command itself has been carried out")
+def _unwritten(error: OSError) -> NoReturn:
+    """Output that cannot be written is an error like others; anything else that click.echo did not raise is a defect."""
+    at = error.__traceback__
+    while at and at.tb_next:
+        at = at.tb_next
+    if not at or at.tb_frame.f_code is not click.echo.__code__:
+        raise error
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for what is left in the buffer at the end
+    _fail(PsuError("standard output", f"cannot be written: {error.strerror}", "the command itself has been carried out"))
 
 
 def main() -> None:
     """Entry point of the `psu-bin` command."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names of files need not be UTF-8.
-        encoding, by_line = sys.stdout.encoding, sys.stdout.line_buffering
-        sys.stdout = _Output(sys.stdout.detach(), encoding=encoding, errors="backslashreplace", line_buffering=by_line)
+        sys.stdout.reconfigure(errors="backslashreplace")      # names of files need not be UTF-8
     try:
         commands.main(prog_name="psu-bin", standalone_mode=False)
     except PsuError as e:
@@ -341,6 +330,8 @@ def main() -> None:
         _fail(PsuError("psu-bin", e.format_message(), status=e.exit_code))
     except click.exceptions.Exit as e:
         sys.exit(e.exit_code)
+    except OSError as e:
+        _unwritten(e)
     except MemoryError:
         _fail(PsuError("memory", "not enough of it"))
 

@@ -211,7 +211,7 @@ def test_the_output_cannot_be_written(shell: Shell, good: bytes) -> None:
     (shell.folder / "loop").symlink_to("loop")
     assert "loop" in shell.refused("instrument", path, "-o", shell.folder / "loop" / "out")
     (shell.folder / "folder" / "libpsu_shim.so").mkdir(parents=True)
-    assert "cannot be written" in shell.refused("instrument", path, "-o", shell.folder / "folder" / "out")
+    assert "the shim must be there" in shell.refused("instrument", path, "-o", shell.folder / "folder" / "out")
     name = "x" * 255                           # the longest there is: no room for `.psu`
     assert "cannot be written" in shell.refused("instrument", shell.file(good, name))
 
