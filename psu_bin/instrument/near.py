@@ -23,9 +23,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from psu_bin.arch import Arch, NearForm
+from psu_bin.arch.code import Code, Kind
 from psu_bin.elf import Binary
 from psu_bin.instrument import functions
-from psu_bin.instrument.functions import Functions
+from psu_bin.instrument.functions import Functions, Role
 from psu_bin.instrument.plan_types import Detour, NearStub, Write
 from psu_bin.instrument.unwind import Frames
 
@@ -33,7 +34,7 @@ FARTHEST = 256               # bytes of padding that are looked at
 _PCREL_SDATA4 = 0x1B
 
 
-def find(binary: Binary, arch: Arch, known: Functions, frames: Frames, named: np.ndarray,
+def find(binary: Binary, arch: Arch, known: Functions, frames: Frames, code: Code, named: np.ndarray,
          planned: Mapping[int, Detour | None], flags: int) -> dict[int, NearStub]:
     """The near stubs of those functions of `planned` (indices in `known`) that can have one.
 
@@ -53,6 +54,8 @@ def find(binary: Binary, arch: Arch, known: Functions, frames: Frames, named: np
             continue
         first = int(np.searchsorted(ends, entry, side="right")) - 1
         start = max(int(ends[first]) if first >= 0 else 0, section.address)
+        if start == entry and _after_start_up(known, entry):
+            start = _last_end(code, entry)
         if not start < entry <= start + FARTHEST:
             continue
         padding = binary.bytes_at(start, entry - start)
@@ -64,6 +67,25 @@ def find(binary: Binary, arch: Arch, known: Functions, frames: Frames, named: np
                 out[f] = NearStub(f, writes[0].at, n > 0, writes)
                 break
     return out
+
+
+def _after_start_up(known: Functions, entry: int) -> bool:
+    """Whether the C library's start-up code comes before: it has neither sizes nor unwind rows, and so no known end."""
+    before = int(np.searchsorted(known.entry, entry)) - 1
+    return before >= 0 and known.role[before] == Role.STARTUP
+
+
+def _last_end(code: Code, entry: int) -> int:
+    """The address behind a jump or return from where there are only NOPs up to the entry, or the entry itself."""
+    i, end = int(code.at(np.array([entry]))[0]), entry
+    while i > 0 and entry - end < FARTHEST and int(code.address[i - 1] + code.length[i - 1]) == end:
+        i -= 1
+        if code.kind[i] in (Kind.JUMP, Kind.RETURN, Kind.JUMP_INDIRECT):
+            return end
+        if code.kind[i] != Kind.NOP:
+            break
+        end = int(code.address[i])
+    return entry
 
 
 def _writes(binary: Binary, arch: Arch, known: Functions, frames: Frames, entry: int, named: np.ndarray, padding: bytes,
@@ -81,9 +103,10 @@ def _writes(binary: Binary, arch: Arch, known: Functions, frames: Frames, entry:
 
 
 def _unused(known: Functions, frames: Frames, start: int, end: int) -> bool:
-    """No function's code and no unwind row reaches into [start, end)."""
+    """No function's code and no unwind row reaches into [start, end); start-up code was seen to end before."""
     inside = np.arange(start, end)
-    return bool((known.holding(inside) < 0).all() and (frames.covering(inside) < 0).all())
+    holder = known.holding(inside)
+    return bool(((holder < 0) | (known.role[holder.clip(0)] == Role.STARTUP)).all() and (frames.covering(inside) < 0).all())
 
 
 def _row(binary: Binary, frames: Frames, entry: int, size: int) -> tuple[Write, ...] | None:

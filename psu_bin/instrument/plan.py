@@ -108,7 +108,7 @@ def make(binary: Binary, arch: Arch, include: tuple[str, ...], exclude: tuple[st
         raise PsuError(binary.path, "no function to update",
                        f"{refused[0].name}: {refused[0].reason}" if refused else "")
     users = symbol_list.users(binary, arch, m.functions, m.code, debug)
-    close = near.find(binary, arch, m.functions, m.frames, ground.named, planned, _module_flags(binary, arch))
+    close = near.find(binary, arch, m.functions, m.frames, m.code, ground.named, planned, _module_flags(binary, arch))
     return _assemble(binary, arch, m, planned, refused, relied, users, close)
 
 

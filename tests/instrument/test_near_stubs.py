@@ -79,3 +79,16 @@ def test_functions_with_landing_pads_keep_their_rows(tmp_path):
     names = {f.name for f, _, _ in near(i)}
     assert "_Z9may_throwi" in names and "_Z7catchesi" not in names
     run(i.path)
+
+
+def test_the_first_function_behind_the_start_up_code(tmp_path):
+    """The C library's code has no sizes: nothing but NOPs after its last jump is padding.  Code of another's is not."""
+    source = tmp_path / "first.c"
+    source.write_text("__attribute__((noipa, aligned(64))) int first(int n) { return n + 1; }\n"
+                      "asm(\".text; lea 1(%rdi), %edi; .p2align 6\");\n"
+                      "__attribute__((noipa, aligned(64))) int entered(int n) { return n + 3; }\n"
+                      "int main(int n, char **a) { return first(n) + entered(n) == 6 ? 0 : 1; }\n")
+    i = instrument(compiled(tmp_path / "first", source, "-O2", "-fno-toplevel-reorder"))
+    names = {f.name for f, _, _ in near(i)}
+    assert "first" in names and "entered" not in names
+    run(i.path)

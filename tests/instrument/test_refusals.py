@@ -109,7 +109,8 @@ def test_no_section_headers(tmp_path: Path, good: Path) -> None:
 
 @pytest.mark.skipif(not os.access("/proc/kmsg", os.R_OK), reason="needs root")
 def test_a_file_that_never_ends() -> None:
-    with pytest.raises(PsuError, match="cannot be read"):
+    """Depending on what was read from it before, there is nothing yet or something that is no program."""
+    with pytest.raises(PsuError, match="cannot be read|not an ELF file"):
         driver.analyze(Path("/proc/kmsg"), (), None)
 
 
