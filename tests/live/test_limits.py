@@ -1,6 +1,7 @@
 """Where there is little: no address space, no file system that can be written, only what a container has."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import updating
 from conftest import ROOT, psu_bin
 from updating import Versions
 
@@ -16,9 +18,11 @@ from psu_bin.attach.transaction import attach
 from psu_bin.errors import PsuError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+UPDATES = 100
 MOST = 400                 # pages that an attach may need, at the most
 USED = {resource.RLIMIT_AS: "VmSize", resource.RLIMIT_DATA: "VmData"}
 LIMITS = pytest.mark.parametrize("limit", [pytest.param(limit, id=name) for limit, name in USED.items()])
+UPDATING = Path(updating.__file__)
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces")
 
 
@@ -60,7 +64,7 @@ def test_no_memory_for_a_patch_at_any_point(lab, limit):
     (lab.folder / "much.c").write_text(MUCH)
     subprocess.run(["gcc", "-O2", "-c", "much.c"], cwd=lab.folder, check=True)
     before = layout(running.pid)
-    small, refused, version = used(running.pid, limit), 0, 0
+    small, refused = used(running.pid, limit), 0
     for pages in range(MOST):
         resource.prlimit(running.pid, limit, (small + pages * PAGE, resource.RLIM_INFINITY))
         try:
@@ -71,13 +75,18 @@ def test_no_memory_for_a_patch_at_any_point(lab, limit):
             assert layout(running.pid) == before, pages
             assert status.read(running.pid).patches == ()
         else:
-            version = 1
             break
-    assert version and refused >= 4, (version, refused)
+    assert refused >= 4
     running.expect("^version 1$")
-    resource.prlimit(running.pid, limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    Versions(lab, "spin").attach(running.pid, 2)
-    running.expect("^version 2$", reject="version [01]")
+    # Too little, then enough, again and again.
+    versions = Versions(lab, "spin")
+    for v in range(2, UPDATES + 2):
+        resource.prlimit(running.pid, limit, (used(running.pid, limit), resource.RLIM_INFINITY))
+        with pytest.raises(PsuError, match="ENOMEM"):
+            versions.attach(running.pid, v)
+        resource.prlimit(running.pid, limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        versions.attach(running.pid, v)
+    running.expect(f"^version {UPDATES + 1}$")
 
 
 @LIMITS
@@ -117,6 +126,15 @@ def in_namespace(script, *arguments):
     return ["unshare", "-m", "--propagation", "private", "sh", "-ec", script, "sh", *map(str, arguments)]
 
 
+def elsewhere(command, pid, objects):
+    """What updating.py says when `command` starts it to attach all the objects."""
+    command = [*command, sys.executable, UPDATING, pid, *objects]
+    ran = subprocess.run([*map(str, command)], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert len(re.findall("^patch ", ran.stdout, re.M)) == len(objects)
+    return ran.stdout
+
+
 @ROOT_ONLY
 def test_nothing_can_be_written_anywhere(lab, monkeypatch):
     """psu-bin and the program both see every file system read-only."""
@@ -136,6 +154,9 @@ def test_nothing_can_be_written_anywhere(lab, monkeypatch):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "no copy of the patch could be kept: Read-only file system" in ran.stderr
     running.expect("^version 1$")
+    told = elsewhere(in_namespace(everything), running.pid, Versions(lab, "spin").objects(2, UPDATES + 1))
+    assert told.count("no copy of the patch could be kept: Read-only file system") == UPDATES
+    running.expect(f"^version {UPDATES + 1}$")
 
 
 def container(lab, *more):
@@ -164,9 +185,11 @@ def test_a_process_in_a_container(lab):
         patch = lab.patch("spin", "patch.c", f"-DV={v}")
         assert psu_bin("attach", inside, patch, "--json").json["threads_stopped"] == 0
         running.expect(f"^version {v}$")
+    Versions(lab, "spin").run(inside, 3, UPDATES + 2)
+    running.expect(f"^version {UPDATES + 2}$")
     psu_bin("wait", inside, "--timeout", 60)
     psu_bin("revert", inside)
-    running.expect("^version 1$", reject="version 0")
+    running.expect(f"^version {UPDATES + 1}$", reject="version 0")
     # Another build in its place, there and not here.
     other = lab.program("spin", "-DOTHER=1", "-O1", out="other")
     root = Path(f"/proc/{inside}/root")
@@ -193,6 +216,8 @@ def test_psu_bin_in_the_same_container(lab):
         ran = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
         running.expect(f"^version {v}$")
+    elsewhere(["nsenter", "-t", inside, "-m", "-p"], 1, Versions(lab, "spin").objects(3, UPDATES + 2))
+    running.expect(f"^version {UPDATES + 2}$")
 
 
 def test_a_plain_chroot(lab):
@@ -208,7 +233,7 @@ def test_a_plain_chroot(lab):
     running = lab.start("chroot", root, "/main.psu", 2)
     running.expect("^version 0$")
     versions = Versions(lab, "spin")
-    versions.run(running.pid, 1, 2)
-    running.expect("^version 2$")
+    versions.run(running.pid, 1, UPDATES)
+    running.expect(f"^version {UPDATES}$")
     psu_bin("revert", running.pid)
-    running.expect("^version 1$", reject="version 0")
+    running.expect(f"^version {UPDATES - 1}$", reject="version 0")

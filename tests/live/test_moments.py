@@ -47,8 +47,8 @@ def test_setuid_does_not_wait_for_the_update(lab, program, in_the_middle):
     versions = Versions(lab, "moments")
     versions.attach(program.pid, 1)
     program.expect("^version 1$")
-    versions.run(program.pid, 2, 50)
-    program.expect("^version 50$")
+    versions.run(program.pid, 2, 101)
+    program.expect("^version 101$")
     for task in os.listdir(f"/proc/{program.pid}/task"):
         with open(f"/proc/{program.pid}/task/{task}/status") as f:
             assert "Uid:\t12345\t12345\t12345\t12345\n" in f.readlines(), task

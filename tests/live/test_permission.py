@@ -81,11 +81,12 @@ def start(lab, *before):
     return running
 
 
-def as_user(pid, v, versions):
+def as_user(pid, v, versions, last=None):
+    """Version v, or the versions v to last, by another user: the number of the last patch, or why not."""
     def work():
         os.environ.pop("XDG_RUNTIME_DIR")
-        return attach(pid, (path,)).patch
-    path = versions.object(v, versions.path.with_name(f"v{v}.o"))
+        return [attach(pid, (path,)).patch for path in paths][-1]
+    paths = versions.objects(v, last or v)
     return in_a_child(become(USER), work)
 
 
@@ -104,14 +105,14 @@ def test_setuid_after_the_start(open_lab):
     running.expect("^version 1$")
     running.say(f"setuid {USER} {USER}")
     running.expect("^setuid 0$")
-    versions.attach(running.pid, 2)
-    running.expect("^version 2$")
-    said = as_user(running.pid, 3, versions)
+    versions.run(running.pid, 2, 102)
+    running.expect("^version 102$")
+    said = as_user(running.pid, 103, versions)
     assert "not dumpable or has capabilities that you lack (run psu-bin as root" in said
     running.say("dumpable 1")
     running.expect("^dumpable 0$")
-    assert as_user(running.pid, 4, versions) == "3"     # the number of the patch
-    running.expect("^version 4$", reject="version 3")
+    assert as_user(running.pid, 104, versions) == "103"     # the number of the patch
+    running.expect("^version 104$", reject="version 103")
     agent = status.read(running.pid).agent
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{running.pid}/task/{agent}/status").read_text().splitlines())
     assert fields["Uid"].split() == [str(USER)] * 4 and int(fields["CapEff"], 16) == 0
@@ -130,12 +131,16 @@ def test_a_program_of_another_group(open_lab):
 def test_a_program_that_is_not_dumpable(open_lab):
     running = start(open_lab, "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
     versions = Versions(open_lab, "moments")
-    assert as_user(running.pid, 1, versions) == "1"
+    assert as_user(running.pid, 1, versions, 50) == "50"
     running.say("dumpable 0")
     running.expect("^dumpable 0$")
-    assert "not dumpable" in as_user(running.pid, 2, versions)
-    attach(running.pid, (versions.object(3),))
-    running.expect("^version 3$", reject="version 2")
+    assert "not dumpable" in as_user(running.pid, 51, versions)
+    versions.run(running.pid, 52, 152)
+    running.expect("^version 152$", reject="version 51")
+    running.say("dumpable 1")
+    running.expect("^dumpable 0$")
+    assert as_user(running.pid, 153, versions, 202) == "201"
+    running.expect("^version 202$")
 
 
 def test_without_the_capability(open_lab):
@@ -231,6 +236,33 @@ def test_strace_holds_the_threads(open_lab):
     running.expect("^version 2$", reject="version 1")
 
 
+def test_a_full_tmp(open_lab):
+    """For the program and for psu-bin, which would keep the copies there."""
+    program = open_lab.program("moments")
+    script = ("mount --bind $1 /mnt; mount -t tmpfs -o size=16k none /tmp; cat /dev/zero > /tmp/full || :; "
+              "if echo more > /tmp/more; then echo ERROR /tmp; exit 7; fi; exec /mnt/main.psu")
+    command = ["unshare", "-m", "--propagation", "private"]
+    if subprocess.run([*command, "true"], capture_output=True).returncode:
+        pytest.skip("namespaces cannot be made here")
+    running = open_lab.start(*command, "sh", "-ec", f"{{ {script}; }} 2> /dev/null", "sh", program.parent)
+    running.expect("^version 0$")
+    versions = Versions(open_lab, "moments")
+    versions.attach(running.pid, 1)         # from outside; and no module is imported later
+    running.expect("^version 1$")
+    names = [path.name for path in versions.objects(2, 101)]
+    there = os.open(f"/proc/{running.pid}/ns/mnt", os.O_RDONLY)
+
+    def prepare():
+        assert libc.setns(there, 0) == 0
+        os.environ["XDG_RUNTIME_DIR"] = "/tmp"
+
+    def work():
+        return {w.split(": ", 1)[1][:65] for n in names for w in attach(running.pid, (Path("/mnt", n),)).warnings}
+    assert in_a_child(prepare, work) == "{'no copy of the patch could be kept: No space left on device: no l'}"
+    running.expect("^version 101$")
+    os.close(there)
+
+
 @pytest.mark.parametrize("how", ["full", "read-only"])
 def test_no_room_for_the_copy(open_lab, how):
     """A small tmpfs, filled or read-only, in a mount namespace of psu-bin's own, where the copies of patch objects go."""
@@ -251,16 +283,22 @@ def test_no_room_for_the_copy(open_lab, how):
                 f.write(b"x" * 65536)
         elif libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0x21, None):
             raise OSError(ctypes.get_errno(), "mount")
-    said = in_a_child(prepare, lambda: attach(running.pid, (path,)).warnings)
+    paths = versions.objects(101, 200)
+
+    def work():
+        said = attach(running.pid, (path,)).warnings
+        return said, {len(attach(running.pid, (p,)).warnings) for p in paths}
+    said = in_a_child(prepare, work)
     if "unshare" in said or "'mount'" in said:
         pytest.skip("namespaces cannot be made here")
     words = {"full": "No space left on device", "read-only": "Read-only file system"}
     assert f"no copy of the patch could be kept: {words[how]}: no later revert can go back to it (make room" in said
-    running.expect("^version 1$")
+    assert said.endswith(", {1})"), said        # each of the others was told, too
+    running.expect("^version 200$")
     # That very version cannot come back, everything else can.
     versions.attach(running.pid, 2)
     running.expect("^version 2$", reject="")
-    with pytest.raises(PsuError, match="copy of patch 1 is lost"):
+    with pytest.raises(PsuError, match="copy of patch 101 is lost"):
         revert(running.pid, None)
     versions.attach(running.pid, 3)
     running.expect("^version 3$")

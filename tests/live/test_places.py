@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import psu_bin
+from updating import Versions
 
 
 def patched(lab, running, pid, v):
@@ -54,6 +55,9 @@ def test_a_process_in_a_pid_namespace_with_another_root(lab):
     assert status["agent"] is not None
     for v in (1, 2):
         assert patched(lab, running, inside, v)["threads_stopped"] == 0
+    Versions(lab, "spin").run(inside, 3, 102)
+    running.expect("^version 102$")
+    psu_bin("wait", inside, "--timeout", 60)
 
 
 @pytest.mark.skipif(not os.path.exists("/lib64/ld-linux-x86-64.so.2"), reason="another dynamic linker")

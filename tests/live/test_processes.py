@@ -52,7 +52,7 @@ def test_parent_and_children_are_patched_on_their_own(lab, children):
     versions = Versions(lab, "forks")
     now = dict.fromkeys(pids, 0)
     settled(running, now)
-    for role, last in (("child0", UPDATES), ("parent", UPDATES // 2), ("child1", 3)):
+    for role, last in (("child0", UPDATES), ("parent", UPDATES + 10), ("child1", UPDATES + 20)):
         versions.run(pids[role], 1, last)
         now[role] = last
         settled(running, now)
@@ -73,10 +73,10 @@ def test_a_daemon_and_its_workers(lab, children):
     children += pids.values()
     versions = Versions(lab, "forks")
     settled(running, dict.fromkeys(pids, 0))
-    for v in range(1, UPDATES // 3 + 2):
+    for v in range(1, UPDATES + 1):
         for pid in pids.values():
             versions.attach(pid, v)
-    settled(running, dict.fromkeys(pids, UPDATES // 3 + 1))
+    settled(running, dict.fromkeys(pids, UPDATES))
 
 
 def test_children_that_were_forked_from_a_patched_process_are_patched_and_reverted(lab, children):

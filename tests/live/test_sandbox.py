@@ -11,6 +11,9 @@ import pytest
 from conftest import ROOT, psu_bin
 from updating import Versions
 
+from psu_bin.errors import PsuError
+
+UPDATES = 100
 MEMBARRIER, MPROTECT_EXEC, CLONE, CLONE3, PRCTL, SYSINFO = 324, 10001, 56, 435, 157, 99
 # read write fstat mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn getpid clone exit gettid futex clock_nanosleep
 # exit_group set_robust_list rseq clone3 newfstatat madvise getrandom: what a C program with threads uses
@@ -34,9 +37,13 @@ def test_a_filter_that_is_in_the_way(lab, when, action, kind, calls, words):
     running = lab.start(lab.program("sandbox"), when, action, kind, *calls)
     running.expect("^ready$")
     maps = open(f"/proc/{running.pid}/maps").read()
-    for _ in range(2):
-        ran = psu_bin("attach", running.pid, Versions(lab, "sandbox").object(1), check=False)
-        assert ran.status == 1 and words in ran.err and ran.err.count("\n") == 1
+    versions = Versions(lab, "sandbox")
+    ran = psu_bin("attach", running.pid, versions.object(1), check=False)
+    assert ran.status == 1 and words in ran.err and ran.err.count("\n") == 1
+    for v in range(UPDATES):
+        with pytest.raises(PsuError) as refused:
+            versions.attach(running.pid, v)
+        assert words in str(refused.value)
     assert open(f"/proc/{running.pid}/maps").read() == maps
     running.say("")
     running.expect("^version 0$")
@@ -47,9 +54,9 @@ def test_a_filter_that_is_in_the_way(lab, when, action, kind, calls, words):
 def test_a_filter_that_is_not_in_the_way(lab, when, action, calls):
     running = lab.start(lab.program("sandbox"), when, action, "deny", *calls)
     running.expect("^ready$")
-    Versions(lab, "sandbox").run(running.pid, 1, 30)
+    Versions(lab, "sandbox").run(running.pid, 1, UPDATES)
     running.say("")
-    running.expect("^version 30$")
+    running.expect(f"^version {UPDATES}$")
 
 
 def test_a_filter_that_psu_bin_may_not_read(lab):

@@ -2,10 +2,14 @@
 
 A patch is compiled once, with V the number MARK; every version is a copy of the object file with another number in its place.
 So an update costs the milliseconds of an attach, and a test can make hundreds.
+
+    python updating.py PID OBJECT...        the same from another process, which may be in a namespace: one line "patch N
+                                            WARNINGS" for each object, in turn
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from psu_bin.attach.transaction import AttachResult, attach
@@ -38,3 +42,18 @@ class Versions:
         for v in range(first, last + 1):
             stopped = self.attach(pid, v).threads_stopped
             assert v == first or not stopped
+
+    def objects(self, first: int, last: int) -> list[Path]:
+        """The object files of the versions first to last, for who cannot write any."""
+        return [self.object(v, self.path.with_name(f"version{v}.o")) for v in range(first, last + 1)]
+
+
+def main() -> None:
+    """Attach each object to the process, one after the other."""
+    for path in sys.argv[2:]:
+        result = attach(int(sys.argv[1]), (Path(path),))
+        print("patch", result.patch, *result.warnings, flush=True)
+
+
+if __name__ == "__main__":
+    main()
