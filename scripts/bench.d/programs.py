@@ -402,16 +402,7 @@ def _job(p: Job, built: build.Built, binaries: dict[str, Path], folder: Path, op
 
 
 def _count(p: Job, binary: Path, folder: Path) -> int:
-    """Instructions of the short form of the work.
-
-    valgrind 3.19 gives up on the unwind rules of the shim's gates (it has no DW_OP_dup): it gets a copy without."""
-    shim = binary.parent / "libpsu_shim.so"
-    if shim.exists():
-        copy = folder / "counted" / binary.name
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copy(binary, copy)
-        debian.run("objcopy", "--rename-section", ".eh_frame=.eh_frame.hidden", shim, copy.parent / shim.name)
-        binary = copy
+    """Instructions of the short form of the work."""
     done = subprocess.run(
         ["valgrind", "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={folder}/counts", binary, *p.quick],
         input="go\n",

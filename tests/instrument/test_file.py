@@ -60,6 +60,16 @@ def test_elflint_has_no_new_complaint(program: Instrumented) -> None:
     assert not new
 
 
+@pytest.mark.skipif(not shutil.which("valgrind"), reason="no valgrind here")
+def test_valgrind_runs_it_as_before(program: Instrumented) -> None:
+    """valgrind reads the unwind rules of everything that is mapped, the shim's expressions included."""
+    def seen(path: Path) -> tuple[str, int]:
+        done = subprocess.run(["valgrind", "--error-exitcode=9", str(path)], capture_output=True, text=True, timeout=120)
+        assert "ERROR SUMMARY: 0 errors" in done.stderr, done.stderr[-1000:]
+        return done.stdout, done.returncode
+    assert seen(program.path) == seen(program.original)
+
+
 STRIPPERS = [("strip",), ("strip", "-g"), ("llvm-strip",), ("eu-strip",), ("objcopy",), ("llvm-objcopy",),
              ("objcopy", "--strip-unneeded"), ("objcopy", "--compress-debug-sections")]
 

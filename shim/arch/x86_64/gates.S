@@ -85,8 +85,10 @@
 #define OFFSET(stride)      OP_breg_rip, 0, OP_const1u, stride - 1, OP_and      /* 5 bytes: push off */
 #define AT_LEAST(pool, at)  OP_const1u, .L##pool##_##at - .L##pool##_start, OP_ge   /* 3 bytes: off -> off >= at */
 #define BELOW(pool, at)     OP_const1u, .L##pool##_##at - .L##pool##_start, OP_lt   /* 3 bytes: off -> off < at */
-#define UP(pool, at)        OP_over, AT_LEAST(pool, at), OP_plus        /* 5 bytes: off n -> off n + (off >= at) */
-#define DOWN(pool, at)      OP_over, AT_LEAST(pool, at), OP_minus               /* 5 bytes */
+/* For the CFA.  Each takes the offset from rip anew: valgrind (3.19) knows neither DW_OP_dup nor DW_OP_over.  It goes
+ * without a register's rule that has them, but ends with an assertion where a CFA does. */
+#define UP(stride, pool, at)    OFFSET(stride), AT_LEAST(pool, at), OP_plus     /* 9 bytes: n -> n + (off >= at) */
+#define DOWN(stride, pool, at)  OFFSET(stride), AT_LEAST(pool, at), OP_minus    /* 9 bytes */
 
 /* ---- exits --------------------------------------------------------------------------------------------
  * Where gates leave for the slow paths.  On a page of their own, because near.c makes copies of gates elsewhere, whose
@@ -139,9 +141,10 @@ MARK plain_slow_leave
         jmp     2b
 .endm
 
+#define PLAIN(term, at) term(PSU_PLAIN_STRIDE, plain, at)
 /* CFA = rsp + 8 * (1 + (off >= after push) - (off >= after pop) + (off >= slow paths)) */
 #define PLAIN_CFA \
-        CFA_EXPRESSION, 26, OFFSET(PSU_PLAIN_STRIDE), OP_lit1, UP(plain, down), DOWN(plain, up), UP(plain, slow), \
+        CFA_EXPRESSION, 33, OP_lit1, PLAIN(UP, down), PLAIN(DOWN, up), PLAIN(UP, slow), \
         OP_lit3, OP_shl, OP_breg_rsp, 0, OP_plus
 
         .globl  psu_plain_gates
@@ -216,10 +219,11 @@ MARK side_slow_leave
  * the slow path on entering, none on leaving.  That would be the CFA, but during the call it equals the version's CFA,
  * and unwinders tell frames apart by it: libgcc would take the gate for the handler that it found in the gate's caller,
  * and abort.  So we say that the CFA is 8 higher, and give rsp a rule of its own. */
+#define SIDE(term, at) term(PSU_SIDE_STRIDE, side, at)
 #define SIDE_CFA \
-        CFA_EXPRESSION, 56, OFFSET(PSU_SIDE_STRIDE), OP_lit1, UP(side, rbp_pushed), UP(side, next_pushed), \
-        DOWN(side, claimed), DOWN(side, rbp_moved), DOWN(side, return_moved), UP(side, return_back), UP(side, slow), \
-        DOWN(side, slow_leave), DOWN(side, slow_leave), OP_lit3, OP_shl, OP_breg_rsp, 8, OP_plus
+        CFA_EXPRESSION, 87, OP_lit1, SIDE(UP, rbp_pushed), SIDE(UP, next_pushed), SIDE(DOWN, claimed), \
+        SIDE(DOWN, rbp_moved), SIDE(DOWN, return_moved), SIDE(UP, return_back), SIDE(UP, slow), \
+        SIDE(DOWN, slow_leave), SIDE(DOWN, slow_leave), OP_lit3, OP_shl, OP_breg_rsp, 8, OP_plus
 #define SIDE_RSP \
         REG_VAL_OFFSET, DW_REG_RSP, 1           /* CFA - 8 */
 /* In the entry, or on the stack below the caller's rsp. */
