@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import PROGRAMS, psu_bin
 
+from psu_bin.attach.transaction import attach
+
 pytestmark = pytest.mark.skipif(not shutil.which("gdb"), reason="gdb is not installed")
+UPDATES = 100
 SOURCE = (PROGRAMS / "crash" / "patch.c").read_text().splitlines()
 LIST = ("p $entry = __jit_debug_descriptor.first", "while $entry", "printf \"entry %#lx\\n\", $entry->symfile",
         "set $entry = $entry->next", "end", "echo end of the list\\n")
@@ -65,8 +68,10 @@ def test_a_backtrace_of_a_live_process(lab, patched, cc, flags):
     assert re.search(chain("the wait"), text), text
     assert text.count("\nentry 0x") == 2, text      # the patch and the copies of the gates
     # Superseded and freed, it is gone from the debugger's list; what a thread still executes is not.
-    psu_bin("attach", running.pid, lab.patch("crash", "patch.c"))
-    psu_bin("attach", running.pid, lab.patch("crash", "patch.c"))
+    again = lab.patch("crash", "patch.c")
+    for _ in range(2 if flags else UPDATES):
+        attach(running.pid, (again,))
+    psu_bin("attach", running.pid, again)
     text = gdb(lab.folder, "-p", running.pid, run=("thread apply all bt", *LIST))
     assert re.search(chain("the wait"), text), text
     assert text.count("\nentry 0x") == 3 and "end of the list" in text, text

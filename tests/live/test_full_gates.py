@@ -7,6 +7,7 @@ from updating import Versions
 from psu_bin import descriptor
 from psu_bin.elf import Binary
 
+UPDATES = 100
 REPLACED = {"down", "worked", "jumping", "yielding"}
 RELIED_ON = 0x3030300        # r8, r9, xmm8, xmm9; xmm0 and xmm1 count as results
 
@@ -25,15 +26,15 @@ def memory(pid):
         return int(f.read().split()[0])
 
 
-@pytest.mark.parametrize("how, updates", [("storm", 100), ("jump", 50), ("contexts", 50)])
-def test_values_are_kept(lab, program, how, updates):
+@pytest.mark.parametrize("how", ["storm", "jump", "contexts"])
+def test_values_are_kept(lab, program, how):
     running = lab.start(program, how)
     versions = Versions(lab, "full")
     running.expect("^version 0$")
-    versions.run(running.pid, 1, updates // 2)
+    versions.run(running.pid, 1, UPDATES // 2)
     before = memory(running.pid)
-    versions.run(running.pid, updates // 2 + 1, updates)
-    running.expect(f"^version {updates}$")
+    versions.run(running.pid, UPDATES // 2 + 1, UPDATES)
+    running.expect(f"^version {UPDATES}$")
     running.fresh()
     turns, handled = map(int, running.expect(r"^turns (\d+) (\d+)$").groups())
     while True:
@@ -42,7 +43,7 @@ def test_values_are_kept(lab, program, how, updates):
             break
     psu_bin("wait", running.pid, "--timeout", 60)
     status = psu_bin("status", running.pid, "--json").json
-    assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [updates]
+    assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [UPDATES]
     assert memory(running.pid) < before + 2000      # pages; what calls left without a return kept is found again
     running.fresh()
     running.expect("^turns ")

@@ -8,6 +8,8 @@ from psu_bin import arch as arch_package
 from psu_bin import near_forms
 from psu_bin.attach import near, target
 from psu_bin.attach.process import Process
+from psu_bin.attach.revert import revert
+from psu_bin.attach.transaction import attach
 from psu_bin.descriptor import NEAR
 
 
@@ -56,12 +58,12 @@ def test_many_times_open_and_closed(lab):
     running.expect("ready")
     stubs = Stubs(running.pid)
     patch = lab.patch("near", "patch.c", "-DV=1")
-    for _ in range(10):
-        psu_bin("attach", running.pid, patch)
+    for _ in range(50):
+        attach(running.pid, (patch,))
         running.say("call")
         running.expect("^version 1001$")
         assert stubs.closed("inner")
-        psu_bin("revert", running.pid)
+        revert(running.pid, None)
         running.say("call")
         running.expect("^version 0$")
         assert not stubs.closed("inner")

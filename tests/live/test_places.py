@@ -22,6 +22,8 @@ def test_a_musl_program(lab):
     running.expect("^version 0$")
     for v in (1, 2):
         assert patched(lab, running, running.pid, v)["threads_stopped"] == 0
+    Versions(lab, "spin").run(running.pid, 3, 102)
+    running.expect("^version 102$")
     psu_bin("wait", running.pid, "--timeout", 60)
     psu_bin("revert", running.pid, "--original")
     running.expect("^version 0$", reject="")

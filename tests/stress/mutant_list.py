@@ -13,6 +13,7 @@ LIFE = "tests/unit/test_shim_life.py::test_threads_and_processes[{}-gcc]"
 STRESS = "tests/stress/test_shim_stress.py"
 TORTURE = "tests/stress/test_torture.py::test_everything_at_once[unmapped]"
 INSIDE = "tests/live/test_inside.py"
+STACKS = "tests/live/test_unwinding.py"
 
 
 @dataclass(frozen=True)
@@ -357,6 +358,14 @@ MARK plain_counted
         "    if (0 && state.counted)",
         "exceptions and cancellation leave counts behind",
         (UNWIND,),
+    ),
+    Mutant(
+        "unwound-too-far",
+        G,
+        "OP_lit1, UP(plain, down), DOWN(plain, up), UP(plain, slow), \\\n",
+        "OP_lit1, UP(plain, down), DOWN(plain, counted), UP(plain, slow), \\\n",
+        "backtraces from functions behind plain gates are wrong",
+        (STACKS,),
     ),
     # routes
     Mutant(
