@@ -1,35 +1,18 @@
-"""The mistakes that mutants.py makes in the shim: what is changed, why that is wrong, and what must notice it."""
+"""The mistakes that mutants.py makes in the shim and in how psu_bin drives it: what, why it is wrong, what must notice."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from mutant import Mutant
+from mutants_inside import BARRIERS, CALLS_INSIDE, SETTLE_LOOP
 
 BASIC = "tests/unit/test_shim.py::test_patch_repatch_revert_and_refuse"
 CONVENTIONS = "tests/unit/test_shim.py::test_gates_keep_registers_flags_and_stack_arguments"
 UNWIND = "tests/unit/test_shim.py::test_exceptions_cancellation_and_longjmp_through_gates"
-BARRIERS = "tests/unit/test_shim_order.py::test_each_step_is_where_the_argument_wants_it[barriers]"
 SUMS = "tests/unit/test_shim_order.py::test_each_step_is_where_the_argument_wants_it[sums]"
 LIFE = "tests/unit/test_shim_life.py::test_threads_and_processes[{}-gcc]"
 STRESS = "tests/stress/test_shim_stress.py"
 TORTURE = "tests/stress/test_torture.py::test_everything_at_once[unmapped]"
-INSIDE = "tests/live/test_inside.py"
 STACKS = "tests/live/test_unwinding.py"
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """name: for the command line; path: under shim/; old is there exactly once; why: what goes wrong with `new`.
-
-    tests: pytest's names of what must notice it, the quickest first; model: the mutant of tests/model/test_model.py
-    that stands for it where no test on this machine can be sure to notice."""
-
-    name: str
-    path: str
-    old: str
-    new: str
-    why: str
-    tests: tuple[str, ...] = ()
-    model: str = ""
 
 
 G = "arch/x86_64/gates.S"
@@ -40,15 +23,8 @@ MARK plain_counted
 COUNT_OUT_PLAIN = """MARK plain_left
         incl    BLOCK_LEAVE(%r11)
 """
-SETTLE_LOOP = """        settle(&r->switches[i]);
-"""
-STEP_9 = """        if (r->switches[i].local)
-            __atomic_store_n("""
 BARRIER_4 = "    psu_membarrier(); /* 4 */\n"
 COMMIT = "    __atomic_store_n(&psu_runtime.commit_seq, under_way.txn, __ATOMIC_SEQ_CST);\n"
-TURN = """    for (uint32_t i = 0; i < head->switches; i++)
-        turn(r.switches[i].old_local);
-"""
 
 SUM = """\
     for (int i = 0; i < 2; i++)
@@ -223,44 +199,7 @@ MUTANTS = (
         "AArch64: an older commit_seq at the next function; x86-64 loads in order",
         model="NO_FENCE",
     ),
-    # calls inside one object
-    Mutant(
-        "local-not-turned",
-        "commit.c",
-        TURN,
-        "",
-        "an old version calls old versions after the commit",
-        (BARRIERS, INSIDE),
-    ),
-    Mutant(
-        "local-turned-late",
-        "commit.c",
-        TURN,
-        "",
-        "an old version calls old versions for a moment after the commit",
-        model="LOCAL_TURNED_LATE",
-    ),
-    Mutant(
-        "local-before-barrier",
-        "commit.c",
-        SETTLE_LOOP,
-        SETTLE_LOOP
-        + """\
-    for (uint32_t i = 0; i < r->head->switches; i++)
-        if (r->switches[i].local)
-            ((struct psu_local *)r->switches[i].local)->target = r->switches[i].body;
-""",
-        "the order that commit.c promises (the model says that this is a margin: LOCAL_NOT_BEHIND)",
-        (BARRIERS,),
-    ),
-    Mutant(
-        "local-never",
-        "commit.c",
-        STEP_9,
-        "        if (0)\n            __atomic_store_n(",
-        "calls inside an object never take the short way",
-        (BARRIERS,),
-    ),
+    *CALLS_INSIDE,
     # counts
     Mutant(
         "enters-first",
@@ -362,8 +301,8 @@ MARK plain_counted
     Mutant(
         "unwound-too-far",
         G,
-        "OP_lit1, UP(plain, down), DOWN(plain, up), UP(plain, slow), \\\n",
-        "OP_lit1, UP(plain, down), DOWN(plain, counted), UP(plain, slow), \\\n",
+        "OP_lit1, PLAIN(UP, down), PLAIN(DOWN, up), PLAIN(UP, slow), \\\n",
+        "OP_lit1, PLAIN(UP, down), PLAIN(DOWN, counted), PLAIN(UP, slow), \\\n",
         "backtraces from functions behind plain gates are wrong",
         (STACKS,),
     ),
@@ -461,5 +400,6 @@ SHORT = (
     "enters-first",
     "no-redirect",
     "local-not-turned",
+    "near-left-open-in-object",
     "redirect-stays-counted",
 )

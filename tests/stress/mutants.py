@@ -35,10 +35,10 @@ def plant(mutant: Mutant | None, folder: Path, tests: Sequence[str]) -> None:
     for part in PARTS:
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.so", ".cache"))
     if mutant:
-        path = folder / "shim" / mutant.path
+        path = folder / mutant.file
         text = path.read_text()
         if text.count(mutant.old) != 1:
-            raise ValueError(f"{mutant.name}: what it changes is {text.count(mutant.old)} times in {mutant.path}")
+            raise ValueError(f"{mutant.name}: what it changes is {text.count(mutant.old)} times in {mutant.file}")
         path.write_text(text.replace(mutant.old, mutant.new))
     if not all(test.startswith(BUILDS_ITSELF) for test in tests):
         out = folder / "psu_bin" / "shim" / "libpsu_shim.so"

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 PATIENCE = 60.0
 
 FREE = "            psu_syscall(NR_munmap, o->region[i].address, PSU_PAGES(o->region[i].size));\n"
+BUILDS = (("gcc", "-O2"), ("gcc", "-O0 -fPIC"), ("gcc", "-O1 -ffunction-sections -falign-functions=64"))
 POISON = "            psu_syscall(NR_mprotect, o->region[i].address, PSU_PAGES(o->region[i].size), 0);\n"
 
 
@@ -50,13 +52,13 @@ def poison(program: Path) -> None:
 
 
 class Updates:
-    """The updates of one running program: versions 1, 2, ... of several patch objects by turns."""
+    """The updates of one running program: versions 1, 2, ... of several patch objects by turns, each compiled so."""
 
-    def __init__(self, lab, torture: Torture) -> None:  # noqa: ANN001
-        builds = [("gcc", "-O2"), ("gcc", "-O0 -fPIC"), ("gcc", "-O1 -ffunction-sections -falign-functions=64")]
-        self.templates = [lab.patch("torture", "patch.c", "-g0", *flags.split(), cc=cc, out=f"t{i}.o").read_bytes()
+    def __init__(self, lab, torture: Torture, name: str = "torture", builds: Sequence[tuple[str, str]] = BUILDS,
+                 original: int = ORIGINAL) -> None:  # noqa: ANN001
+        self.templates = [lab.patch(name, "patch.c", "-g0", *flags.split(), cc=cc, out=f"t{i}.o").read_bytes()
                           for i, (cc, flags) in enumerate(builds)]
-        self.torture = torture
+        self.torture, self.original = torture, original
         self.path = lab.folder / "version.o"
         self.number = 0         # of the newest version that there ever was
         self.history = [0]      # versions that were current and not reverted; the last is current
@@ -77,7 +79,7 @@ class Updates:
     def one(self, turn: int) -> None:
         """The next: mostly a new version."""
         pid = self.torture.pid
-        if turn % ORIGINAL == 0:
+        if turn % self.original == 0:
             self.switch(0, lambda: revert(pid, None, original=True))
             self.history, self.patches = [0], []
         elif turn % REVERT == 0 and len(self.history) > 2:

@@ -73,6 +73,5 @@ class Torture:
 def numbered(template: bytes, version: int) -> bytes:
     """The object file of patch.c with another version number in it."""
     old, new = struct.pack("<I", PLACEHOLDER), struct.pack("<I", BASE + version)
-    text = template.replace(old, new).replace(b"v%08x" % PLACEHOLDER, b"v%08x" % (BASE + version))
-    assert text.count(new) >= 4
-    return text
+    assert template.count(old) >= 2
+    return template.replace(old, new).replace(b"v%08x" % PLACEHOLDER, b"v%08x" % (BASE + version))
