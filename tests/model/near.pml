@@ -36,9 +36,23 @@ byte pinned[VERSIONS];
 bool mapped[VERSIONS], retired[VERSIONS];
 
 /* begun: what commit_seq was at the call's first instruction. */
-#define RUN(v) assert(mapped[v] && died[v] > begun)
+#define RUN(v) atomic { assert(mapped[v]); assert(died[v] > begun) }
 
-inline enter_through_slot(v) { atomic { v = slot; pinned[v]++; RUN(v) } }
+inline enter_through_slot(v) { atomic { v = slot; pinned[v]++; assert(mapped[v]); assert(died[v] > begun) } }
+
+/* Whether nobody is in version v.  A call through a near stub is not counted: its caller's count is what keeps both. */
+#ifdef FREED_AT_ONCE
+#define QUIET(v) true
+#else
+#define QUIET(v) !pinned[v]
+#endif
+#ifdef CALLER_FORGOTTEN
+#define FORGET(v) atomic { assert(mapped[v]); pinned[v]-- }
+#define LEAVE(v) skip
+#else
+#define FORGET(v) skip
+#define LEAVE(v) atomic { assert(mapped[v]); pinned[v]-- }
+#endif
 
 /* The function calls itself, or the program calls it: `from` is the version whose code makes the call. */
 inline direct(from) {
@@ -63,10 +77,10 @@ proctype caller(byte t) {
         :: direct(0)                             /* by the program */
         :: begun = commit_seq; enter_through_slot(outer);
             if
-            :: outer -> direct(outer)            /* by a patch object's own code */
-            :: else
+            :: outer -> FORGET(outer); direct(outer); LEAVE(outer)   /* by a patch object's own code */
+            :: else -> LEAVE(outer)
             fi;
-            atomic { assert(mapped[outer]); pinned[outer]--; outer = 0 }
+            outer = 0
         fi;
         begun = 0
     :: else -> break
@@ -138,8 +152,8 @@ active proctype agent() {
             skip
         fi;
         atomic { refused = false; new = 0; old = 0; n++ }
-    :: atomic { retired[1] && !pinned[1] -> mapped[1] = false; retired[1] = false }
-    :: atomic { retired[2] && !pinned[2] -> mapped[2] = false; retired[2] = false }
+    :: atomic { retired[1] && QUIET(1) -> mapped[1] = false; retired[1] = false }
+    :: atomic { retired[2] && QUIET(2) -> mapped[2] = false; retired[2] = false }
     :: n > UPDATES && !retired[1] && !retired[2] -> break
     od
 }

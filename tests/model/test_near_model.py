@@ -13,15 +13,21 @@ MODEL = Path(__file__).with_name("near.pml")
 
 pytestmark = pytest.mark.skipif(not shutil.which("spin"), reason="no spin")
 
+OLD, GONE = "died", "mapped"     # what is asserted: no old version is run; what is executed is there
+
 MUTANTS = {
     # threads may run an instruction that they fetched before it was changed
-    "NO_SYNC",
+    "NO_SYNC": OLD,
     # closed when the slot has changed already
-    "CLOSED_LATE",
+    "CLOSED_LATE": OLD,
     # opened while the slot still leads elsewhere
-    "OPENED_EARLY",
-    "PROGRAM_LEFT_OPEN",
-    "OBJECT_LEFT_OPEN",
+    "OPENED_EARLY": OLD,
+    "PROGRAM_LEFT_OPEN": OLD,
+    "OBJECT_LEFT_OPEN": OLD,
+    # a retired object is freed while calls are in it
+    "FREED_AT_ONCE": GONE,
+    # the caller inside the object is counted out before it makes its uncounted call
+    "CALLER_FORGOTTEN": GONE,
 }
 
 
@@ -40,9 +46,9 @@ def test_two_threads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mutant", sorted(MUTANTS))
 def test_a_mistake_is_found(tmp_path: Path, mutant: str) -> None:
     said = explore(tmp_path, f"-DTHREADS=1 -D{mutant}", MODEL)
-    assert re.search(r"^pan:1: assertion violated .*died", said, re.M), said
+    assert re.search(rf"^pan:1: assertion violated .*{MUTANTS[mutant]}", said, re.M), said
 
 
 def test_every_mutant_is_tested() -> None:
     conditions = set(re.findall(r"^#ifn?def ([A-Z_]+)$", MODEL.read_text(), re.M))
-    assert conditions - {"THREADS", "CALLS", "UPDATES"} == MUTANTS
+    assert conditions - {"THREADS", "CALLS", "UPDATES"} == set(MUTANTS)
