@@ -11,7 +11,8 @@
  * areas) need no atomic instructions: a handler leaves such a list as it found it, because its calls end before it
  * does.
  *
- * Without memory for a block, counts go to one shared table with locked instructions: slow but right.
+ * Without memory for a block, counts go to one shared table with locked instructions: slow but right.  So it is, too, for
+ * threads without a block while psu_runtime.silent says that a system call may be the end of one of them.
  */
 #include "internal.h"
 
@@ -66,6 +67,10 @@ static struct psu_block *pop_free(void)
     } while (!__atomic_compare_exchange_n(&free_blocks, &old, new, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
     return b;
 }
+
+static int silent(void) { return __atomic_load_n(&psu_runtime.silent, __ATOMIC_RELAXED) != 0; }
+
+static void *more(size_t size) { return silent() ? 0 : psu_map_anonymous(size); }
 
 /* ---- entries of calls that never returned -----------------------------------------------------------
  *
@@ -134,7 +139,7 @@ static struct psu_side *chain(struct psu_side *sides, uint32_t count)
 
 static struct psu_block *make_block(void)
 {
-    struct psu_block *b = psu_map_anonymous(PSU_PAGES(sizeof *b));
+    struct psu_block *b = more(PSU_PAGES(sizeof *b));
     if (!b)
         return 0;
     b->number = __atomic_add_fetch(&blocks_made, 1, __ATOMIC_RELAXED);
@@ -151,7 +156,7 @@ static struct psu_block *make_block(void)
 struct psu_block *psu_block_get(void)
 {
     struct psu_block *b = psu_own_block();
-    if (b)
+    if (b || silent())
         return b;
     b = pop_free();
     if (!b)
@@ -197,7 +202,7 @@ struct psu_side *psu_side_claim(struct psu_block *b, const struct psu_call *call
     while (!(s = *head)) {
         if (find_abandoned(b, call))
             continue;
-        struct psu_side *chunk = psu_map_anonymous(SIDES_IN_CHUNK * sizeof *chunk);
+        struct psu_side *chunk = more(SIDES_IN_CHUNK * sizeof *chunk);
         if (!chunk)
             return 0;
         chunk->gate = (b->chunks ? b->chunks->gate : 0) + SIDES_IN_CHUNK - 1; /* entries in all chunks */
@@ -238,7 +243,7 @@ struct psu_save *psu_save_claim(struct psu_block *b)
     struct psu_save *volatile *head = &b->saves;
     struct psu_save *s;
     while (!(s = *head)) {
-        struct psu_save *chunk = psu_map_anonymous(PSU_PAGES(SAVES_IN_CHUNK * sizeof *chunk));
+        struct psu_save *chunk = more(PSU_PAGES(SAVES_IN_CHUNK * sizeof *chunk));
         if (!chunk)
             return 0;
         for (uint32_t i = 0; i + 1 < SAVES_IN_CHUNK; i++)

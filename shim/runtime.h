@@ -236,7 +236,9 @@ struct psu_runtime {
     uint64_t command_ns;       /* how long the last command took in the agent; 0: no clock there (a sandbox) */
     /* Where threads that are about to count a call out may be without the gate's address on their stack. */
     uint64_t leaving, leaving_end;
-    uint64_t reserved;
+    /* Not 0: a thread may be in a sandbox of its own that ends it at a system call it never made: gates make none.
+     * Written by psu-bin while the agent is stopped, before each transaction. */
+    uint64_t silent;
     uint8_t command_buffer[PSU_COMMAND_BUFFER] __attribute__((aligned(16)));
 };
 

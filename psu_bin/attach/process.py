@@ -100,11 +100,14 @@ class Process:
 
     def threads(self) -> tuple[Thread, ...]:
         """The live threads; threads that end meanwhile are left out."""
+        return tuple(t for n in self.thread_names() if (t := self._thread(n)) is not None)
+
+    def thread_names(self) -> list[str]:
+        """The numbers of all threads, as the names of their folders in /proc."""
         try:
-            names = os.listdir(f"/proc/{self.pid}/task")
+            return os.listdir(f"/proc/{self.pid}/task")
         except OSError as e:
             raise PsuError(self.where, "ended meanwhile") from e
-        return tuple(t for n in names if (t := self._thread(n)) is not None)
 
     def thread(self, own_tid: int) -> Thread | None:
         """The live thread that the target itself calls `own_tid`."""

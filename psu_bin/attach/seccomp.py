@@ -113,6 +113,22 @@ def check(process: Process, tid: int, architecture: int, calls: Sequence[Call]) 
     refuse(filters, architecture, calls, process.where)
 
 
+def alone(process: Process, tid: int) -> bool:
+    """Whether some thread is in a sandbox that thread `tid` is not in, so that check() says nothing of its system calls."""
+    _, count = _state(f"/proc/{process.pid}/task/{tid}/status")
+    for name in process.thread_names():
+        path = f"/proc/{process.pid}/task/{name}/status"
+        try:
+            if "\nSeccomp:\t0\n" in proc.read(path):     # of thousands: what is quick to see
+                continue
+        except OSError:
+            continue
+        mode, filters = _state(path)
+        if mode == 1 or filters > count:
+            return True
+    return False
+
+
 def refuse(filters: Sequence[bytes], architecture: int, calls: Sequence[Call], where: str) -> None:
     """Raise PsuError when one of `filters` stands in the way of one of `calls`, or is none; `where` names the process."""
     for call in calls:

@@ -165,6 +165,7 @@ class Transaction:
         if self.session.seized.interrupt():
             calls = arch_package.for_machine(t.modules[0].machine, t.process.where).calls
             seccomp.check(t.process, self.session.seized.tid, calls.AUDIT_ARCH, [seccomp.Call(*c) for c in calls.AGENT])
+            t.process.write(t.runtime_address + shim.SILENT_OFFSET, bytes([seccomp.alone(t.process, self.session.seized.tid)]))
         self.session.command(shim.OP_RESET, b"", 0)
         code = self.session.runtime.membarrier_error
         if code:

@@ -70,3 +70,24 @@ def test_a_filter_that_psu_bin_may_not_read(lab):
     assert ran.returncode == 1 and "only root may read" in ran.stderr
     running.say("")
     running.expect("^version 0$")
+
+
+@pytest.mark.parametrize("how", ["strict", "filter", "late"])
+def test_a_thread_in_a_sandbox_of_its_own(lab, how):
+    """The agent is not in it; nevertheless no gate makes a system call that the thread would not survive."""
+    running = lab.start(lab.program("alone"), how)
+    versions = Versions(lab, "alone", "patch.c", "-DAROUND")
+    first = 1
+    if how == "late":
+        running.expect("^waiting 0$")
+        versions.run(running.pid, 1, 2)
+        running.say("go")
+        first = 3
+    running.expect("^ready 0$")
+    for v in range(first, UPDATES + 1):
+        versions.attach(running.pid, v)
+        running.expect(f"^alone {v}$")
+    running.expect(f"^version {UPDATES}$")
+    psu_bin("revert", running.pid, "--original")
+    running.expect("^alone 0$", reject="")
+    assert running.alive()
