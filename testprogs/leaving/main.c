@@ -6,6 +6,7 @@
  *   longjmp      from three calls deep, through plain and side-frame gates
  *   rest         as longjmp; when line "rest" comes, the threads block for good, where they are
  *   siglongjmp   out of a signal handler that interrupts patched functions
+ *   alternate    ... which is on an alternate stack, where nothing overwrites what deeper calls left
  *   exit         each thread makes another one, which ends by pthread_exit three calls deep
  *   cancel       ... which is cancelled in a call (deferred), with a cleanup handler
  *   async        ... which is cancelled anywhere (asynchronous)
@@ -88,6 +89,16 @@ static void *jumper(void *number)
     }
 }
 
+/* A call so much deeper than the others that what its ways left on the stack stays there. */
+__attribute__((noinline)) static void further_down(void)
+{
+    char room[4 << 10];
+    room[0] = 0;
+    __asm__ volatile("" : : "r"(room) : "memory");
+    version();
+    __asm__ volatile("" : : "r"(room) : "memory");
+}
+
 static _Thread_local volatile sig_atomic_t armed; /* the handler may jump: nothing but patched functions runs */
 static void handler(int number)
 {
@@ -95,19 +106,27 @@ static void handler(int number)
     if (!armed)
         return;
     armed = 0;
+    if (!strcmp(way, "alternate"))
+        further_down();
     leave(1, 2, 3, 4, 5, 6, 7, (struct parcel){{1, 2, 3, 4, 5}});
 }
 
-static void *interrupted(void *unused)
+static void *interrupted(void *number)
 {
+    static char stacks[256][64 << 10];
+    if (!strcmp(way, "alternate"))
+        sigaltstack(&(stack_t){.ss_sp = stacks[(long)number], .ss_size = sizeof *stacks}, 0);
     for (;;) {
         int v = sigsetjmp(out, 1);
         if (!v)
             for (armed = 1;;)
-                spin(1000);
+                if (strcmp(way, "alternate"))
+                    spin(1000);
+                else
+                    raise(SIGUSR1);     /* so that updates meet calls there */
         note(v - 1);
     }
-    return unused;
+    return 0;
 }
 
 static void *ends(void *unused)
@@ -166,13 +185,15 @@ int main(int argc, char **argv)
     pthread_t threads[256];
     way = argv[1];
     setvbuf(stdout, 0, _IOLBF, 0);
-    signal(SIGUSR1, handler);
+    int interrupts = !strcmp(way, "siglongjmp") || !strcmp(way, "alternate");
+    struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART | SA_ONSTACK};
+    sigaction(SIGUSR1, &action, 0);
     void *(*run)(void *) = !strcmp(way, "longjmp") || !strcmp(way, "rest") ? jumper
-                         : !strcmp(way, "siglongjmp") ? interrupted : parent;
+                         : interrupts ? interrupted : parent;
     for (int i = 0; i < count; i++)
         pthread_create(&threads[i], 0, run, (void *)(long)i);
     puts("ready");
-    if (!strcmp(way, "siglongjmp"))
+    if (interrupts)
         for (;; usleep(500))
             for (int i = 0; i < count; i++)
                 pthread_kill(threads[i], SIGUSR1);

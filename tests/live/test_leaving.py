@@ -10,7 +10,7 @@ UPDATES = 100
 
 
 @pytest.mark.parametrize("way, flags", [
-    ("longjmp", ()), ("siglongjmp", ()), ("exit", ()), ("cancel", ()), ("async", ()), ("siglongjmp", (FULL,))])
+    ("longjmp", ()), ("siglongjmp", ()), ("exit", ()), ("cancel", ()), ("async", ()), ("siglongjmp", (FULL,)), ("alternate", ())])
 def test_old_versions_are_freed(lab, way, flags):
     running = lab.start(lab.program("leaving", *flags), way, 4)
     versions = Versions(lab, "leaving")

@@ -93,6 +93,25 @@
         .cfi_def_cfa_register rsp
 .endm
 
+/* As CALL_C, for what leaves a gate (psu_runtime.leaving): whoever searches the stacks takes the return addresses in
+ * there for somebody on the way out.  On a stack that is no thread's own nothing below the stack pointer is known to be
+ * over, so they are wiped: what C pushed lies within 16 words. */
+.macro CALL_LEAVING c_function, second
+        mov     \second, %rsi
+        mov     %rsp, %rdi
+        mov     %rsp, %rbx
+        .cfi_def_cfa_register rbx
+        and     $-16, %rsp
+        call    \c_function
+        .set    word, 1
+        .rept   16
+        movq    $0, -8 * word(%rsp)
+        .set    word, word + 1
+        .endr
+        mov     %rbx, %rsp
+        .cfi_def_cfa_register rsp
+.endm
+
 /* Restore and go on at `target` with the stack pointer `words` above `back`. */
 .macro FINISH_JUMP words
         RESTORE
@@ -164,7 +183,7 @@ END_FUNCTION psu_side_slow
 .macro ROUTE name, kind, redirect, words
 FUNCTION \name
         SAVE
-        CALL_C  psu_route, $(\kind+256*\redirect)
+        CALL_LEAVING psu_route, $(\kind+256*\redirect)
         .cfi_remember_state
         test    %eax, %eax
         jnz     1f
@@ -221,7 +240,7 @@ FUNCTION psu_full_leave
         .cfi_adjust_cfa_offset 8
         .cfi_rel_offset rbp, 0
         SAVE_REST
-        CALL_C  psu_leaving_full, %rbp
+        CALL_LEAVING psu_leaving_full, %rbp
         FINISH_RETURN
 END_FUNCTION psu_full_leave
 
