@@ -25,7 +25,7 @@ from psu_bin.arch import Waiting
 from psu_bin.attach import proc, seccomp, shim
 from psu_bin.attach.process import Mapping, Process, Thread
 from psu_bin.attach.target import Target
-from psu_bin.attach.tracing import Seized, agent_thread, traced
+from psu_bin.attach.tracing import Seized, agent_thread, in_freezer, traced
 from psu_bin.errors import PsuError
 
 PTRACE_GETREGSET, PTRACE_SETREGSET, NT_PRSTATUS = 0x4204, 0x4205, 1
@@ -122,6 +122,8 @@ def _await_agent(target: Target, began: float, stops: int) -> int:
 
 def _candidate(process: Process, machine, waiting_only: bool) -> tuple[Thread, _Seen] | None:  # noqa: ANN001
     for thread in process.threads():
+        if thread.state == "D" or in_freezer(process, thread):     # it would not stop: a frozen control group, a file server that is gone
+            continue
         try:
             switches = _switches(process, thread.tid)
             where = f"/proc/{process.pid}/task/{thread.tid}/syscall"

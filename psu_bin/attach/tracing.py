@@ -33,6 +33,8 @@ PTRACE_CONT, PTRACE_DETACH = 7, 17
 PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
 PTRACE_EVENT_STOP = 128
 WALL = 0x40000000
+FREEZER = ("get_signal", "do_freezer_trap")     # the one is part of the other, or not
+FROZEN_AFTER = 1.0     # seconds in an uninterruptible wait
 AGENT_PATIENCE = 10.0  # seconds for a command that may have to wait for the dynamic linker's lock
 
 
@@ -175,6 +177,7 @@ class AgentSession:
             raise PsuError(process.where, "has no agent thread")
         if thread.state == "T":
             raise PsuError(process.where, "is stopped (state T)", "let it run: kill -CONT")
+        _refuse_frozen(process, thread)
         self.seized = Seized(process, thread)
 
     def __enter__(self) -> AgentSession:
@@ -247,6 +250,30 @@ class AgentSession:
                 raise PsuError(self.process.where, "the agent is busy with an earlier command",
                                "a thread may be holding the dynamic linker's lock (dlopen); try again")
             time.sleep(100e-6)
+
+
+def in_freezer(process: Process, thread: Thread) -> bool:
+    """Whether a thread waits in a frozen control group of version 2, where it may be traced, but does not go on."""
+    try:
+        return thread.state == "S" and proc.read(f"/proc/{process.pid}/task/{thread.tid}/wchan") in FREEZER
+    except OSError:
+        return False
+
+
+def _refuse_frozen(process: Process, agent: Thread) -> None:
+    """Raise PsuError when the agent is in a frozen control group (`docker pause`): it would not stop before that is thawed.
+
+    Version 1 shows such threads in an uninterruptible wait, where the agent otherwise is for moments at the most."""
+    deadline = time.monotonic() + FROZEN_AFTER
+    while True:
+        now = process.thread(agent.own_tid)
+        frozen = now is not None and in_freezer(process, now)
+        if now is None or now.state != "D" and not frozen:
+            return
+        if frozen or time.monotonic() > deadline:
+            raise PsuError(process.where, "is frozen with its control group, or its agent hangs in the kernel",
+                           "thaw it: docker unpause, systemctl thaw")
+        time.sleep(0.01)
 
 
 def agent_thread(process: Process, runtime: shim.Runtime) -> Thread | None:
