@@ -53,6 +53,8 @@ def start_agent(target: Target) -> int:
     began = time.monotonic()
     stops = 0
     while time.monotonic() - began < PATIENCE:
+        if not process.alive():
+            raise process.gone()    # its threads are listed until they are waited for
         waiting_only = time.monotonic() - began < PATIENCE_WAITING
         found = _candidate(process, machine, waiting_only)
         if found is not None:

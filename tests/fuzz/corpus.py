@@ -8,14 +8,11 @@ and, where the cross compiler is there, AArch64.
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
-_CACHE = Path(tempfile.gettempdir()) / f"psu-fuzz-corpus-{os.getuid()}"
+from once import made_once
 
 PROGRAM = r"""
 #include <stdio.h>
@@ -68,15 +65,13 @@ int tail(int x) { return chosen(x + 2); }
 
 
 def _run(key: str, commands: list[list[str]], sources: dict[str, str], out: str) -> bytes:
-    folder = _CACHE / hashlib.sha256(repr((key, commands, sources)).encode()).hexdigest()[:20]
-    if not (folder / "done").exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    def make(folder: Path) -> None:
         for name, text in sources.items():
             (folder / name).write_text(text)
         for command in commands:
             subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        (folder / "done").touch()
-    return (folder / out).read_bytes()
+
+    return (made_once((key, commands, sources), make) / out).read_bytes()
 
 
 def _linked(cc: str, *flags: str) -> bytes:

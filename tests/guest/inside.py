@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +32,9 @@ print("compiler", failed.returncode, "none.c" in failed.stderr)
 
 with subprocess.Popen([scratch / "p"], stdout=subprocess.PIPE) as program:
     assert program.stdout and program.stdout.readline() == b"started\n"
+    # The line is here before its write has returned; the program sleeps in nothing but pause().
+    while "(sleeping)" not in Path(f"/proc/{program.pid}/status").read_text():
+        time.sleep(0.001)
     assert libc.ptrace(PTRACE_SEIZE, program.pid, 0, 0) == 0, os.strerror(ctypes.get_errno())
     assert libc.ptrace(PTRACE_INTERRUPT, program.pid, 0, 0) == 0
     _, status = os.waitpid(program.pid, 0)

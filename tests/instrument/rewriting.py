@@ -27,7 +27,9 @@ def change(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shim = ROOT / "psu_bin" / "shim" / descriptor.SHIM_SONAME
     if not shim.exists():
         shim.parent.mkdir(exist_ok=True)
-        subprocess.run(["make", "-s", "-C", str(ROOT / "shim"), f"OUT={shim}"], check=True)
+        own = shim.with_name(f"{shim.name}.{os.getpid()}")      # another process of the tests may be at it, too
+        subprocess.run(["make", "-s", "-C", str(ROOT / "shim"), f"OUT={own}"], check=True)
+        own.replace(shim)
     return out
 
 

@@ -1,8 +1,12 @@
 """exit() from a patched function, with other threads inside patched functions and updates until the last moment."""
 
+import os
+
 import pytest
 from updating import Versions
 
+from psu_bin.attach import borrow, target
+from psu_bin.attach.process import Process
 from psu_bin.errors import PsuError
 
 UPDATES = 100
@@ -27,3 +31,17 @@ def test_exit_runs_the_newest_handlers(lab, ends):
     assert UPDATES <= found <= last + (ends == "during updates")
     status = running.process.wait(timeout=60)
     assert any(status == v % 100 for v in range(UPDATES, found + 1)), (status, found)
+
+
+def test_ends_while_a_thread_is_looked_for(lab, monkeypatch):
+    running = lab.start(lab.program("exits"), 2, env={"PSU_AGENT": "never"})
+    running.expect("^ready$")
+    found = target.read(Process(running.pid))
+
+    def ends(*_: object) -> None:
+        running.process.kill()
+        os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)     # a zombie, whose threads /proc still lists
+
+    monkeypatch.setattr(borrow, "_candidate", ends)
+    with pytest.raises(PsuError, match="ended meanwhile"):
+        borrow.start_agent(found)

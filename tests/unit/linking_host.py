@@ -8,13 +8,12 @@ agent or ptrace."""
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 import re
 import struct
 import subprocess
-import tempfile
 from pathlib import Path
+
+from once import made_once
 
 from psu_bin import descriptor
 from psu_bin.attach import linker, patch
@@ -74,22 +73,19 @@ int main(void) {
 """
 
 NATIVE = ("gcc", "clang", "g++", "clang++", "musl-gcc")      # compilers for this machine
-_CACHE = Path(tempfile.gettempdir()) / f"psu-linking-host-{os.getuid()}"
 
 
 def compile_c(source: str, *flags: str, cc: str = "gcc", name: str = "patch.c", link: bool = False) -> Path:
     """Compile C source to an object file (or link a program); results are cached by content."""
-    key = hashlib.sha256(repr((source, flags, cc, name, link)).encode()).hexdigest()[:24]
-    out = _CACHE / key / (Path(name).stem + ("" if link else ".o"))
-    if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        file = out.parent / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(source)
-        subprocess.run([*cc.split(), *([] if link else ["-c"]), name, "-o", str(out) + ".tmp", *flags],
-                       cwd=out.parent, check=True, capture_output=True, text=True)
-        os.replace(str(out) + ".tmp", out)
-    return out
+    out = Path(Path(name).stem + ("" if link else ".o"))
+
+    def make(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(source)
+        subprocess.run([*cc.split(), *([] if link else ["-c"]), name, "-o", out, *flags],
+                       cwd=folder, check=True, capture_output=True, text=True)
+
+    return made_once((source, flags, cc, name, link), make) / out
 
 
 @functools.lru_cache(maxsize=64)
@@ -307,10 +303,9 @@ def program(source: str, *flags: str, cc: str = "gcc", name: str = "program.c",
     loop = compile_c(LOOP, "-O1", "-w", *(f for f in flags if "pi" in f and "-f" in f), name="host_loop.c",
                      cc="gcc" if cc in NATIVE else cc)
     bodies = [compile_c(text, "-w", *compiling, cc=cc, name=file) for file, text in ((name, source), *more)]
-    key = hashlib.sha256((str(loop) + str(bodies) + repr(flags)).encode()).hexdigest()[:24]
-    out = _CACHE / key
-    if not out.exists():
-        subprocess.run([*cc.split(), loop, *bodies, "-o", f"{out}.tmp", "-rdynamic", "-ldl", "-pthread", *linking],
+
+    def make(folder: Path) -> None:
+        subprocess.run([*cc.split(), loop, *bodies, "-o", folder / "host", "-rdynamic", "-ldl", "-pthread", *linking],
                        check=True, capture_output=True, text=True)
-        os.replace(f"{out}.tmp", out)
-    return out
+
+    return made_once((cc, loop, bodies, flags), make) / "host"
