@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import IO
 
 
+ENDING = 1.0     # seconds that a process without memory may take until it can be waited for
+
+
 class Cancelled(Exception):
     """The run is being ended (Ctrl-C); never leaves the package."""
 
@@ -41,6 +44,19 @@ class Child:
         if self.popen.returncode is not None:
             return True
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def ends(self) -> bool:
+        """Whether the leader has ended, or is just about to: its memory is gone, and the status comes in a moment."""
+        deadline = time.monotonic() + ENDING
+        while not self.ended():
+            try:
+                os.readlink(f"/proc/{self.pid}/exe")
+                return False
+            except OSError:
+                if time.monotonic() > deadline:     # its first thread alone has ended
+                    return False
+            time.sleep(0.001)
+        return True
 
     def close(self) -> int:
         """Kill what is left of the group and reap the leader; its status as subprocess gives it."""

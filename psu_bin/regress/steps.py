@@ -80,16 +80,17 @@ class Session:
             try:
                 getattr(self, f"_{step.action}")(step)
             except Failed as e:
-                if not self.child or not self.child.ended():
+                if not self.child or not self.child.ends():
                     raise
                 child, self.child = self.child, None      # why it ended is told, too: most likely that is why the step failed
                 ending = _ending(self.children.close(child), self.lines if step.action != "expect" else None)
                 raise Failed(e.expected, f"{e.seen}\nthe program: {ending}") from None
-            if step.action not in ("stop", "expect"):
+            # What was sent may be what makes the program end: whether it should is what the next step says.
+            if step.action not in ("stop", "expect", "send"):
                 self._lives(step)
 
     def _lives(self, step: Step) -> None:
-        if self.child and self.child.ended():
+        if self.child and self.child.ends():
             child, self.child = self.child, None
             raise Failed("the program lives", _ending(self.children.close(child), self.lines))
 
