@@ -10,13 +10,13 @@ LEVELS = 200_000
 TURNS = 25       # of four updates each
 
 
-@pytest.mark.parametrize("flags, turns", [((), TURNS), ((FULL,), 2)])
-def test_levels_of_many_versions_on_one_stack(lab, flags, turns):
+@pytest.mark.parametrize("flags", [(), (FULL,)])
+def test_levels_of_many_versions_on_one_stack(lab, flags):
     running = lab.start(lab.program("recursion", *flags), LEVELS)
     versions = Versions(lab, "recursion")
     running.expect("^down 0$")
     v = 0
-    for _ in range(turns):
+    for _ in range(TURNS):
         for _ in range(2):                  # in the middle, and at the bottom
             versions.run(running.pid, v + 1, v + 2)
             v += 2
