@@ -29,6 +29,21 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 # Whether a file can be read is found out by reading it: a refusal, not wrong usage.
 file_path = click.Path(path_type=Path, readable=False)
+
+
+class _Seconds(click.FloatRange):
+    """A time that passes: neither `nan` nor `inf`, which Python takes for numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, max=1e9)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if seconds != seconds:
+            self.fail(f"{value!r} is not a time.", param, ctx)
+        return seconds
+
+
 pid_argument = click.argument("pid", type=click.IntRange(min=1))
 
 
@@ -101,7 +116,7 @@ def instrument(binary: Path, output: Path | None, functions: tuple[str, ...], ex
 @click.argument("patches", nargs=-1, required=True, type=file_path, metavar="PATCH.o...")
 @click.option("--dry-run", is_flag=True, help="Check and link, but change nothing.")
 @click.option("--wait", "wait_", is_flag=True, help="Return when no retired code is left.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up --wait after S seconds.")
+@click.option("--timeout", type=_Seconds(), metavar="S", help="Give up --wait after S seconds.")
 @json_option
 def attach(pid: int, patches: tuple[Path, ...], dry_run: bool, wait_: bool, timeout: float | None, as_json: bool,
            ) -> None:
@@ -181,7 +196,7 @@ def _show_status(s: Status) -> None:
 @click.argument("patch_id", required=False, type=click.IntRange(min=1), metavar="[ID]")
 @click.option("--original", is_flag=True, help="Back to the program's own code, for every function.")
 @click.option("--wait", "wait_", is_flag=True, help="Return when no retired code is left.")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up --wait after S seconds.")
+@click.option("--timeout", type=_Seconds(), metavar="S", help="Give up --wait after S seconds.")
 @json_option
 def revert(pid: int, patch_id: int | None, original: bool, wait_: bool, timeout: float | None, as_json: bool) -> None:
     """Back to the version before patch ID (default: the newest patch)."""
@@ -205,7 +220,7 @@ def revert(pid: int, patch_id: int | None, original: bool, wait_: bool, timeout:
 
 @commands.command()
 @pid_argument
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up after S seconds, exit status 1.")
+@click.option("--timeout", type=_Seconds(), metavar="S", help="Give up after S seconds, exit status 1.")
 @json_option
 def wait(pid: int, timeout: float | None, as_json: bool) -> None:
     """Wait until process PID holds no retired code."""

@@ -334,6 +334,8 @@ def _is_file(path: Path) -> bool:
 def read(file: Path) -> Scenario:
     """The scenario in `file`.  PsuError `FILE:LINE: what: datum` for the first mistake in it."""
     try:
+        if file.exists() and not file.is_file():        # a pipe or a device could keep us reading for ever
+            raise PsuError(str(file), "is not a regular file", status=EXIT_USAGE)
         text = file.read_text()
         data = tomllib.loads(text)
     except OSError as e:

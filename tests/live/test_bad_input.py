@@ -211,7 +211,8 @@ def test_standard_output_that_is_full(spin, lab):
 
 def test_wrong_usage():
     for arguments in (["attach"], ["attach", "x", "y.o"], ["status"], ["frobnicate"], ["attach", "1"], ["status", "-5"],
-                      ["revert", "1", "2", "--original"]):
+                      ["revert", "1", "2", "--original"], ["wait", "1", "--timeout", "nan"], ["wait", "1", "--timeout", "inf"],
+                      ["revert", "1", "--wait", "--timeout", "-1"], ["attach", "1", "x.o", "--wait", "--timeout", "nan"]):
         refused(*arguments, status=2)
 
 

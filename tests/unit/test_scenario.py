@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from psu_bin.errors import PsuError
@@ -84,6 +87,14 @@ def test_nonsense_is_refused_in_one_line(tmp_path, data):
     file.write_bytes(data)
     with pytest.raises(PsuError, match=str(file)):
         scenario.read(file)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(PsuError, match="not a regular file") as e:
+            scenario.read(file)
+        assert e.value.status == 2
 
 
 def test_lines_of_keys_after_values_of_several_lines():
