@@ -39,7 +39,7 @@ def longest(lines: Lines, begin: float, end: float, pause: Pause, limit: float,
         told = [float(number) * pause.unit for number in found if NUMBER.fullmatch(number)]
         if not told:
             return None
-        if len(told) < 2 or told[-1] <= told[-2] or told[-1] < max(told):
+        if len(told) < 2 or told[-1] <= told[-2]:    # nothing grows; one that does may be shorter yet than an earlier one
             return max(told)
         after += 1
 

@@ -102,7 +102,7 @@ def test_a_program_that_pauses(tmp_path, temporary, microseconds, checks, step, 
     (tmp_path / "scenario.toml").write_text(text)
     done = psu_bin("regress", tmp_path / "scenario.toml", "--short", "--logs", tmp_path / "logs", check=False,
                    env={"TMPDIR": str(temporary)})
-    assert done.status == 1 and step in done.out and expected in done.out and seen in done.out
+    assert done.status == 1 and step in done.out and expected in done.out and seen in done.out, done.out
     assert not list(temporary.iterdir()) and not processes_in(temporary)
 
 
