@@ -36,7 +36,8 @@ class Patched(NamedTuple):
 
 
 def warnings(patched: tuple[Patched, ...], file: Callable[[ModuleView], Binary | None]) -> tuple[str, ...]:
-    """One text for each function that the patch does not replace for everybody.
+    """One text for each function that the patch does not replace for everybody, and one for all that a module never calls:
+    in a patch that is a whole source file these can be hundreds, none of them of interest to an operator by itself.
 
     file: the module's file, for its debug information; None where it is not to be had."""
     views = dict.fromkeys(p.view for p in patched)
@@ -48,6 +49,7 @@ def _of_module(view: ModuleView, mine: list[Patched], binary: Binary | None) -> 
     names = {p.name for p in mine}
     copies = inlined.find(binary, [p.name for p in mine if not p.weak]) if binary else set()
     symbols = view.descriptor.symbols
+    uncalled = []
     for p in mine:
         also = _others(view, p)
         if also:
@@ -66,8 +68,10 @@ def _of_module(view: ModuleView, mine: list[Patched], binary: Binary | None) -> 
             yield (f"{p.name}: {view.path} also has {', '.join(unknown)}, whose callers do not see the new version "
                    "unless they are in the patch, too")
         elif row and not clones and not into and not p.weak and not _reached(row):
-            yield (f"{p.name}: nothing in {view.path} calls it: inlined into all its callers, which must be in the "
-                   "patch, too, or unused")
+            uncalled.append(p.name)
+    if uncalled:
+        it, which = ("it", "inlined into all its callers") if len(uncalled) == 1 else ("them", "inlined into all their callers")
+        yield f"{_list(uncalled)}: nothing in {view.path} calls {it}: {which}, which must be in the patch, too, or unused"
 
 
 def _called(view: ModuleView, symbol: int) -> bool:

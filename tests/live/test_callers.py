@@ -33,7 +33,7 @@ int main(void) {
     pthread_join(t, 0);
     return 0;
 }
-"""
+""" + "".join(f"int never{i}(int x) {{ return x - {i}; }}\n" for i in range(10))
 
 
 @pytest.fixture
@@ -95,6 +95,9 @@ def test_callers_of_split_and_specialised_copies_are_named(process, request):
 def test_without_debug_information_it_is_known_that_nothing_calls_it(process):
     assert process("int never(int x) { return 1; }") == [
         "never: nothing calls it: inlined into all its callers, which must be in the patch, too, or unused"]
+    assert process("".join(f"int never{i}(int x) {{ return {i}; }}" for i in range(10)) + "int plain(int x) { return x; }") == [
+        "never0, never1, never2, never3, never4, never5, never6, never7 and 2 more: nothing calls them: inlined into all their "
+        "callers, which must be in the patch, too, or unused"], "one for all"
 
 
 def test_other_names_of_the_same_code_are_told(lab):
