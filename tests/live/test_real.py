@@ -1,4 +1,5 @@
-"""Debian's memcached with all its functions instrumented: some of its own tests, and patches under load (scripts/real).
+"""Debian's programs with all their functions instrumented (scripts/real): memcached answers some of its own tests and is
+patched under load; lua for AArch64 does under qemu-user what the plain program does.
 
 The first run fetches the source package and builds it into .cache/real; later ones need no network.  scripts/real runs the
 whole of memcached's test suite, and does the same with redis.
@@ -7,6 +8,7 @@ whole of memcached's test suite, and does the same with redis.
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 
@@ -38,3 +40,17 @@ def test_memcached_is_instrumented_tested_loaded_and_patched():
     assert [s["functions"] for s in reverts] == [whole["functions"], 1]
     assert all(s["threads_stopped"] == 0 for s in live["steps"])
     assert live["bytes_after_revert"] == 0
+
+
+@pytest.mark.real
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="the test above runs natively")
+def test_lua_for_aarch64_does_the_same_when_instrumented():
+    done = subprocess.run([sys.executable, TRIAL.with_name("aarch64.py"), "lua", "--suite", "short", "--json"],
+                          capture_output=True, text=True, timeout=900)
+    if done.returncode == UNREACHABLE:
+        pytest.skip(f"Debian's packages cannot be reached: {done.stderr[-300:]}")
+    assert done.returncode == 0, done.stderr
+    [report] = json.loads(done.stdout)
+    assert report["instrument"]["functions"] > 650 and report["instrument"]["call_sites"] > 3000
+    assert not report["instrument"]["not_updatable"]
+    assert report["lines"] == 27
