@@ -20,8 +20,9 @@ _Static_assert(offsetof(struct psu_side, saved_fp) == SIDE_FP, "SIDE_FP");
 _Static_assert(offsetof(struct psu_side, return_address) == SIDE_RETURN, "SIDE_RETURN");
 _Static_assert(offsetof(struct psu_side, next) == SIDE_NEXT && offsetof(struct psu_side, sp) == SIDE_SP, "SIDE_NEXT");
 
-/* What routes.S is answered: go on with the gate, or jump to `target`, the gate being undone. */
-enum psu_action { PSU_RETURN = 0, PSU_UNDONE = 1 };
+/* What routes.S is answered: go on with the gate, or jump to `target`, the gate being undone.  On the way out: or return
+ * to the gate's caller, from a PLAIN gate or from another. */
+enum psu_action { PSU_RETURN = 0, PSU_UNDONE = 1, PSU_LEFT_PLAIN = 1, PSU_LEFT = 2 };
 
 uint32_t psu_slow_enter(struct psu_frame *f);
 uint32_t psu_slow_leaving(struct psu_frame *f);
@@ -30,7 +31,12 @@ uint32_t psu_route(struct psu_frame *f, uint32_t how);
 uint32_t psu_entering_full(struct psu_frame *f);
 uint32_t psu_leaving_full(struct psu_frame *f, struct psu_side *side);
 
-/* Takes the gate's own count when there is no memory for a real block; the true count is in psu_shared. */
+/* An asynchronous cancellation can unwind from any instruction here.  Whoever counts a call out sees to it first that
+ * unwinders go past the gate: its personality routine would count the call out again, and a version would be unmapped
+ * under another thread.  Cancelled in between, the count stays too high, which is safe. */
+#define UNWINDS_PAST_THE_GATE() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+
+/* Takes the gate's own count of a call in when there is no memory for a real block; the true count is in psu_shared. */
 static struct psu_block nowhere;
 
 static struct psu_gate *gate_of(uint64_t back)
@@ -61,15 +67,21 @@ uint32_t psu_slow_enter(struct psu_frame *f)
     return PSU_RETURN;
 }
 
-uint32_t psu_slow_leaving(struct psu_frame *f)
+/* Without a block the call is counted out here, and the gate is not gone back to.  A side-frame entry is another thread's
+ * then: that one finds it as one of a call that is gone. */
+PSU_LEAVING uint32_t psu_slow_leaving(struct psu_frame *f)
 {
     struct psu_block *b = psu_block_get();
-    if (!b) {
-        __atomic_add_fetch(&psu_shared[gate_of(f->back)->counter / 8].leave, 1, __ATOMIC_RELEASE);
-        b = &nowhere;
+    if (b) {
+        psu_frame_give_block(f, PSU_SELF(b));
+        return PSU_RETURN;
     }
-    psu_frame_give_block(f, PSU_SELF(b));
-    return PSU_RETURN;
+    const struct psu_gate *g = gate_of(f->back);
+    uint32_t kind = psu_gate_at(PSU_PLAIN, f->back) ? PSU_PLAIN : PSU_SIDE;
+    psu_frame_leave(f, kind);
+    UNWINDS_PAST_THE_GATE();
+    __atomic_add_fetch(&psu_shared[g->counter / 8].leave, 1, __ATOMIC_RELEASE);
+    return kind == PSU_PLAIN ? PSU_LEFT_PLAIN : PSU_LEFT;
 }
 
 /* Where a call that was counted in `g` goes.  *undo: not to g's own version, so the gate must be undone first.
@@ -161,6 +173,7 @@ PSU_LEAVING uint32_t psu_route(struct psu_frame *f, uint32_t how)
         if (b)
             give_back(b, s);
     }
+    UNWINDS_PAST_THE_GATE();
     psu_count_leave(g->counter / 8);
     return PSU_UNDONE;
 }

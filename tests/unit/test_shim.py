@@ -52,6 +52,14 @@ def test_gates_keep_registers_flags_and_stack_arguments(shim: Path) -> None:  # 
     assert run(build(shim, "conventions.c"), *routine_offsets(shim)) == "ok\n"
 
 
+# Each instruction costs as many steps as there are before it: the longest, rarest ways are tried at some of theirs.
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_a_call_cancelled_at_any_instruction_is_counted_out_at_most_once(shim: Path,  # noqa: F811
+                                                                         kind: int) -> None:
+    out = run(build(shim, "cancelled.c"), str(kind), "3", *routine_offsets(shim), timeout=300)
+    assert out.endswith("\nok\n")
+
+
 UNWINDERS = [["-O2"], ["-fno-omit-frame-pointer"], ["-static-libgcc", "-static-libstdc++"]]
 
 

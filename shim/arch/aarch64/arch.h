@@ -109,14 +109,17 @@ struct psu_frame {
 /* See the shim's routes.c for what these are for. */
 static inline void psu_frame_give_block(struct psu_frame *f, uint64_t self) { f->x[16] = self; }
 static inline void psu_frame_give_entry(struct psu_frame *f, uint64_t side) { f->x[17] = side; }
-static inline void psu_frame_undo_plain(struct psu_frame *f) { (void)f; /* routes.S takes the frame record away */ }
+extern const char psu_plain_undone[];
+/* routes.S takes the frame record away. */
+static inline void psu_frame_undo_plain(struct psu_frame *f) { f->lr = (uint64_t)psu_plain_undone; }
+static inline void psu_frame_leave(struct psu_frame *f, uint32_t kind) { (void)f, (void)kind; /* it has been left */ }
 static inline void psu_frame_undo_side(struct psu_frame *f) { (void)f; /* nothing was changed */ }
 static inline uint64_t psu_frame_pointer(const struct psu_frame *f) { return f->fp; }
 static inline uint64_t psu_frame_caller(const struct psu_frame *f) { return f->lr; }
 static inline void psu_frame_return_to(struct psu_frame *f, uint64_t fp, uint64_t address)
 {
-    f->fp = fp;
-    f->lr = address;
+    /* One instruction, so that unwinders never see one of them alone. */
+    __asm__ volatile("stp %1, %2, %0" : "=Q"(*(uint64_t(*)[2])&f->fp) : "r"(fp), "r"(address));
 }
 static inline struct psu_call psu_frame_side_call(const struct psu_frame *f)
 {

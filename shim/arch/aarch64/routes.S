@@ -53,8 +53,8 @@
         .cfi_restore x30
 .endm
 
-.macro DROP_FRAME extra=0
-        add     sp, sp, #FRAME_SIZE + \extra
+.macro DROP_FRAME
+        add     sp, sp, #FRAME_SIZE
         .cfi_def_cfa sp, 0
 .endm
 
@@ -96,7 +96,13 @@ FUNCTION psu_slow_leave
         SAVE    x9
         mov     x0, sp
         bl      psu_slow_leaving
+        .cfi_remember_state
+        cbnz    w0, 1f
         COME_BACK
+        .cfi_restore_state
+1:      RESTORE                                 // counted out: to the gate's caller
+        DROP_FRAME
+        ret
 END_FUNCTION psu_slow_leave
 
         .text
@@ -138,8 +144,8 @@ FUNCTION \name
         .if     \frame
         .cfi_restore_state
 1:      RESTORE
-        ldp     x29, x30, [sp, #FRAME_SIZE]     // the gate's frame record: the caller's
-        DROP_FRAME \frame
+        DROP_FRAME
+        ldp     x29, x30, [sp], #\frame         // the gate's frame record: the caller's
         mov     x16, x17
         br      x16
         .endif
@@ -152,6 +158,23 @@ END_FUNCTION \name
         ROUTE   psu_side_redirect, 1, 1, 0
         ROUTE   psu_full_pending, 2, 0, 0
         ROUTE   psu_full_redirect, 2, 1, 0
+
+/* Where, to unwinders, the routine of a PLAIN gate returns to that was undone: the gate's frame without its personality
+ * routine.  Unwinders look at the instruction before a return address. */
+        .p2align 4
+        .type   undone, %function
+undone:
+        .cfi_startproc
+        .cfi_def_cfa sp, 16
+        .cfi_offset x29, -16
+        .cfi_offset x30, -8
+        udf     #0
+        .globl  psu_plain_undone
+        .hidden psu_plain_undone
+psu_plain_undone:
+        udf     #0
+        .cfi_endproc
+        .size   undone, . - undone
 
 /* ---- FULL --------------------------------------------------------------------------------------------- */
 

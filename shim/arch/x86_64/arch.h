@@ -84,6 +84,7 @@ static inline struct psu_gate_state psu_gate_state(uint32_t kind, uint32_t offse
 /* What routes.S pushes, lowest address first, before it calls C. */
 struct psu_frame {
     uint64_t rbx, r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax, rbp, flags;
+    uint64_t left[2];      /* for psu_side_undone: frame pointer and return address of the gate's caller */
     uint64_t target;       /* where to jump to, for the actions that jump */
     uint64_t back;         /* return address in the gate */
     uint64_t above[2];     /* what the gate has on the stack: see gates.S for each kind */
@@ -92,14 +93,36 @@ struct psu_frame {
 /* See the shim's routes.c for what these are for. */
 static inline void psu_frame_give_block(struct psu_frame *f, uint64_t self) { f->r11 = self; }
 static inline void psu_frame_give_entry(struct psu_frame *f, uint64_t side) { f->rbp = side; }
-static inline void psu_frame_undo_plain(struct psu_frame *f) { f->r11 = f->above[0]; }
+/* Where routines return to, as unwinders see it, from a gate that is undone or left: its frame without its personality
+ * routine.  One store turns to it, so that unwinding is right at every instruction. */
+extern const char psu_plain_undone[], psu_side_undone[];
+#define THEN() __atomic_signal_fence(__ATOMIC_SEQ_CST)
+static inline void psu_frame_undo_plain(struct psu_frame *f)
+{
+    f->r11 = f->above[0];
+    f->back = (uint64_t)psu_plain_undone;
+}
 static inline void psu_frame_undo_side(struct psu_frame *f) { f->rbp = f->above[0]; }
 static inline uint64_t psu_frame_pointer(const struct psu_frame *f) { return f->rbp; }
 static inline uint64_t psu_frame_caller(const struct psu_frame *f) { return f->above[0]; }
 static inline void psu_frame_return_to(struct psu_frame *f, uint64_t fp, uint64_t address)
 {
+    f->left[0] = fp;
+    f->left[1] = address;
+    THEN();
+    f->back = (uint64_t)psu_side_undone;
+    THEN();
     f->rbp = fp;
+    THEN();
     f->back = address;
+}
+static inline void psu_frame_leave(struct psu_frame *f, uint32_t kind)
+{
+    const uint64_t *entry = (const uint64_t *)f->rbp;
+    if (kind == 0)
+        psu_frame_undo_plain(f);
+    else
+        psu_frame_return_to(f, entry[SIDE_FP / 8], entry[SIDE_RETURN / 8]);
 }
 
 static inline struct psu_call psu_frame_side_call(const struct psu_frame *f)

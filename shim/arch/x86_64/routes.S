@@ -17,14 +17,21 @@
         .text
 
 .macro SAVE
-        pushq   $0                              # target
-        .cfi_adjust_cfa_offset 8
+        SAVE_NOTHING
         pushfq
         .cfi_adjust_cfa_offset 8
         push    %rbp
         .cfi_adjust_cfa_offset 8
         .cfi_rel_offset rbp, 0
         SAVE_REST
+.endm
+
+/* `target` and `left` */
+.macro SAVE_NOTHING
+        .rept   3
+        pushq   $0
+        .cfi_adjust_cfa_offset 8
+        .endr
 .endm
 
 .macro SAVE_REST
@@ -115,15 +122,15 @@
 /* Restore and go on at `target` with the stack pointer `words` above `back`. */
 .macro FINISH_JUMP words
         RESTORE
-        lea     8 + 8 * \words(%rsp), %rsp
+        lea     24 + 8 * \words(%rsp), %rsp
         .cfi_def_cfa rsp, 8
         notrack jmp *-8 - 8 * \words(%rsp)
 .endm
 
 .macro FINISH_RETURN
         RESTORE
-        lea     8(%rsp), %rsp
-        .cfi_adjust_cfa_offset -8
+        lea     24(%rsp), %rsp
+        .cfi_adjust_cfa_offset -24
         ret
 .endm
 
@@ -161,9 +168,54 @@ END_FUNCTION psu_plain_slow
 
 FUNCTION psu_slow_leave
         SAVE
-        CALL_C  psu_slow_leaving, $0
+        CALL_LEAVING psu_slow_leaving, $0
+        .cfi_remember_state
+        cmp     $1, %eax
+        jae     1f
         FINISH_RETURN
+        .cfi_restore_state
+1:      mov     %eax, %ebx                      # counted out: to the gate's caller
+        DROP_SHADOW
+        cmp     $1, %ebx
+        .cfi_remember_state
+        je      2f
+        FINISH_RETURN
+        .cfi_restore_state
+2:      RESTORE
+        lea     24 + 16(%rsp), %rsp             # as PLAIN's `pop`, r11 is what that would have restored
+        .cfi_def_cfa rsp, 8
+        ret
 END_FUNCTION psu_slow_leave
+
+/* Where, to unwinders, the routine of a gate returns to that was undone or left: the gate's frame without its personality
+ * routine.  Never executed.  Unwinders look at the byte before a return address. */
+.macro UNDONE name, rules:vararg
+        .p2align 4
+        .type   before_\name, @function
+before_\name:
+        .cfi_startproc
+        \rules
+        ud2
+        .globl  \name
+        .hidden \name
+\name:
+        ud2
+        .cfi_endproc
+        .size   before_\name, . - before_\name
+.endm
+
+.macro PLAIN_UNDONE_RULES
+        .cfi_def_cfa_offset 16
+.endm
+/* The CFA is 8 higher than it would be, as in SIDE gates; `left` of struct psu_frame is below. */
+.macro SIDE_UNDONE_RULES
+        .cfi_def_cfa_offset 8
+        .cfi_escape 0x14, 7, 1                  # DW_CFA_val_offset rsp: CFA - 8
+        .cfi_offset 16, -32
+        .cfi_offset rbp, -40
+.endm
+        UNDONE  psu_plain_undone, PLAIN_UNDONE_RULES
+        UNDONE  psu_side_undone, SIDE_UNDONE_RULES
 
 /* Called by a SIDE gate without a block or a free entry: r11 := block, rbp := first free entry.  Without memory the
  * gate is undone; above `back` are then the saved rbp and the caller's return address. */
@@ -211,6 +263,8 @@ FUNCTION psu_full_enter
         test    %eax, %eax
         jnz     1f
         RESTORE
+        lea     16(%rsp), %rsp
+        .cfi_adjust_cfa_offset -16
         pop     %rbp                            # `target`: the entry; the caller's rbp is in it
         .cfi_adjust_cfa_offset -8
         .cfi_escape 0x16, 6, 3, 0x76, SIDE_FP, 0x06     # DW_CFA_val_expression rbp: breg6 + SIDE_FP, deref
@@ -232,8 +286,7 @@ FUNCTION psu_full_leave
         pushq   SIDE_RETURN(%rbp)
         .cfi_def_cfa_offset 8
         .cfi_offset 16, -8
-        pushq   $0                              # as SAVE, but the rbp to go back to is in the entry
-        .cfi_adjust_cfa_offset 8
+        SAVE_NOTHING                            # as SAVE, but the rbp to go back to is in the entry
         pushfq
         .cfi_adjust_cfa_offset 8
         pushq   SIDE_FP(%rbp)
