@@ -26,7 +26,7 @@ SECTION_DESCRIPTOR = ".psu.desc"
 SHIM_SONAME = "libpsu_shim.so"
 
 MAGIC = b"PSUDESC\0"
-VERSION = 2
+VERSION = 3
 # magic, version, header size, machine, module flags, functions, stub size, stubs, slots, packed size, unpacked size,
 # build-id length, build-id of the input file
 HEADER = struct.Struct("<8sIIIIIIQQIII32s")
@@ -41,8 +41,6 @@ DETOURED = 2              # the original's entry is a jump to the stub; `origina
 ADDRESS_TAKEN = 4         # its address is in code, data or a dynamic symbol
 OWN_CONVENTION = 8        # not known to follow the psABI (hand-written): gates keep every register and the flags
 MISALIGNED = 16           # some caller does not align the stack to 16 bytes for it (GCC -fipa-stack-alignment)
-NEAR = 32                 # direct calls lead to a near stub, right in front of `address` (instrument/near.py)
-NEAR_LONG = 64            # it is of the second of Arch.near_forms, not of the first
 
 # Symbol kinds.
 KIND_FUNCTION, KIND_OBJECT, KIND_TLS, KIND_NOTYPE, KIND_IFUNC = range(5)
@@ -90,6 +88,8 @@ class Descriptor:
     functions: tuple[Function, ...]
     symbols: tuple[Symbol, ...]
     files: tuple[str, ...]
+    # ascending: the fields (Arch.site_form) of direct calls that lead to a function's entry until that has a patch
+    sites: tuple[int, ...]
 
     def stub(self, index: int) -> int:
         """File address of function `index`'s stub, its canonical address."""
@@ -145,8 +145,9 @@ def encode(d: Descriptor) -> bytes:
         _column(_differences([s.address for s in symbols if s.function == NO_FUNCTION]), "Q"),
         _column([s.size - (functions[s.function].size if s.function != NO_FUNCTION else 0) for s in symbols], "Q"),
         _pack_names(list(d.files)),
-        array("I", [n for i, s in enumerate(symbols) if s.users for n in (i, len(s.users), *s.users)]).tobytes()]
-    body = struct.pack("<3I", len(functions), len(symbols), len(d.files))
+        array("I", [n for i, s in enumerate(symbols) if s.users for n in (i, len(s.users), *s.users)]).tobytes(),
+        _column(_differences(list(d.sites)), "Q")]
+    body = struct.pack("<4I", len(functions), len(symbols), len(d.files), len(d.sites))
     body += b"".join(struct.pack("<I", len(p)) + p for p in parts)
     packed = zlib.compress(body, 9)
     return HEADER.pack(MAGIC, VERSION, HEADER.size, d.machine, d.flags, len(functions), d.stub_size,
@@ -185,8 +186,8 @@ def decode(data: bytes, where: str) -> Descriptor:
         body = unpacker.decompress(data[HEADER.size:size], raw_size)
         if len(body) != raw_size or id_len > 32:
             raise ValueError("size")
-        n_functions, n_symbols, n_files = struct.unpack_from("<3I", body)
-        parts, at = [], 12
+        n_functions, n_symbols, n_files, n_sites = struct.unpack_from("<4I", body)
+        parts, at = [], 16
         while at < len(body):
             (length,) = struct.unpack_from("<I", body, at)
             parts.append(body[at + 4:at + 4 + length])
@@ -213,12 +214,14 @@ def decode(data: bytes, where: str) -> Descriptor:
                  for h, f, n in zip(has, function, _numbers(next(reader), "Q", n_symbols))]
         files = tuple(_names(next(reader), n_files))
         users = _users(next(reader))
+        sites = tuple(_sums(_numbers(next(reader), "Q", n_sites), "Q"))
         kind = [k & ~HAS_FUNCTION for k in kind]
         used_by = [users.get(i, ()) for i in range(n_symbols)]
         symbols = tuple(starmap(Symbol, zip(symbol_names, kind, bind, where_of, sizes, function, file, used_by)))
     except (ValueError, IndexError, struct.error, zlib.error, StopIteration) as e:
         raise PsuError(where, f"its psu-bin descriptor is damaged: {e}") from e
-    return Descriptor(machine, flags, stubs, stub_size, slots, build_id[:id_len], functions, symbols, files)
+    return Descriptor(machine, flags, stubs, stub_size, slots, build_id[:id_len], functions, symbols, files,
+                      sites)
 
 
 def _names(blob: bytes, count: int) -> list[str]:

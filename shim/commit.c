@@ -315,7 +315,7 @@ static void finish(const struct record *r)
             __atomic_store_n(&psu_objects[r->retires[i]].state, PSU_RETIRED, __ATOMIC_RELEASE);
             psu_runtime.retired_count++;
         }
-    for (uint32_t i = psu_runtime.staged_count; i-- > 0;)
+    for (uint32_t i = r->head->switches ? psu_runtime.staged_count : 0; i-- > 0;)
         if (psu_runtime.staged[i].keep)
             psu_runtime.staged[i] = psu_runtime.staged[--psu_runtime.staged_count];
     if (r->head->meta && r->head->meta != psu_runtime.meta) {
@@ -365,7 +365,8 @@ int64_t psu_commit(const struct psu_commit *head, size_t room, uint64_t *failed)
     psu_membarrier(); /* 4 */
     __atomic_store_n(&psu_runtime.commit_seq, under_way.txn, __ATOMIC_SEQ_CST);
     finish(&r);
-    psu_pins_keep();
+    if (head->switches)
+        psu_pins_keep();
     __atomic_store_n(&under_way.txn, 0, __ATOMIC_RELEASE);
     return 0;
 }

@@ -153,7 +153,8 @@ struct psu_code {
 };
 struct psu_turn { uint64_t at, before, after; }; /* a word of `unit` bytes */
 
-/* COMMIT, in this order (the argument for the order is in commit.c):
+/* COMMIT, in this order (the argument for the order is in commit.c).  A record without switches makes objects or retires
+ * them, and leaves all else that is staged as it is:
  *   arm every switch; point slots at gates; barrier; commit_seq += 1 (the commit); settle; redirect old gates;
  *   barrier; object states; swap meta. */
 struct psu_switch {

@@ -1,17 +1,20 @@
 /* SPDX-License-Identifier: MIT
  *
- * turn.c: change single instructions of code that threads execute: near stubs (psu_bin/instrument/near.py), which are a NOP
- * before a function until it has a patch, and a jump to its stub from then on.
+ * turn.c: change single instructions of code that threads execute: direct calls, which lead to a function until it has
+ * a patch, and to a stub of it from then on (psu_bin/instrument/sites.py); and near stubs in patch objects, which are a
+ * NOP while the object calls itself and a jump to the stub else (psu_bin/attach/near.py).
  *
  * What makes it safe:
  *   - Old and new instruction mean the same at the moment of the change: the slot behind the stub holds the original code.
  *     So it does not matter when a thread sees the change, as long as all have seen it before the slot changes: the
  *     barrier at the end, which no commit comes before.  (Opened again: after the slot went back to the original.)
- *   - Each is one instruction inside one naturally aligned word of `unit` bytes, changed by one store.  A thread executes
- *     the old or the new one: x86-64: AMD APM volume 2, 7.6.1 (cross-modifying code within an aligned quadword);
+ *   - Each is one instruction, and what changes of it lies inside one naturally aligned word of `unit` bytes, changed by
+ *     one store.  (Of a call only the highest byte of the displacement changes, wherever the instruction lies: a fetch that
+ *     sees the two words at different times still sees the old or the new byte.)  A thread executes the old or the new
+ *     instruction: x86-64: AMD APM volume 2, 7.6.1 (cross-modifying code within an aligned quadword);
  *     Intel's manual wants a serialising instruction in every thread that shall see the change, which the barrier is, and
  *     promises nothing for those that do not wait for it.  Managed runtimes (HotSpot's call sites, .NET's precode)
- *     have done just this in running threads on every processor of both makers since 64 bits came.  AArch64: NOP and B are
+ *     have done just this in running threads on every processor of both makers since 64 bits came.  AArch64: NOP, B and BL are
  *     among the instructions that may be exchanged while they are executed (Arm ARM B2.2.5), made visible by
  *     psu_code_written.
  *   - Nobody else's bytes change: the word must hold what psu-bin read.  A debugger may have a breakpoint in it.

@@ -48,8 +48,22 @@ class FieldKind:
 
 
 @dataclass(frozen=True)
+class SiteForm:
+    """How direct calls are turned from a function's entry to its stub, and back, by one store each (instrument/sites.py).
+
+    step: how far apart the places are that a turned call may lead to, counted from where it leads now; 0: the stub of the
+    table.  Else it leads to a stub of its own (`stub`), at the function's entry and a multiple of `step` (attach/mirrors.py)."""
+    kind: str                                     # name of the plan_types.Reroute of such a field
+    turnable: Callable[[bytes], bool]             # (field) -> whether it may change while it is executed
+    target: Callable[[int, bytes], int]           # (address of the field, field) -> where it leads
+    turned: Callable[[int, bytes, int], bytes]    # (address, field, target) -> field; PsuError: out of reach
+    step: int
+    stub: Callable[[int, int, int], bytes]        # (address, slot, module flags) -> a stub that only calls lead to
+
+
+@dataclass(frozen=True)
 class NearForm:
-    """A way to make near stubs (instrument/near.py): two instructions of the same size, of which one is there."""
+    """A way to make near stubs (attach/near.py): two instructions of the same size, of which one is there."""
     nop: bytes                                    # open: does nothing
     jump: Callable[[int, int, int], bytes]        # closed: (its address, the function's stub, its slot) -> a jump
 
@@ -70,7 +84,8 @@ class Arch:
     jump: Callable[[int, int], bytes]             # (from, to) -> unconditional direct jump, jump_size bytes
     jump_size: int
     padding: bytes                                # an instruction that traps, for room that nothing may run into
-    near_forms: Callable[[int], tuple[NearForm, ...]]    # module flags -> one or two, the longer one last
+    near_form: NearForm                           # of near stubs in patch objects
+    site_form: SiteForm
     store_unit: int                               # an aligned store of so many bytes is whole for whoever executes them
     is_padding: Callable[[bytes], bool]           # only what compilers put between functions
     fields: Mapping[str, FieldKind]               # by the name of a plan_types.Reroute

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from psu_bin.arch import EM_AARCH64, Arch, FieldKind, NearForm
+from psu_bin.arch import EM_AARCH64, Arch, FieldKind, NearForm, SiteForm
 from psu_bin.descriptor import MODULE_IBT
 from psu_bin.errors import PsuError
 
@@ -76,6 +76,20 @@ def jump(at: int, to: int) -> bytes:
 def is_padding(code: bytes) -> bool:
     """Whether `code` is NOPs and nothing else."""
     return code == NOP * (len(code) // 4)
+
+
+def _is_branch(field: bytes) -> bool:
+    """b and bl, which may be exchanged while they are executed; conditional branches may not (Arm ARM B2.2.5)."""
+    return int.from_bytes(field, "little") & 0x7C000000 == 0x14000000
+
+
+def _site_target(at: int, field: bytes) -> int:
+    words = int.from_bytes(field, "little") & 0x3FFFFFF
+    return at + 4 * (words - (words >> 25 << 26))
+
+
+def _site_turned(at: int, field: bytes, to: int) -> bytes:
+    return bytes((*jump(at, to)[:3], jump(at, to)[3] | field[3] & 0x80))
 
 
 def landing(flags: int, code: bytes) -> bytes:
@@ -148,13 +162,14 @@ def _absolute32_encode(at: np.ndarray, field: np.ndarray, target: np.ndarray) ->
     return target.astype("<u4").view("u1").reshape(-1, 4), (0 <= target) & (target < 1 << 32)
 
 
-NEAR_FORMS = (NearForm(NOP, lambda at, stub, slot: jump(at, stub)),)
 _ABSOLUTE64 = FieldKind(8, _absolute64_target, _absolute64_encode)
 
 ARCH = Arch(
     name="aarch64", machine=EM_AARCH64, elf_class=64, page_size=1 << 16, reach=REACH,
     stub_size=stub_size, stub=stub, stub_align=16, stub_cfi=STUB_CFI, return_column=30,
-    jump=jump, jump_size=JUMP_SIZE, padding=BRK, near_forms=lambda flags: NEAR_FORMS, store_unit=4, is_padding=is_padding,
+    jump=jump, jump_size=JUMP_SIZE, padding=BRK, near_form=NearForm(NOP, lambda at, stub, slot: jump(at, stub)),
+    site_form=SiteForm("INSTRUCTION", _is_branch, _site_target, _site_turned, 0, stub),
+    store_unit=4, is_padding=is_padding,
     fields={"INSTRUCTION": FieldKind(4, _instruction_target, _instruction_encode, _instruction_holds),
             "TO_ADR": FieldKind(4, _instruction_target, _adr_encode, _instruction_holds),
             "ABS32": FieldKind(4, _absolute32_target, _absolute32_encode),

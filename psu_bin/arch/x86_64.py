@@ -12,7 +12,7 @@ import re
 import struct
 from typing import TYPE_CHECKING
 
-from psu_bin.arch import EM_X86_64, Arch, FieldKind, NearForm
+from psu_bin.arch import EM_X86_64, Arch, FieldKind, NearForm, SiteForm
 from psu_bin.descriptor import MODULE_IBT
 from psu_bin.errors import PsuError
 
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 REACH = 1 << 31              # of a displacement of 4 bytes, both ways
 INT3 = b"\xcc"
 JUMP_SIZE = 5
-NOP5 = b"\x0f\x1f\x44\x00\x00"
-NOP6 = b"\x66" + NOP5
-NOP7 = b"\x0f\x1f\x80\x00\x00\x00\x00"
+NOP6 = b"\x66\x0f\x1f\x44\x00\x00"
 # int3; nop; xchg %ax,%ax; nopl and nopw with any operand that GNU as and LLVM use, and their prefixes.
 _PADDING = re.compile(rb"(?:\xcc|\x66*\x2e?(?:\x90|\x0f\x1f(?:\x00|\x40.|\x44..|\x80....|\x84.....)))*", re.DOTALL)
 R_X86_64_RELATIVE = 8
@@ -64,16 +62,10 @@ def jump(at: int, to: int) -> bytes:
     return b"\xe9" + _displacement(at + JUMP_SIZE, to)
 
 
-def near_forms(flags: int) -> tuple[NearForm, ...]:
-    """Near stubs in a module with these flags: a jump to the stub, and one that does what the stub does.
-
-    The second saves calls of patched functions a jump, and has room before most functions that the first has room before."""
-    def through_slot(at: int, stub: int, slot: int) -> bytes:
-        prefix = STUB_IBT[4:7] if flags & MODULE_IBT else STUB[:2]
-        return prefix + _displacement(at + len(prefix) + 4, slot)
-
-    return (NearForm(NOP5, lambda at, stub, slot: jump(at, stub)),
-            NearForm(NOP7 if flags & MODULE_IBT else NOP6, through_slot))
+def jump_through(at: int, slot: int, flags: int) -> bytes:
+    """A stub without the mark that only jumps through pointers need."""
+    prefix = STUB_IBT[4:7] if flags & MODULE_IBT else STUB[:2]
+    return prefix + _displacement(at + len(prefix) + 4, slot)
 
 
 def is_padding(code: bytes) -> bool:
@@ -87,6 +79,10 @@ def _displacement(end: int, target: int) -> bytes:
     if not -REACH <= distance < REACH:
         raise PsuError(f"{end:#x}", f"out of reach of {target:#x}", "x86-64 code and data must lie within 2 GB")
     return struct.pack("<i", distance)
+
+
+def _site_target(at: int, field: bytes) -> int:
+    return at + 4 + int.from_bytes(field, "little", signed=True)
 
 
 def _relative_target(at: np.ndarray, field: np.ndarray) -> np.ndarray:
@@ -140,7 +136,11 @@ _ABSOLUTE64 = FieldKind(8, _absolute64_target, _absolute64_encode)
 ARCH = Arch(
     name="x86_64", machine=EM_X86_64, elf_class=64, page_size=4096, reach=REACH,
     stub_size=stub_size, stub=stub, stub_align=16, stub_cfi=STUB_CFI, return_column=16,
-    jump=jump, jump_size=JUMP_SIZE, padding=INT3, near_forms=near_forms, store_unit=8, is_padding=is_padding,
+    jump=jump, jump_size=JUMP_SIZE, padding=INT3, near_form=NearForm(NOP6, lambda at, stub, slot: jump_through(at, slot, 0)),
+    # A displacement may lie across two words.  In steps of 16 MiB only its highest byte changes.
+    site_form=SiteForm("REL32", lambda field: True, _site_target, lambda at, field, to: _displacement(at + 4, to), 1 << 24,
+                       jump_through),
+    store_unit=8, is_padding=is_padding,
     fields={"REL32": FieldKind(4, _relative_target, _relative_encode),
             "ABS32": FieldKind(4, _absolute32_target, _absolute32_encode),
             "ABS64": _ABSOLUTE64, "RELR_WORD": _ABSOLUTE64},

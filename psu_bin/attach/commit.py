@@ -7,6 +7,7 @@ again and again alternates between two.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from psu_bin.attach import meta, shim
@@ -79,14 +80,21 @@ def gate_for(notes: meta.Notes, runtime: shim.Runtime, f: meta.FunctionNotes, ki
     return gate
 
 
-def commit(session: AgentSession, notes: meta.Notes, objects: list[NewObject], switches: list[Switch],
-           scratch_for) -> float:  # noqa: ANN001
-    """Switch everything at one instant.  Returns the seconds that it took in the target.
+@dataclass(frozen=True)
+class Record:
+    """A commit that is ready: all memory that it needs in the target is there."""
+    data: bytes
+    count: int
+    at: int                                # where in the target the record goes; 0: into the fixed buffer
 
-    `notes` are the notes after the commit, complete but for the gates, which are filled in here.
+
+def prepare(session: AgentSession, notes: meta.Notes, objects: list[NewObject], switches: list[Switch],
+            scratch_for) -> Record:  # noqa: ANN001
+    """The record of a commit, and the notes after it written into the target.
+
+    `notes`: complete but for the gates, which are filled in here; so are what the functions of `switches` say is current.
     scratch_for(size) -> address of staged memory, for a record that does not fit the fixed buffer, and for the notes.
-    Raises PsuError; then nothing was switched."""
-    import time
+    Raises PsuError."""
     runtime, process = session.runtime, session.process
     body = b""
     retiring: set[int] = set()
@@ -120,8 +128,15 @@ def commit(session: AgentSession, notes: meta.Notes, objects: list[NewObject], s
     at = 0
     if len(record) + shim.COMMAND.size > shim.BUFFER_SIZE:
         at = scratch_for(len(record) + shim.COMMAND.size, False)
+    return Record(record, count, at)
+
+
+def commit(session: AgentSession, record: Record) -> float:
+    """Switch everything at one instant.  Returns the seconds that it took in the target.
+
+    Raises PsuError; then nothing was switched."""
     began = time.monotonic()
-    session.command(shim.OP_COMMIT, record, count, record_at=at, patience=60)
+    session.command(shim.OP_COMMIT, record.data, record.count, record_at=record.at, patience=60)
     return session.runtime.command_ns / 1e9 or time.monotonic() - began
 
 

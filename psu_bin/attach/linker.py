@@ -139,7 +139,7 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
         if p.room is Room.CODE and layout.roles[p.section] is Role.CODE:
             room.add_code(p, layout.patch.functions_in(p.section), [t for t in inner if t.function.section == p.section],
                           {x.trampoline for x in reader.rerouted if x.piece is p and x.trampoline >= 0},
-                          near_forms.in_objects(machine), machine)
+                          machine.near_form, machine)
     home = layout.binder.module[n]
 
     def far(t: Target) -> bool:
@@ -169,7 +169,7 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
 
 def _stub_rows(machine: arch.Arch, room: ObjectRoom, base: int) -> bytes:
     """The .eh_frame rows of the stubs, PLT entries and near stubs of the object at `base`."""
-    ranges = [fde.Code(base + at, len(near_forms.in_objects(machine).nop)) for _, at in room.nears()]
+    ranges = [fde.Code(base + at, len(machine.near_form.nop)) for _, at in room.nears()]
     if room.stubs_end > room.stubs:
         ranges.append(fde.Code(base + room.stubs, room.stubs_end - room.stubs))
     return fde.rows(machine, base + room.rows, ranges)[0] if ranges else b""

@@ -1,29 +1,33 @@
-"""Near stubs in a running program and in its patch objects: closed before a function gets another version, opened behind it.
+"""Calls that do not go through the table of stubs, in a running program and in its patch objects: turned to stubs before a
+function gets another version, and back when that is over.
 
-A near stub (instrument/near.py) is open in the file: a NOP that falls through into its function.  Closed it is a jump to the
-function's stub in the table, and the slot decides.  Which of the two it is, is read from the program's memory.  The agent
-makes the change (shim/turn.c says why threads may be executing there), and makes sure that every thread has seen it.
+In the program these are direct calls, which lead to a function's entry until it has a patch (instrument/sites.py).  Turned, they
+lead to a stub (mirrors.py), and the slot decides.
 
-A patch object has near stubs, too, for calls from one of its functions to another (rooms.py): open while the object's is the
-current version, so that it calls itself as directly as the compiler meant it to.  Such calls are not counted; the
-caller's count keeps the object.
+In a patch object they are calls from one of its functions to another.  Those lead to a *near stub*, right before the callee
+(rooms.py): open it is a NOP, closed a jump through the slot.  It is open while the object's is the current version, so
+that the object calls itself as directly as the compiler meant it to.  Such calls are not counted; the caller's count
+keeps the object.
 
-A near stub that stays closed, because psu-bin was killed or a commit refused, costs a jump and is right all the same.
+Which of the two a call is, is read from the program's memory.  The agent makes the change (shim/turn.c says why threads may be
+executing there), and makes sure that every thread has seen it.  What stays turned, because psu-bin was killed or a commit
+refused, costs a jump and is right all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from psu_bin import arch as arch_package
 from psu_bin import near_forms
-from psu_bin.arch import Arch, NearForm
-from psu_bin.attach import meta, shim
+from psu_bin.arch import Arch
+from psu_bin.attach import mirrors, pressure, shim
 from psu_bin.attach.commit import Switch
 from psu_bin.attach.proc import Mapping
 from psu_bin.attach.process import Process
-from psu_bin.descriptor import NEAR
+from psu_bin.attach.target import Module
 from psu_bin.errors import PsuError
 
 if TYPE_CHECKING:
@@ -31,15 +35,23 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 ATTEMPTS = 4
+MANY = 64                  # pages of code that become the process' own without a look at what its control group has left
+_HINT = "a debugger's breakpoint? take it out and try again"
 
 
-class Near(NamedTuple):
-    """Run-time addresses of a function's near stub, stub and slot; what the near stub may be; the function's name."""
-    address: int
-    stub: int
-    slot: int
-    form: NearForm
-    name: str
+class Spot(NamedTuple):
+    """Bytes of code that say where calls of a function lead."""
+    at: int                    # run-time address
+    open: bytes                # to the function itself
+    closed: tuple[bytes, ...]  # what it may hold when turned to the stub; the first is what is written
+    name: str                  # of the function
+
+
+class Site(NamedTuple):
+    """A direct call in a module."""
+    at: int                    # run-time address of its field
+    field: bytes               # what that holds now
+    function: int              # number of the function that it calls, directly or through its stub
 
 
 class Turn(NamedTuple):
@@ -49,60 +61,124 @@ class Turn(NamedTuple):
     after: bytes
 
 
-def close(x: Transaction, switches: Iterable[Switch]) -> None:
-    """Make every near stub of the functions lead to their stubs: in the program, and in the object of the version that is
-    current.  Raises PsuError; then nothing was changed that matters."""
-    found = []
-    for s in switches:
-        found += _in_program(x, s)
-        if s.function.near:
-            found.append(_in_object(x, s, s.function.near))
-    _turn(x, found, True)
+def in_objects(x: Transaction, switches: Iterable[Switch]) -> list[Spot]:
+    """The near stubs of the functions in the objects of the versions that are current, for close()."""
+    return [_in_object(x, s, s.function.near) for s in switches if s.function.near]
+
+
+def close(x: Transaction, switches: Sequence[Switch], before: list[Spot]) -> None:
+    """Make every call of the functions lead to their stubs: in the program, and, `before`, in objects.
+
+    Raises PsuError; then nothing was changed that matters."""
+    for m, names in _by_module(x, switches):
+        called = {s.function for s in sites(x, m)}
+        x.new_mirrors += mirrors.ensure(x, m, runs(x, m), [n for n in names if n in called])
+    _turn(x, before + _in_program(x, switches), True)
 
 
 def reopen(x: Transaction, switches: Iterable[Switch]) -> tuple[str, ...]:
-    """Make near stubs fall through after a commit: of functions that have their originals back, and in new objects.
+    """Make calls direct after a commit: of functions that have their originals back, and in new objects.
 
     Returns warnings: they cost a jump, if that fails, and nothing else."""
-    found = []
-    for s in switches:
-        if not s.body:
-            found += _in_program(x, s)
-        elif s.near:
-            found.append(_in_object(x, s, s.near))
+    switches = list(switches)
+    found = [_in_object(x, s, s.near) for s in switches if s.body and s.near]
     try:
-        _turn(x, found, False)
+        _turn(x, found + _in_program(x, [s for s in switches if not s.body]), False)
         x.give_back()      # the command's memory
     except PsuError as e:
         return (f"calls keep a detour that they need not take: {e.what}",)
     return ()
 
 
-def _in_program(x: Transaction, s: Switch) -> list[Near]:
-    m = x.module_of(s.function)
-    if m is None or not m.descriptor.functions[s.function.number].flags & NEAR:
-        return []
-    f = m.descriptor.functions[s.function.number]
-    form = near_forms.in_program(arch_package.for_machine(m.machine, m.path), m.descriptor.flags, f.flags)
-    return [Near(f.address + m.load_bias - len(form.nop), m.stub(s.function.number), s.slot, form, f.name)]
+def sites(x: Transaction, m: Module) -> tuple[Site, ...]:
+    """read_sites, once in a transaction."""
+    if m.key not in x.sites:
+        x.sites[m.key] = tuple(read_sites(x.target.process, m, runs(x, m)))
+    return x.sites[m.key]
 
 
-def _in_object(x: Transaction, s: Switch, address: int) -> Near:
+def runs(x: Transaction, m: Module) -> list[mirrors.Run]:
+    """mirrors.known, once in a transaction."""
+    if m.key not in x.runs:
+        x.runs[m.key] = mirrors.known(x.target.process, x.session.runtime, m)
+    return x.runs[m.key]
+
+
+def read_sites(process: Process, m: Module, runs: Sequence[mirrors.Run]) -> Iterator[Site]:
+    """The direct calls of a module that attach may turn, ascending; `runs`: its mirrors.
+
+    Raises PsuError where one leads elsewhere: somebody else changed it."""
+    arch = arch_package.for_machine(m.machine, m.path)
+    size = arch.fields[arch.site_form.kind].size
+    target = arch.site_form.target
+    bias, functions = m.load_bias, m.descriptor.functions
+    numbers = {f.address + bias: i for i, f in enumerate(functions)}
+    numbers |= {entry + r.distance & shim.WORD: i for r in runs for i, entry in mirrors.mirrored(arch, m, r)}
+    if not arch.site_form.step:
+        numbers |= {m.stub(i): i for i in range(len(functions))}
+    for start, data, places in _stretches(process, [n + bias for n in m.descriptor.sites], size):
+        for at in places:
+            field = data[at - start:at - start + size]
+            number = numbers.get(target(at, field))
+            if number is None:
+                raise PsuError(process.where, f"somebody has changed the call at {at:#x} of {m.path}: {field.hex(' ')}", _HINT)
+            yield Site(at, field, number)
+
+
+def _by_module(x: Transaction, switches: Sequence[Switch]) -> list[tuple[Module, dict[int, str]]]:
+    """The functions of each module: number -> name."""
+    wanted: dict[str, tuple[Module, dict[int, str]]] = {}
+    for s in switches:
+        m = x.module_of(s.function)
+        if m is not None:
+            wanted.setdefault(m.key, (m, {}))[1][s.function.number] = s.function.name
+    return list(wanted.values())
+
+
+def _in_program(x: Transaction, switches: Sequence[Switch]) -> list[Spot]:
+    out: list[Spot] = []
+    for m, names in _by_module(x, switches):
+        form = arch_package.for_machine(m.machine, m.path).site_form
+        places = {n: _places(x, m, n) for n in names}
+        for site in sites(x, m):
+            if site.function in names:
+                entry = m.descriptor.functions[site.function].address + m.load_bias
+                out.append(Spot(site.at, form.turned(site.at, site.field, entry),
+                                tuple(form.turned(site.at, site.field, to) for to in places[site.function]),
+                                names[site.function]))
+    return out
+
+
+def _places(x: Transaction, m: Module, number: int) -> list[int]:
+    """Where turned calls of a function may lead."""
+    arch = arch_package.for_machine(m.machine, m.path)
+    found = [mirrors.place(arch, [r], m, number) for r in runs(x, m)] if arch.site_form.step else [m.stub(number)]
+    return [at for at in found if at is not None]
+
+
+def _in_object(x: Transaction, s: Switch, address: int) -> Spot:
     m = x.module_of(s.function)
     stub = m.stub(s.function.number) if m else x.notes.stubs[s.function.number].stub
     arch = arch_package.for_machine(x.target.modules[0].machine, x.target.process.where)
-    return Near(address, stub, s.slot, near_forms.in_objects(arch), s.function.name)
+    size = len(arch.near_form.nop)
+    return Spot(address, arch.near_form.nop, (arch.near_form.jump(address, stub, s.slot),
+                                              near_forms.unopened(arch, address, stub)[:size]), s.function.name)
 
 
-def _turn(x: Transaction, found: list[Near], closed: bool) -> None:
+def _turn(x: Transaction, found: list[Spot], closed: bool) -> None:
     process = x.target.process
     arch = arch_package.for_machine(x.target.modules[0].machine, process.where)
+    x.sites.clear()            # they will be others
     for attempt in range(ATTEMPTS):
         todo = turns(process, arch, found, closed)
+        pages = len({t.at // PAGE for t in todo})
+        if pages > MANY:
+            pressure.refuse(process.pid, process.where, pages * PAGE)
         maps = process.maps() if todo else ()
+        starts = [m.start for m in maps]
         by_mapping: dict[Mapping, list[Turn]] = {}
         for t in todo:
-            by_mapping.setdefault(_mapping(process, maps, t), []).append(t)
+            by_mapping.setdefault(_mapping(process, maps, starts, t), []).append(t)
         try:
             for mapping, mine in by_mapping.items():
                 _command(x, arch, mapping, mine)
@@ -121,47 +197,53 @@ def _command(x: Transaction, arch: Arch, mapping: Mapping, mine: list[Turn]) -> 
     at = 0
     if len(record) + shim.COMMAND.size > shim.BUFFER_SIZE:
         at = x.scratch(len(record) + shim.COMMAND.size, False)
+    x.new_mirrors.clear()      # whether the command succeeds or not, they may be in use from here on
     x.session.command(shim.OP_TURN, record, len(mine), record_at=at, patience=60)
 
 
-def turns(process: Process, arch: Arch, stubs: Sequence[Near], closed: bool) -> list[Turn]:
-    """What has to change so that `stubs` are all closed, or all open, ascending.
+def turns(process: Process, arch: Arch, spots: Sequence[Spot], closed: bool) -> list[Turn]:
+    """What has to change so that `spots` are all closed, or all open, ascending: each word once.
 
-    Raises PsuError where a near stub is neither: somebody else changed it."""
-    words = _words(process, sorted({n.address // arch.store_unit * arch.store_unit for n in stubs}), arch.store_unit)
-    out = []
-    for n in sorted(stubs, key=lambda n: n.address):
-        at = n.address // arch.store_unit * arch.store_unit
-        word, inside = words[at], n.address - at
-        size = len(n.form.nop)
-        now = word[inside:inside + size]
-        jump = n.form.jump(n.address, n.stub, n.slot)
-        closed_ways = jump, near_forms.unopened(arch, n.address, n.stub)[:size]
-        if now not in (*closed_ways, n.form.nop):
-            raise PsuError(process.where, f"somebody has changed the code in front of {n.name}: {now.hex(' ')} at "
-                                          f"{n.address:#x}", "a debugger's breakpoint? take it out and try again")
-        wanted = jump if closed else n.form.nop
-        if now != wanted and not (closed and now in closed_ways):
-            out.append(Turn(at, word, word[:inside] + wanted + word[inside + size:]))
-    return out
+    Raises PsuError where one is neither: somebody else changed it."""
+    unit = arch.store_unit
+    words = _words(process, sorted({at // unit * unit for s in spots for at in (s.at, s.at + len(s.open) - 1)}), unit)
+    now = {at: bytearray(word) for at, word in words.items()}
+    for s in spots:
+        first = s.at // unit * unit
+        held = b"".join(now[at] for at in range(first, s.at + len(s.open), unit))[s.at - first:][:len(s.open)]
+        if held != s.open and held not in s.closed:
+            raise PsuError(process.where, f"somebody has changed the code that calls {s.name}: {held.hex(' ')} at {s.at:#x}",
+                           _HINT)
+        if held != s.open if closed else held == s.open:
+            continue
+        if closed and not s.closed:
+            raise PsuError(process.where, f"internal defect: no stub for the call of {s.name} at {s.at:#x}")
+        changes = [(s.at + i, new) for i, (old, new) in enumerate(zip(held, s.closed[0] if closed else s.open)) if old != new]
+        if len({at // unit for at, _ in changes}) > 1:
+            raise PsuError(process.where, f"internal defect: the call of {s.name} at {s.at:#x} lies across two words")
+        for at, new in changes:
+            now[at // unit * unit][at % unit] = new
+    return [Turn(at, words[at], bytes(new)) for at, new in sorted(now.items()) if bytes(new) != words[at]]
+
+
+def _stretches(process: Process, places: list[int], size: int) -> Iterator[tuple[int, bytes, list[int]]]:
+    """(address, bytes there, those of `places` that lie in them): few reads, of no page but theirs.  `places`: ascending."""
+    first = 0
+    for i in range(1, len(places) + 1):
+        if i == len(places) or places[i] // PAGE > (places[i - 1] + size - 1) // PAGE + 1:
+            start = places[first]
+            yield start, process.read(start, places[i - 1] + size - start), places[first:i]
+            first = i
 
 
 def _words(process: Process, places: list[int], unit: int) -> dict[int, bytes]:
-    """The words at `places`, ascending, with few reads, of no page but theirs."""
-    out: dict[int, bytes] = {}
-    first = 0
-    for i in range(1, len(places) + 1):
-        if i == len(places) or places[i] // PAGE > places[i - 1] // PAGE + 1:
-            start = places[first]
-            data = process.read(start, places[i - 1] + unit - start)
-            for at in places[first:i]:
-                out[at] = data[at - start:at - start + unit]
-            first = i
-    return out
+    """The words at `places`, ascending."""
+    return {at: data[at - start:at - start + unit] for start, data, mine in _stretches(process, places, unit) for at in mine}
 
 
-def _mapping(process: Process, maps: Sequence[Mapping], t: Turn) -> Mapping:
-    mapping = next((m for m in maps if m.start <= t.at < m.end), None)
+def _mapping(process: Process, maps: Sequence[Mapping], starts: list[int], t: Turn) -> Mapping:
+    i = bisect.bisect_right(starts, t.at) - 1
+    mapping = maps[i] if i >= 0 and t.at < maps[i].end else None
     if mapping is None or "x" not in mapping.prot or "w" in mapping.prot:
         raise PsuError(process.where, f"the program's code at {t.at:#x} is not mapped as code",
                        f"it is {mapping.prot}" if mapping else "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from psu_bin.arch import for_machine
 from psu_bin.attach import proc
+from psu_bin.attach.proc import Mapping
 from psu_bin.attach.process import Process, find_gap
 from psu_bin.attach.target import Module
 from psu_bin.errors import PsuError
@@ -26,12 +27,7 @@ def near(process: Process, module: Module, size: int, taken: tuple[tuple[int, in
     full = for_machine(module.machine, module.path).reach
     reach = full - min(64 << 20, full >> 3)     # in hand for the sizes of module and object themselves
     low = max(LOWEST, module.end - reach)
-    heap = next((m for m in maps if m.path == "[heap]"), None)
-    brk = _start_brk(process)
-    avoid = [*taken]
-    if heap or brk:
-        start = heap.start if heap else brk
-        avoid.append((start, (heap.end if heap else brk) + HEAP_ROOM))
+    avoid = [*taken, *reserved(process, maps)]
     if module.load_bias == 0:       # position-dependent: absolute addresses of 32 bits
         at = find_gap(maps, size, low, min(HIGHEST_ABS32, module.start + reach), tuple(avoid))
     else:
@@ -41,6 +37,15 @@ def near(process: Process, module: Module, size: int, taken: tuple[tuple[int, in
     if at is None:
         raise PsuError(process.where, f"has no {size} free bytes within {full >> 20} MiB of {module.path}")
     return at
+
+
+def reserved(process: Process, maps: tuple[Mapping, ...]) -> list[tuple[int, int]]:
+    """[start, end) of what the heap has and may grow into."""
+    heap = next((m for m in maps if m.path == "[heap]"), None)
+    brk = _start_brk(process)
+    if not heap and not brk:
+        return []
+    return [(heap.start if heap else brk, (heap.end if heap else brk) + HEAP_ROOM)]
 
 
 def _start_brk(process: Process) -> int:

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
 from psu_bin.attach import (
-    borrow, callers, copies, imports, linker, meta, near, patch, placement, pressure, seccomp, shim, stores, surplus, target,
+    borrow, callers, copies, imports, linker, meta, mirrors, near, patch, placement, pressure, seccomp, shim, stores, surplus, target,
 )
-from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit
+from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit, prepare
 from psu_bin.attach.process import Process
 from psu_bin.attach.target import Module, Target
 from psu_bin.attach.tracing import AgentSession, agent_thread
@@ -145,6 +145,11 @@ class Transaction:
     threads_stopped: int = 0
     session: AgentSession = field(init=False)
     notes: meta.Notes = field(init=False)
+    # By module: its direct calls (near.sites), and the places that they can be turned to.
+    sites: dict[str, tuple[near.Site, ...]] = field(default_factory=dict)
+    runs: dict[str, list[mirrors.Run]] = field(default_factory=dict)
+    new_mirrors: list[int] = field(default_factory=list)        # objects that no call was turned to yet
+    promised: frozenset[int] = frozenset()                      # counter indices of the objects that are to be committed
 
     def __enter__(self) -> Transaction:
         t = self.target
@@ -180,6 +185,7 @@ class Transaction:
     def __exit__(self, *exc: object) -> None:
         try:
             if exc[0] is not None:
+                mirrors.drop(self, self.new_mirrors)
                 self.give_back()
         finally:
             self.session.__exit__(*exc)
@@ -392,8 +398,12 @@ class Transaction:
     def commit(self, placed: Placed) -> float:
         """Make the placed versions current.  Returns the seconds that the command took."""
         self._forget()
-        near.close(self, placed.switches)
-        seconds = commit(self.session, self.notes, placed.objects, placed.switches, self.scratch)
+        self.promised = frozenset(o.index for o in placed.objects)
+        before = near.in_objects(self, placed.switches)
+        record = prepare(self.session, self.notes, placed.objects, placed.switches, self.scratch)
+        # From here on nothing needs memory but the mirrors, and nothing fails for the want of it behind the first turn.
+        near.close(self, placed.switches, before)
+        seconds = commit(self.session, record)
         self.give_back()      # the record's scratch memory
         copies.keep_only(self.target.process, {sha for p in self.notes.patches for _, sha in p.sources})
         return seconds

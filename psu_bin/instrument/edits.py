@@ -26,26 +26,15 @@ class Fields:
     kind: Reroute
     at: np.ndarray         # int64: an address, or a table index
     function: np.ndarray   # int64: index in Plan.functions
-    near: np.ndarray       # bool: leads to the function's near stub
 
 
 def by_kind(plan: Plan) -> list[Fields]:
     """The plan's edits as arrays, each kind ascending by place; the same edit twice counts once."""
     out = []
-    near = np.zeros(len(plan.functions), dtype=bool)
-    near[[n.function for n in plan.near]] = True
     for kind, triples in plan.edits_by_kind.items():
         rows = np.array(triples, dtype=np.int64)
-        out.append(Fields(kind, rows[:, 0], rows[:, 1], (rows[:, 2] != 0) & near[rows[:, 1]]))
+        out.append(Fields(kind, rows[:, 0], rows[:, 1]))
     return out
-
-
-def targets(plan: Plan, fields: Fields, stubs: int, stub_size: int) -> np.ndarray:
-    """Where each of `fields` is to lead; the first stub of the table is at `stubs`."""
-    near = np.zeros(len(plan.functions), dtype=np.int64)
-    for n in plan.near:
-        near[n.function] = n.address
-    return np.where(fields.near, near[fields.function], stubs + stub_size * fields.function)
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,7 @@ def apply(out: bytearray, arch: Arch, plan: Plan, fields: Fields, offsets: np.nd
     """Reroute `fields`, which lie at `offsets` of `out` (unless they are table entries).  Raises PsuError as above."""
     data = np.frombuffer(out, dtype=np.uint8)
     entries = np.array([f.address for f in plan.functions], dtype=np.int64)[fields.function]
-    stubs = targets(plan, fields, places.stubs, places.stub_size)
+    stubs = places.stubs + places.stub_size * fields.function
     if len(np.unique(fields.at)) != len(fields.at):
         raise defect(where, f"two functions for one {fields.kind.name} reference")
     if fields.kind is Reroute.RELA_ADDEND:

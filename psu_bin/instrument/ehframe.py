@@ -11,7 +11,6 @@ Specification: LSB core 10.6 (.eh_frame, .eh_frame_hdr); DWARF 5, 6.4.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,14 +91,11 @@ def header_size(table: SearchTable, more: int) -> int:
     return 12 + 8 * (len(table.entries) + more)
 
 
-def header(where: str, table: SearchTable, address: int, eh_frame: int, new: list[tuple[int, int]],
-           earlier: Mapping[int, int]) -> bytes:
+def header(where: str, table: SearchTable, address: int, eh_frame: int, new: list[tuple[int, int]]) -> bytes:
     """The search table to stand at `address`, for an .eh_frame at `eh_frame`, with (code start, FDE address) `new`.
 
-    earlier: where code now starts whose row began at the key before.  Raises PsuError, naming `where`, when something is out of its reach."""
-    entries = table.entries.copy()
-    entries[:, 0] = [earlier.get(start, start) for start in entries[:, 0].tolist()]
-    entries = np.concatenate([entries, np.array(new, dtype=np.int64).reshape(-1, 2)])
+    Raises PsuError, naming `where`, when something is out of its reach."""
+    entries = np.concatenate([table.entries, np.array(new, dtype=np.int64).reshape(-1, 2)])
     entries = entries[np.argsort(entries[:, 0], kind="stable")] - address
     distance = eh_frame - (address + 4)
     if min(entries.min(), distance) < -(1 << 31) or max(entries.max(), distance) >= 1 << 31:

@@ -250,7 +250,8 @@ def _describe(m: Image, symbols: tuple[descriptor.Symbol, ...], files: tuple[str
                             f.flags | (descriptor.DETOURED if i in moved else 0), f.preserve, f.callers)
         for i, f in enumerate(m.plan.functions))
     return descriptor.Descriptor(m.arch.machine, m.flags, m.stubs.address, m.stub_size, m.slots.address,
-                                 m.binary.build_id, functions, symbols, files)
+                                 m.binary.build_id, functions, symbols, files,
+                                 tuple(at for at, _ in m.plan.sites))
 
 
 def _unwind_ranges(m: Image) -> list[fde.Code]:
@@ -313,9 +314,7 @@ def _fill_tables(m: Image) -> None:
             m.rows.data = body + ehframe.END
         m.search_table.data = ehframe.header(m.binary.path, table, m.search_table.address,
                                              m.more_rows.start if m.more_rows else table.eh_frame,
-                                             [(r.start, at) for r, at in zip(ranges, fdes)],
-                                             {m.plan.functions[n.function].address: n.address for n in m.plan.near
-                                              if len(n.writes) > 1})
+                                             [(r.start, at) for r, at in zip(ranges, fdes)])
     segment = m.binary.segment(elf.PT_DYNAMIC)
     size = m.dynamic.size if m.dynamic else segment.filesz if segment else 0
     m.dynamic_data = dynamic.encode(m.binary, m.request, addresses, size)
@@ -354,12 +353,6 @@ def _reroute(m: Image) -> None:
                           m.stubs.address, m.stub_size)
     for fields in edits.by_kind(m.plan):
         edits.apply(m.out, m.arch, m.plan, fields, layout.holding(b.segments, fields.at), places, b.path)
-    for n in m.plan.near:
-        for w in n.writes:
-            at = m.offset(w.at)
-            if m.out[at:at + len(w.old)] != w.old:
-                raise edits.defect(b.path, f"{w.at:#x}, which a near stub changes, is not as planned")
-            m.out[at:at + len(w.new)] = w.new
     segment = b.segment(elf.PT_DYNAMIC)
     if segment and not m.dynamic:
         m.out[segment.offset:segment.offset + len(m.dynamic_data)] = m.dynamic_data

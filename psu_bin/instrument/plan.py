@@ -23,10 +23,10 @@ from psu_bin.arch import Arch
 from psu_bin.arch.code import NONE, Code, Kind
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
-from psu_bin.instrument import detour, functions, marks, near, references, reliance, tables, traits, unwind
+from psu_bin.instrument import detour, functions, marks, references, reliance, sites, tables, traits, unwind
 from psu_bin.instrument import symbols as symbol_list
 from psu_bin.instrument.functions import REASONS, Functions, Role
-from psu_bin.instrument.plan_types import Detour, Edit, NearStub, NotUpdatable, Plan, PlannedFunction
+from psu_bin.instrument.plan_types import Detour, Edit, NotUpdatable, Plan, PlannedFunction
 
 symbols = symbol_list.collect
 
@@ -108,8 +108,7 @@ def make(binary: Binary, arch: Arch, include: tuple[str, ...], exclude: tuple[st
         raise PsuError(binary.path, "no function to update",
                        f"{refused[0].name}: {refused[0].reason}" if refused else "")
     users = symbol_list.users(binary, arch, m.functions, m.code, debug)
-    close = near.find(binary, arch, m.functions, m.frames, m.code, ground.named, planned, _module_flags(binary, arch))
-    return _assemble(binary, arch, m, planned, refused, relied, users, close)
+    return _assemble(binary, arch, m, planned, refused, relied, users)
 
 
 def _choose(binary: Binary, known: Functions, include: tuple[str, ...], exclude: tuple[str, ...]) -> list[int]:
@@ -153,8 +152,7 @@ def _module_flags(binary: Binary, arch: Arch) -> int:
 
 
 def _assemble(binary: Binary, arch: Arch, m: Module, planned: dict[int, Detour | None], refused: list[NotUpdatable],
-              relied: reliance.Reliance, users: tuple[tuple[int, tuple[int, ...]], ...],
-              close: dict[int, NearStub]) -> Plan:
+              relied: reliance.Reliance, users: tuple[tuple[int, tuple[int, ...]], ...]) -> Plan:
     """Number the planned functions, keep what concerns them."""
     order = sorted(planned)
     number = {f: i for i, f in enumerate(order)}
@@ -169,12 +167,12 @@ def _assemble(binary: Binary, arch: Arch, m: Module, planned: dict[int, Detour |
         flags |= descriptor.DETOURED if planned[f] is not None else 0
         flags |= descriptor.ADDRESS_TAKEN if f in m.references.taken else 0
         flags |= descriptor.OWN_CONVENTION if own[f] else 0
-        if f in close:
-            flags |= descriptor.NEAR | (descriptor.NEAR_LONG if close[f].long else 0)
         flags |= descriptor.MISALIGNED if relied.misaligned[f] else 0
         out.append(PlannedFunction(m.functions.names[f], int(m.functions.entry[f]),
                                    int(m.functions.end[f] - m.functions.entry[f]), flags, int(relied.preserve[f]),
                                    int(callers[f])))
-    return Plan(tuple(out), tuple(edits), _copies(binary, arch, out, {number[f]: d for f, d in planned.items()}),
-                tuple(sorted(refused, key=lambda n: n.name)), sum(e.call_site for e in edits), users,
-                tuple(replace(close[f], function=number[f]) for f in order if f in close))
+    copies = _copies(binary, arch, out, {number[f]: d for f, d in planned.items()})
+    left = sites.find(binary, arch, out, copies, edits, _module_flags(binary, arch))
+    turned = {at for at, _ in left}
+    return Plan(tuple(out), tuple(e for e in edits if not (e.call_site and e.at in turned)), copies,
+                tuple(sorted(refused, key=lambda n: n.name)), sum(e.call_site for e in edits), users, left)

@@ -59,23 +59,6 @@ class Detour:
 
 
 @dataclass(frozen=True)
-class Write:
-    """Bytes of the input that change, and what they must be before."""
-    at: int                    # address
-    old: bytes
-    new: bytes
-
-
-@dataclass(frozen=True)
-class NearStub:
-    """A NOP right before a function's entry, to which direct calls lead (near.py)."""
-    function: int
-    address: int
-    long: bool                 # of the second of Arch.near_forms
-    writes: tuple[Write, ...]  # the NOP, and the function's unwind row, which then begins there
-
-
-@dataclass(frozen=True)
 class PlannedFunction:
     """A function that becomes updatable; the index in Plan.functions is its stub and slot number."""
     name: str
@@ -101,7 +84,8 @@ class Plan:
     call_sites: int
     # (address of a static local `name.N` or of a copy `f.isra.N`, entries of the functions that refer to it), ascending
     users: tuple[tuple[int, tuple[int, ...]], ...] = ()
-    near: tuple[NearStub, ...] = ()          # ascending
+    # (field, function) of direct calls that stay as they are until the function's first patch (sites.py), ascending
+    sites: tuple[tuple[int, int], ...] = ()
 
     @cached_property
     def edits_by_kind(self) -> dict[Reroute, list[tuple[int, int, bool]]]:

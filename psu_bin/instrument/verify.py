@@ -69,7 +69,7 @@ def verify(before: Binary, arch: Arch, plan: Plan, symbols: tuple[descriptor.Sym
         touched = np.zeros(len(before.data), dtype=bool)
         _references(p, touched)
         _detours(p, touched)
-        _near(p, touched)
+        _sites(p)
         _dynamic_moved(p, touched)
         _dynamic(p)
         _tables(p)
@@ -166,7 +166,7 @@ def _references(p: Pair, touched: np.ndarray) -> None:
     copied = [(p.plan.functions[x.function].address + x.skip, x.length) for x in p.plan.detours]
     shift = len(p.after.rela) - len(p.before.rela)
     for fields in edits.by_kind(p.plan):
-        stubs = edits.targets(p.plan, fields, d.stubs, d.stub_size)
+        stubs = d.stubs + d.stub_size * fields.function
         kind = None
         if fields.kind is Reroute.RELA_ADDEND:
             found = p.after.rela["r_addend"][fields.at + shift]
@@ -217,16 +217,15 @@ def _detours(p: Pair, touched: np.ndarray) -> None:
         p.must(copy == expected, f"the moved entry of {name}")
 
 
-def _near(p: Pair, touched: np.ndarray) -> None:
-    """Each near stub falls through into its function."""
-    for n in p.plan.near:
-        f = p.found.functions[n.function]
-        nop = p.arch.near_forms(p.found.flags)[bool(f.flags & descriptor.NEAR_LONG)].nop
-        p.must(n.address + len(nop) == f.address and bool(f.flags & descriptor.NEAR)
-               and p.bytes_at(n.address, len(nop)) == nop, f"the near stub of {f.name}")
-        for w in n.writes:
-            p.must(p.bytes_at(w.at, len(w.new)) == w.new, f"what the near stub of {f.name} changes")
-            touched[p.before.offset_of(w.at):][:len(w.new)] = True
+def _sites(p: Pair) -> None:
+    """Each call that attach will turn leads to its function, is turned as a whole, and is known to attach."""
+    rows = np.array(p.plan.sites, dtype=np.int64).reshape(-1, 2)
+    at, entries = rows[:, 0], p.entries[rows[:, 1]]
+    p.must(p.found.sites == tuple(at.tolist()), "the descriptor's call sites")
+    kind = p.arch.fields[p.arch.site_form.kind]
+    raw = edits.read(np.frombuffer(p.after.data, dtype=np.uint8), holding(p.before.segments, at), kind.size)
+    wrong = np.flatnonzero(kind.differs(raw, kind.target(at, raw), entries))
+    p.must(not len(wrong), f"the call at {int(at[wrong[0]]) if len(wrong) else 0:#x} does not lead to its function")
 
 
 def _dynamic_moved(p: Pair, touched: np.ndarray) -> None:
@@ -344,8 +343,7 @@ def _unwinding(p: Pair) -> None:
     assert new is not None
     p.must(bool((np.diff(new.entries[:, 0]) >= 0).all()) or not bool((np.diff(old.entries[:, 0]) >= 0).all()),
            "the unwind search table is not sorted")
-    earlier = {p.plan.functions[n.function].address: n.address for n in p.plan.near if len(n.writes) > 1}
-    rows = {(earlier.get(start, start), row) for start, row in old.entries.tolist()}
+    rows = set(map(tuple, old.entries.tolist()))
     p.must(rows <= set(map(tuple, new.entries.tolist())), "an unwind row is missing")
     end = p.before.section(".eh_frame")
     now = p.after.section(".eh_frame")

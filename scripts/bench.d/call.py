@@ -44,7 +44,7 @@ def measure(options: Options) -> dict:
     from psu_bin.arch import x86_64
     from psu_bin.descriptor import MODULE_IBT
 
-    stubs = [x86_64.stub(0, 4096, flags).hex() for flags in (0, MODULE_IBT)] + [x86_64.near_forms(0)[-1].nop.hex()]
+    stubs = [x86_64.stub(0, 4096, flags).hex() for flags in (0, MODULE_IBT)] + [x86_64.ARCH.near_form.nop.hex()]
     rounds, calls = (11, CALLS // 4) if options.quick else (ROUNDS, CALLS)
     samples: dict[str, dict[str, dict[str, list[float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from conftest import compile as run_compiler
 
-from psu_bin import descriptor, near_forms
+from psu_bin import descriptor
 from psu_bin.arch import for_machine
 from psu_bin.elf import Binary
 from psu_bin.instrument import driver
@@ -61,21 +61,25 @@ class Instrumented:
         index = {s.name: s.function for s in d.symbols if s.function != descriptor.NO_FUNCTION}
         missing = [n for n in (*pairs, *pairs.values()) if n not in index]
         assert not missing, f"not updatable: {missing} {[n for n in self.result.not_updatable if n.name in missing]}"
-        lines = [f"{a} {d.slot(index[a]):x} {d.functions[index[b]].original:x} {self._closed(d, index[a])}"
+        lines = [f"{a} {d.slot(index[a]):x} {d.functions[index[b]].original:x} {self._turned(d, index[a])}"
                  for a, b in pairs.items()]
         module = "" if self.binary.segment(3) else self.path.name        # 3: PT_INTERP
         return {"PSU_TEST_CHANGES": "\n".join(lines), "PSU_TEST_MODULE": module}
 
-    @staticmethod
-    def _closed(d: descriptor.Descriptor, function: int) -> str:
-        """Where the function's near stub is, what closes it, and the bytes of that."""
-        if not d.functions[function].flags & descriptor.NEAR:
-            return "0 0 0"
-        arch = for_machine(d.machine, "")
-        form = near_forms.in_program(arch, d.flags, d.functions[function].flags)
-        at = d.functions[function].address - len(form.nop)
-        jump = form.jump(at, d.stub(function), d.slot(function))
-        return f"{at:x} {int.from_bytes(jump, 'little'):x} {len(jump):x}"
+    def calls(self, d: descriptor.Descriptor, function: int) -> list[tuple[int, bytes]]:
+        """(address of the field, what it holds) of the direct calls of a function that attach turns."""
+        form, b = for_machine(d.machine, "").site_form, self.binary
+        fields = [(at, b.bytes_at(at, 4)) for at in d.sites]
+        return [(at, field) for at, field in fields if form.target(at, field) == d.functions[function].address]
+
+    def _turned(self, d: descriptor.Descriptor, function: int) -> str:
+        """How many direct calls of the function have to be turned, and where each is, and what it holds then.
+
+        Nobody executes them yet, so they can go to the table's stub at once."""
+        form = for_machine(d.machine, "").site_form
+        found = self.calls(d, function)
+        return " ".join([f"{len(found):x}"] + [
+            f"{at:x} {int.from_bytes(form.turned(at, field, d.stub(function)), 'little'):x}" for at, field in found])
 
 
 def compiled(out: Path, *arguments: object, cc: str = "gcc") -> Path:

@@ -1,35 +1,37 @@
-"""Near stubs: open while a function is the original, closed before its first patch, open again when that is reverted."""
+"""Direct calls: of the function itself while that is the original, turned before its first patch, and back when that is reverted."""
 
 import re
 
 import pytest
 from conftest import psu_bin
 from psu_bin import arch as arch_package
-from psu_bin import near_forms
-from psu_bin.attach import near, target
+from psu_bin.attach import mirrors, near, target
 from psu_bin.attach.process import Process
 from psu_bin.attach.revert import revert
 from psu_bin.attach.transaction import attach
-from psu_bin.descriptor import NEAR
 
 
-class Stubs:
-    """The near stubs of a running program."""
+class Calls:
+    """The direct calls in a running program."""
 
     def __init__(self, pid):
-        self.process = Process(pid)
-        m = next(m for m in target.read(self.process).modules if m.executable)
-        self.arch = arch_package.for_machine(m.machine, m.path)
-        forms = {f.name: near_forms.in_program(self.arch, m.descriptor.flags, f.flags) for f in m.descriptor.functions}
-        self.all = {f.name: near.Near(f.address + m.load_bias - len(forms[f.name].nop), m.stub(i), m.slot(i),
-                                      forms[f.name], f.name)
-                    for i, f in enumerate(m.descriptor.functions) if f.flags & NEAR}
+        self.target = target.read(Process(pid))
+        self.process = self.target.process
+        self.module = next(m for m in self.target.modules if m.executable)
+        self.form = arch_package.for_machine(self.module.machine, self.module.path).site_form
+
+    def of(self, name):
+        """Those of one function."""
+        runs = mirrors.known(self.process, self.target.runtime(), self.module)
+        functions = self.module.descriptor.functions
+        return [s for s in near.read_sites(self.process, self.module, runs) if functions[s.function].name == name]
 
     def closed(self, name):
-        n = self.all[name]
-        now = self.process.read(n.address, len(n.form.nop))
-        assert now in (n.form.nop, n.form.jump(n.address, n.stub, n.slot)), now
-        return now != n.form.nop
+        """Whether they are turned, all of them."""
+        entry = next(f.address for f in self.module.descriptor.functions if f.name == name) + self.module.load_bias
+        found = {self.form.target(s.at, s.field) != entry for s in self.of(name)}
+        assert len(found) == 1
+        return found.pop()
 
     def code(self):
         """What maps says of the program's code."""
@@ -40,8 +42,8 @@ class Stubs:
 def test_closed_for_patches_and_opened_by_revert_while_threads_call(lab, flags):
     running = lab.start(lab.program("near", "-O2", *flags), "3")
     running.expect("ready")
-    stubs = Stubs(running.pid)
-    assert {"inner", "outer"} <= set(stubs.all) and not stubs.closed("inner") and not stubs.closed("outer")
+    stubs = Calls(running.pid)
+    assert not stubs.closed("inner") and not stubs.closed("outer")
     code = stubs.code()
     for v in range(1, 6):
         psu_bin("attach", running.pid, lab.patch("near", "patch.c", f"-DV={v}"))
@@ -56,7 +58,7 @@ def test_closed_for_patches_and_opened_by_revert_while_threads_call(lab, flags):
 def test_many_times_open_and_closed(lab):
     running = lab.start(lab.program("near", "-O2"), "0")
     running.expect("ready")
-    stubs = Stubs(running.pid)
+    stubs = Calls(running.pid)
     patch = lab.patch("near", "patch.c", "-DV=1")
     for _ in range(50):
         attach(running.pid, (patch,))
@@ -69,20 +71,19 @@ def test_many_times_open_and_closed(lab):
         assert not stubs.closed("inner")
 
 
-def test_a_breakpoint_in_a_near_stub_is_left_alone(lab):
+def test_what_somebody_else_changed_is_left_alone(lab):
     running = lab.start(lab.program("near", "-O2"), "0")
     running.expect("ready")
-    stubs = Stubs(running.pid)
+    site = Calls(running.pid).of("inner")[0]
     patch = lab.patch("near", "patch.c", "-DV=1")
-    at = stubs.all["inner"].address
     with open(f"/proc/{running.pid}/mem", "r+b", buffering=0) as memory:     # as debuggers write
-        memory.seek(at)
+        memory.seek(site.at)
         memory.write(b"\xcc")
         refused = psu_bin("attach", running.pid, patch, check=False)
-        assert refused.status == 1 and re.search(r"somebody has changed the code in front of inner: cc .*breakpoint",
+        assert refused.status == 1 and re.search(r"somebody has changed the call at .*: cc .*breakpoint",
                                                  refused.err), refused.err
-        memory.seek(at)
-        memory.write(stubs.all['inner'].form.nop[:1])
+        memory.seek(site.at)
+        memory.write(site.field[:1])
     running.say("call")
     running.expect("^version 0$")
     psu_bin("attach", running.pid, patch)

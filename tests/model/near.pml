@@ -1,7 +1,8 @@
 /* Near stubs as a model for spin: one instruction before a function that is a NOP (open: calls run on into the body
  * behind it) or a jump to the stub (closed: the slot decides), and is changed under threads that execute it.
  *
- * The program's near stub stands before the original, 0; each patch object n has one before its version n, which only
+ * The program has no near stub; the one that stands before the original, 0, is a direct call that is turned: open, it leads
+ * to the original, closed, to the stub.  Each patch object n has one before its version n, which only
  * the object's own code runs through, and whose caller is counted (pinned).  Counting itself is in update.pml; here it
  * is exact.
  * It is asserted that

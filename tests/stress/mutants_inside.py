@@ -77,31 +77,31 @@ CALLS_INSIDE = (
     Mutant(
         "near-left-open-in-object",
         "psu_bin/attach/near.py",
-        """        if s.function.near:
-            found.append(_in_object(x, s, s.function.near))
+        """    return [_in_object(x, s, s.function.near) for s in switches if s.function.near]
 """,
-        "",
+        """    return []
+""",
         "an old version calls old versions after the commit",
         (NEAR,),
     ),
     Mutant(
-        "near-left-open-in-program",
+        "calls-left-direct-in-program",
         "psu_bin/attach/near.py",
-        """        found += _in_program(x, s)
-        if s.function.near:""",
-        """        if s.function.near:""",
+        """    _turn(x, before + _in_program(x, switches), True)
+""",
+        """    _turn(x, before, True)
+""",
         "the program's direct calls run the original",
         (NEAR,),
     ),
     Mutant(
         "near-closed-late",
         "psu_bin/attach/transaction.py",
-        """        near.close(self, placed.switches)
-        seconds = commit(self.session, self.notes, placed.objects, placed.switches, self.scratch)
+        """        near.close(self, placed.switches, before)
+        seconds = commit(self.session, record)
 """,
-        """        closed = [replace(s, function=replace(s.function)) for s in placed.switches]
-        seconds = commit(self.session, self.notes, placed.objects, placed.switches, self.scratch)
-        near.close(self, closed)
+        """        seconds = commit(self.session, record)
+        near.close(self, placed.switches, before)
 """,
         "for a moment after the commit some calls take the new version, others the old one",
         (NEAR,),
@@ -109,10 +109,10 @@ CALLS_INSIDE = (
     Mutant(
         "near-opened-early",
         "psu_bin/attach/transaction.py",
-        """        near.close(self, placed.switches)
+        """        near.close(self, placed.switches, before)
 """,
-        """        near.close(self, placed.switches)
-        near._turn(self, [n for s in placed.switches if not s.body for n in near._in_program(self, s)], False)
+        """        near.close(self, placed.switches, before)
+        near._turn(self, near._in_program(self, [s for s in placed.switches if not s.body]), False)
 """,
         "for a moment before the commit of a revert direct calls take the original already",
         (NEAR,),

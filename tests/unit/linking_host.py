@@ -136,7 +136,7 @@ def describe(path: Path, stubs: int, slots: int, stack_args: set[str] = frozense
     flags = descriptor.MODULE_PIC if b.type == 3 else 0
     return descriptor.Descriptor(b.machine, flags, stubs, 16, slots, b.build_id,
                                  tuple(descriptor.Function(n, v, v, s, f | descriptor.ADDRESS_TAKEN, 0, 1)
-                                       for n, v, s, f in ordered), symbols, tuple(files))
+                                       for n, v, s, f in ordered), symbols, tuple(files), ())
 
 
 class Host:

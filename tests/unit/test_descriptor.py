@@ -27,7 +27,7 @@ def descriptors(draw: st.DrawFn) -> Descriptor:
             fs[function].address if function != descriptor.NO_FUNCTION else draw(u64), draw(u64), function, draw(u32),
             tuple(draw(st.lists(st.integers(0, count - 1), max_size=3)))))
     return Descriptor(draw(u32), draw(u32), draw(u64), draw(u32), draw(u64), draw(st.binary(max_size=32)), fs,
-                      tuple(symbols), tuple(draw(st.lists(names, max_size=3))))
+                      tuple(symbols), tuple(draw(st.lists(names, max_size=3))), tuple(draw(st.lists(u64, max_size=5))))
 
 
 @given(descriptors())
@@ -42,7 +42,7 @@ def small() -> Descriptor:
     f = Function("f", 0x1000, 0x1000, 16, 0, 0, 3), Function("g", 0x1010, 0x9000, 32, descriptor.DETOURED, 5, 0)
     s = (Symbol("f", 0, 1, 0x1000, 16, 0, descriptor.NO_FILE), Symbol("g_alias", 0, 0, 0x1010, 32, 1, 0),
          Symbol("v.1", 1, 0, 0x4000, 4, descriptor.NO_FUNCTION, 0, (0, 1)))
-    return Descriptor(62, 1, 0x8000, 8, 0xA000, b"\1" * 20, f, s, ("a.c",))
+    return Descriptor(62, 1, 0x8000, 8, 0xA000, b"\1" * 20, f, s, ("a.c",), (0x1004, 0x1018))
 
 
 def test_addresses_of_stubs_and_slots() -> None:
@@ -54,7 +54,7 @@ def test_a_symbol_that_is_not_where_its_function_is_cannot_be_encoded() -> None:
     wrong = Symbol("f", 0, 1, 0x1001, 16, 0, descriptor.NO_FILE)
     with pytest.raises(ValueError):
         descriptor.encode(Descriptor(d.machine, d.flags, d.stubs, d.stub_size, d.slots, d.build_id, d.functions,
-                                     (wrong,), d.files))
+                                     (wrong,), d.files, d.sites))
 
 
 @settings(max_examples=300)
@@ -83,5 +83,6 @@ def test_size() -> None:
     fs = tuple(Function(f"subsystem_operation_{i}", 0x1000 + 48 * i, 0x1000 + 48 * i, 40 + i % 7, 0, 0, i % 5)
                for i in range(2000))
     symbols = tuple(Symbol(f.name, 0, 1, f.address, f.size, i, descriptor.NO_FILE) for i, f in enumerate(fs))
-    d = Descriptor(62, 1, 0x80000, 8, 0xA0000, b"", fs, symbols, ())
-    assert len(descriptor.encode(d)) < 10 * len(fs)
+    sites = tuple(0x1009 + 48 * i + 17 * k + i % 3 for i in range(2000) for k in range(3))
+    d = Descriptor(62, 1, 0x80000, 8, 0xA0000, b"", fs, symbols, (), sites)
+    assert len(descriptor.encode(d)) < 12 * len(fs)

@@ -1,8 +1,8 @@
 /* Preloaded into instrumented programs: psu_test_change(NAME) stores another address into NAME's slot.
  *
  * Environment: PSU_TEST_MODULE, the module's file name ("" for the program); PSU_TEST_CHANGES, lines of
- * "NAME SLOT VALUE NEAR JUMP SIZE": hexadecimal, the addresses relative to the module; NEAR is the function's near stub, 0
- * when it has none, and JUMP the SIZE bytes that close it. */
+ * "NAME SLOT VALUE COUNT AT FIELD AT FIELD ...": hexadecimal, the addresses relative to the module; AT is where one of COUNT direct
+ * calls has its field, and FIELD what those four bytes become. */
 #define _GNU_SOURCE
 #include <link.h>
 #include <stdio.h>
@@ -33,7 +33,7 @@ static unsigned long hexadecimal(const char **at)
 /* No DT_NEEDED, so that it fits programs of any libc: only functions that all have under the same name. */
 void psu_test_change(const char *name)
 {
-    unsigned long base = 0, slot, value, near, jump, size;
+    unsigned long base = 0, slot, value, count, field;
     const char *at = getenv("PSU_TEST_CHANGES");
     size_t length = strlen(name);
     if (!at || !getenv("PSU_TEST_MODULE") || !dl_iterate_phdr(found, &base)) {
@@ -45,20 +45,20 @@ void psu_test_change(const char *name)
         at = strchr(at, ' ');
         slot = hexadecimal(&at);
         value = hexadecimal(&at);
-        near = hexadecimal(&at);
-        jump = hexadecimal(&at);
-        size = hexadecimal(&at);
-        at += *at != 0;
-        if (mine && near) {
-            char *code = (char *)(base + near), *page = (char *)((base + near) & ~4095ul);
+        for (count = hexadecimal(&at); count > 0; count--) {
+            char *code = (char *)(base + hexadecimal(&at)), *page = (char *)((unsigned long)code & ~4095ul);
+            field = hexadecimal(&at);
+            if (!mine)
+                continue;
             if (mprotect(page, 8192, PROT_READ | PROT_WRITE | PROT_EXEC)
                 && mprotect(page, 4096, PROT_READ | PROT_WRITE | PROT_EXEC))
                 puts("psu_test_change: the code cannot be changed");
-            memcpy(code, &jump, size);
+            memcpy(code, &field, 4);
 #ifdef __aarch64__
             __asm__ volatile("dc cvau, %0\n dsb ish\n ic ivau, %0\n dsb ish\n isb" : : "r"(code) : "memory");
 #endif
         }
+        at += *at != 0;
         if (mine)
             __atomic_store_n((unsigned long *)(base + slot), base + value, __ATOMIC_SEQ_CST);
     }

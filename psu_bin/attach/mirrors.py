@@ -1,0 +1,204 @@
+"""Stubs for direct calls that were turned, where those can be turned to by one byte: mirrors of the program's code.
+
+Where an instruction's displacement may lie across two words (Arch.site_form.step, x86-64), a direct call is turned to a place
+that is a multiple of 16 MiB away from its function's entry.  So the stub that it shall reach has to be just there.  This module
+maps such places, a run of pages at a time, when one of their functions gets its first patch: pages that hold nothing but
+a jump through its slot for each function of the pages that they mirror, at the same distances.  They stay for ever.
+
+To the shim such a run is an object of patch 0, that no gate leads to: unwinders find its rows, and psu-bin finds it again by what
+is in it.  It is made by a commit of its own right before the first call is turned.  If the patch is refused before that, it goes
+again; if psu-bin dies, the next one finds it.  Once a call was turned to it, it is never unmapped: somebody may be about to
+execute its one jump.
+
+Addresses are run-time addresses of the target, distances bytes modulo 2^64.
+"""
+
+from __future__ import annotations
+
+import bisect
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from psu_bin import arch as arch_package
+from psu_bin import fde
+from psu_bin.arch import Arch
+from psu_bin.attach import placement, shim
+from psu_bin.attach.process import Process
+from psu_bin.attach.target import Module
+from psu_bin.descriptor import DETOURED
+from psu_bin.errors import PsuError
+
+if TYPE_CHECKING:
+    from psu_bin.attach.transaction import Transaction
+
+PAGE = 4096
+PATCH = 0                  # the number of no patch
+AT_ONCE = 16               # runs in one commit: staged memory is a table of 64
+MOST_DROPPED = 512         # objects in one commit: a record that fits the fixed buffer
+ATTEMPTS = 5               # the program may take an address between our look at its map and the mmap
+ROWS_ALIGN = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stretch of mirrored pages: [start, end), `distance` behind the code that it mirrors."""
+    distance: int
+    start: int
+    end: int
+
+
+def stub_size(arch: Arch, module: Module) -> int:
+    return len(arch.site_form.stub(0, 0, module.descriptor.flags))
+
+
+def known(process: Process, runtime: shim.Runtime, module: Module) -> list[Run]:
+    """The runs of a module that are in the target."""
+    arch = arch_package.for_machine(module.machine, module.path)
+    step = arch.site_form.step
+    out = []
+    for start, size in (r for o in runtime.read_objects(process) if o.patch == PATCH for r in o.regions) if step else ():
+        data = process.read(start, size)
+        first = start - module.end + size
+        for distance in range(-(-first // step) * step, start - module.start + 1, step):
+            run = Run(distance & shim.WORD, start, start + size)
+            if _contents(arch, module, run)[0] == data:
+                out.append(run)
+    return out
+
+
+def place(arch: Arch, runs: Sequence[Run], module: Module, number: int) -> int | None:
+    """Where turned calls of function `number` lead: its stub in a mirror, or, where the architecture needs none, in the table."""
+    if not arch.site_form.step:
+        return module.stub(number)
+    entry = module.descriptor.functions[number].address + module.load_bias
+    size = stub_size(arch, module)
+    return next((at for r in runs if r.start <= (at := entry + r.distance & shim.WORD) and at + size <= r.end), None)
+
+
+def ensure(x: Transaction, module: Module, runs: list[Run], numbers: Sequence[int]) -> list[int]:
+    """Make mirrors for those functions of a module that have none in `runs`, which they join.
+
+    Returns the indices of the objects that they are, for drop().  Raises PsuError when there is no room."""
+    arch = arch_package.for_machine(module.machine, module.path)
+    pages = _runs(arch, module, [n for n in numbers if place(arch, runs, module, n) is None])
+    out: list[int] = []
+    try:
+        for first in range(0, len(pages), AT_ONCE):
+            out += _make(x, arch, module, runs, pages[first:first + AT_ONCE])
+    except BaseException:
+        drop(x, out)
+        raise
+    return out
+
+
+def drop(x: Transaction, indices: Sequence[int]) -> None:
+    """Give mirrors back that no call was turned to.  It needs no memory in the target."""
+    try:
+        for first in range(0, len(indices), MOST_DROPPED):
+            some = indices[first:first + MOST_DROPPED]
+            x.session.command(shim.OP_COMMIT, shim.COMMIT.pack(0, 0, len(some), 0, 0, 0)
+                              + struct.pack(f"<{len(some)}I", *some), 0)
+    except PsuError:
+        pass  # the error that brought us here is the one to tell; the next psu-bin finds them
+
+
+def _runs(arch: Arch, module: Module, numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """[start, end) of the code to mirror, whole pages, ascending."""
+    size = stub_size(arch, module)
+    entries = [module.descriptor.functions[n].address + module.load_bias for n in numbers]
+    pages = sorted({p for e in entries for p in (e // PAGE, (e + size - 1) // PAGE)})
+    out: list[tuple[int, int]] = []
+    for p in pages:
+        if out and out[-1][1] == p:
+            out[-1] = out[-1][0], p + 1
+        else:
+            out.append((p, p + 1))
+    return [(a * PAGE, b * PAGE) for a, b in out]
+
+
+def _make(x: Transaction, arch: Arch, module: Module, runs: list[Run], code: list[tuple[int, int]]) -> list[int]:
+    process = x.target.process
+    for _ in range(ATTEMPTS):
+        made: list[Run] = []
+        for a, b in code:
+            made.append(_choose(process, arch, module, a, b, runs, made))
+        if x.map([(r.start, r.end - r.start, False) for r in made]) is not None:
+            break
+    else:
+        raise PsuError(process.where, "takes memory faster than it can be found near its modules", "try again")
+    taken = {o.index for o in x.session.runtime.read_objects(process)} | x.promised
+    free = (i for i in range(x.session.runtime.indices) if i not in taken)
+    indices, objects = [], b""
+    for r in made:
+        data, rows = _contents(arch, module, r)
+        process.write(r.start, data)
+        index = next(free, None)
+        if index is None:
+            raise PsuError(process.where, f"holds {x.session.runtime.indices} patch objects: no more fit", "revert some")
+        indices.append(index)
+        regions = [(r.start, r.end - r.start)] + [(0, 0)] * (shim.REGIONS - 1)
+        objects += shim.NEW_OBJECT.pack(index, PATCH, rows, *(n for region in regions for n in region), 0, 0)
+    x.protect([(r.start, r.end - r.start, 5) for r in made])
+    x.session.command(shim.OP_COMMIT, shim.COMMIT.pack(len(made), 0, 0, 0, 0, 0) + objects, 0)
+    runs += made
+    return indices
+
+
+def _choose(process: Process, arch: Arch, module: Module, start: int, end: int, runs: list[Run], made: list[Run]) -> Run:
+    """A free place for the mirror of [start, end), in steps from it, that all calls of the module reach.
+
+    runs: the module's, as far as they are there; made: those that are promised."""
+    maps = process.maps()
+    taken = sorted([(m.start, m.end) for m in maps] + placement.reserved(process, maps)
+                   + [(r.start, r.end) for r in made])
+    starts = [a for a, _ in taken]
+    step, span = arch.site_form.step, module.end - module.start
+    most = (arch.reach - span - PAGE) // step
+    distances = dict.fromkeys([r.distance for r in (*runs, *made)] + [
+        k * step & shim.WORD for k in (*range(-1, -most - 1, -1), *range(1, most + 1))])
+    for distance in distances:
+        low = start + distance & shim.WORD
+        high = low + end - start
+        i = bisect.bisect_left(starts, high)
+        if low >= placement.LOWEST and high < 1 << 47 and (not i or all(b <= low for _, b in taken[max(0, i - 8):i])):
+            return Run(distance, low, high)
+    raise PsuError(process.where, f"has no room within {arch.reach >> 20} MiB of {module.path} for the stubs of direct "
+                                           "calls")
+
+
+def _contents(arch: Arch, module: Module, run: Run) -> tuple[bytes, int]:
+    """The bytes of a run, and the address of its unwind rows in it (0: no room)."""
+    size = stub_size(arch, module)
+    data = bytearray(arch.padding * ((run.end - run.start) // len(arch.padding)))
+    used: list[tuple[int, int]] = []
+    for number, entry in mirrored(arch, module, run):
+        at = entry + run.distance & shim.WORD
+        offset = at - run.start
+        data[offset:offset + size] = arch.site_form.stub(at, module.slot(number), module.descriptor.flags)
+        used.append((offset, offset + size))
+    rows = fde.rows(arch, 0, [fde.Code(0, 0)])[0]
+    room = len(rows) + 4
+    before = 0
+    for low, high in (*used, (len(data), len(data))):
+        at = -(-before // ROWS_ALIGN) * ROWS_ALIGN
+        if at + room <= low:
+            rows = fde.rows(arch, run.start + at, [fde.Code(run.start, run.end - run.start)])[0]
+            data[at:at + room] = rows + bytes(4)
+            return bytes(data), run.start + at
+        before = high
+    return bytes(data), 0
+
+
+def mirrored(arch: Arch, module: Module, run: Run) -> Iterator[tuple[int, int]]:
+    """(number, run-time entry) of the functions whose stubs are in the run, ascending: those that sites.py may have left."""
+    size, functions = stub_size(arch, module), module.descriptor.functions
+    low, high = (a - run.distance - module.load_bias for a in (run.start, run.end))
+    low, high = low & shim.WORD, high & shim.WORD
+    for n in range(bisect.bisect_left(functions, low, key=lambda f: f.address), len(functions)):
+        entry = functions[n].address
+        if entry + size > high:
+            return
+        if not functions[n].flags & DETOURED and (n + 1 == len(functions) or functions[n + 1].address - entry >= size):
+            yield n, entry + module.load_bias

@@ -1,0 +1,88 @@
+"""Mirrors of pages of code: which pages, what is in them, and where turned calls find their stubs.  No process."""
+
+from __future__ import annotations
+
+import struct
+from types import SimpleNamespace
+
+import capstone
+import pytest
+
+from psu_bin import descriptor
+from psu_bin.arch import for_machine
+from psu_bin.attach import mirrors
+from psu_bin.attach.mirrors import PAGE, Run
+from psu_bin.attach.target import Module
+from psu_bin.descriptor import Descriptor, Function
+
+ARCH = for_machine(62, "")
+BIAS = 0x555500000000
+STEP = ARCH.site_form.step
+ENTRIES = (0x1000, 0x1010, 0x1016, 0x101A, 0x1FFC, 0x3000, 0x5000)
+DETOURED = 0x1010
+
+
+def module(flags: int = descriptor.MODULE_PIC) -> Module:
+    functions = tuple(Function(f"f{e:x}", e, e, 4, descriptor.DETOURED if e == DETOURED else 0, 0, 1) for e in ENTRIES)
+    d = Descriptor(62, flags, 0x8000, 8, 0xA000, b"", functions, (), (), ())
+    return Module("/m", BIAS, BIAS + 0xB000, BIAS, 62, b"", True, None, d)
+
+
+def number(entry: int) -> int:
+    return ENTRIES.index(entry)
+
+
+def test_whole_pages_and_both_that_a_stub_lies_in() -> None:
+    assert mirrors._runs(ARCH, module(), [number(0x1000), number(0x5000)]) == [
+        (BIAS + 0x1000, BIAS + 0x2000), (BIAS + 0x5000, BIAS + 0x6000)]
+    assert mirrors._runs(ARCH, module(), [number(0x1FFC)]) == [(BIAS + 0x1000, BIAS + 0x3000)]
+
+
+@pytest.mark.parametrize("flags", [descriptor.MODULE_PIC, descriptor.MODULE_PIC | descriptor.MODULE_IBT])
+@pytest.mark.parametrize("distance", [-STEP & (1 << 64) - 1, 3 * STEP])
+def test_stubs_jump_through_their_slots(flags: int, distance: int) -> None:
+    m = module(flags)
+    start = BIAS + 0x1000 + distance & (1 << 64) - 1
+    data, rows = mirrors._contents(ARCH, m, Run(distance, start, start + PAGE))
+    assert len(data) == PAGE
+    disassembler = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    stubs = set()
+    for entry in (0x1000, 0x101A):           # 0x1010 is detoured, 0x1016 too close to the next, 0x1FFC goes over the end
+        at = start + entry - 0x1000
+        i = next(disassembler.disasm(data[entry - 0x1000:], at))
+        assert "jmp" in i.mnemonic
+        (field,) = struct.unpack_from("<i", i.bytes, i.size - 4)
+        assert at + i.size + field == m.slot(number(entry))
+        stubs |= set(range(entry - 0x1000, entry - 0x1000 + i.size))
+    inside = rows - start
+    assert 0 < inside < PAGE and struct.unpack_from("<I", data, inside + 4) == (0,)      # a CIE
+    used = stubs | {n for n, byte in enumerate(data) if byte != 0xCC and n >= inside}
+    assert {n for n, byte in enumerate(data) if byte != 0xCC} <= used
+
+
+def test_place() -> None:
+    m = module()
+    low, high = Run(STEP, BIAS + 0x1000 + STEP, BIAS + 0x2000 + STEP), Run(2 * STEP, BIAS + 0x1000 + 2 * STEP, BIAS + 0x3000 + 2 * STEP)
+    assert mirrors.place(ARCH, [low, high], m, number(0x1000)) == BIAS + 0x1000 + STEP
+    assert mirrors.place(ARCH, [low, high], m, number(0x1FFC)) == BIAS + 0x1FFC + 2 * STEP
+    assert mirrors.place(ARCH, [low, high], m, number(0x5000)) is None
+    assert [n for n, _ in mirrors.mirrored(ARCH, m, high)] == [number(e) for e in (0x1000, 0x101A, 0x1FFC)]
+
+
+def test_a_place_is_free_in_reach_and_promised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    m = module()
+    taken = [SimpleNamespace(start=BIAS - STEP, end=BIAS - STEP + 0x2000), SimpleNamespace(start=BIAS, end=BIAS + 0xB000)]
+    process = SimpleNamespace(maps=lambda: tuple(taken), where="process 1")
+    runs: list[Run] = []
+    monkeypatch.setattr(mirrors.placement, "reserved", lambda process, maps: [])
+    first = mirrors._choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, runs, [])
+    assert first == Run(-2 * STEP & (1 << 64) - 1, BIAS + 0x1000 - 2 * STEP, BIAS + 0x2000 - 2 * STEP)
+    assert mirrors._choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, [], [first]).distance == -3 * STEP & (1 << 64) - 1
+    # Where the module has mirrors already, the same distance comes first.
+    runs.append(Run(5 * STEP, BIAS + 0x5000 + 5 * STEP, BIAS + 0x6000 + 5 * STEP))
+    assert mirrors._choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, runs, []).distance == 5 * STEP
+    taken[:] = [SimpleNamespace(start=0, end=1 << 47)]
+    with pytest.raises(mirrors.PsuError, match="no room"):
+        mirrors._choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, runs, [])
+
+
