@@ -79,7 +79,9 @@ void *psu_agent_main(void *unused)
     int introduced = 0;
     psu_gates_start();
     psu_turn_repair();
+    psu_debugger_repair();
     psu_commit_repair();
+    psu_reclaim_repair();
     psu_blocks_recycle(); /* a fork child has the blocks of its parent's threads */
     psu_runtime.agent_tid = psu_gettid();
     for (;;) {

@@ -20,23 +20,45 @@ int psu_staged(uint64_t address, uint64_t size, uint32_t keep)
     return -1;
 }
 
+/* A child forked anywhere in it has no entry twice, and none with one's address and another's size: at worst it loses one,
+ * and has one of no size, which nothing is unmapped for. */
+void psu_unstage_at(uint32_t i)
+{
+    uint32_t last = psu_runtime.staged_count - 1;
+    uint64_t address = psu_runtime.staged[last].address, size = psu_runtime.staged[last].size;
+    uint32_t keep = psu_runtime.staged[last].keep;
+    __atomic_store_n(&psu_runtime.staged[i].size, 0, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&psu_runtime.staged_count, last, __ATOMIC_SEQ_CST);
+    if (i == last)
+        return;
+    psu_runtime.staged[i].address = address;
+    psu_runtime.staged[i].keep = keep;
+    __atomic_store_n(&psu_runtime.staged[i].size, size, __ATOMIC_SEQ_CST);
+}
+
 void psu_unstage(uint64_t address, uint64_t size)
 {
     for (uint32_t i = 0; i < psu_runtime.staged_count; i++)
         if (psu_runtime.staged[i].address == address && PSU_PAGES(psu_runtime.staged[i].size) == PSU_PAGES(size)) {
-            psu_runtime.staged[i] = psu_runtime.staged[--psu_runtime.staged_count];
+            psu_unstage_at(i);
             return;
         }
+}
+
+/* Struck off first: a child forked in between must not unmap it once more, when something else may lie there. */
+static void unmap_staged(uint32_t until)
+{
+    while (psu_runtime.staged_count > until) {
+        uint32_t last = psu_runtime.staged_count - 1;
+        __atomic_store_n(&psu_runtime.staged_count, last, __ATOMIC_SEQ_CST);
+        psu_syscall(NR_munmap, psu_runtime.staged[last].address, psu_runtime.staged[last].size);
+    }
 }
 
 static int64_t reset(void)
 {
     psu_pins_drop();
-    while (psu_runtime.staged_count) {
-        uint32_t last = psu_runtime.staged_count - 1;
-        psu_syscall(NR_munmap, psu_runtime.staged[last].address, psu_runtime.staged[last].size);
-        psu_runtime.staged_count = last;
-    }
+    unmap_staged(0);
     return 0;
 }
 
@@ -66,17 +88,14 @@ static int64_t map(struct psu_map *m, uint32_t count)
         int64_t r = map_one(&m[i]);
         if (r) {
             psu_runtime.failed_entry = i;
-            while (psu_runtime.staged_count > before) {
-                uint32_t last = --psu_runtime.staged_count;
-                psu_syscall(NR_munmap, psu_runtime.staged[last].address, psu_runtime.staged[last].size);
-            }
+            unmap_staged(before);
             return r;
         }
         uint32_t n = psu_runtime.staged_count;
         psu_runtime.staged[n].address = m[i].address;
         psu_runtime.staged[n].size = m[i].size;
         psu_runtime.staged[n].keep = m[i].keep;
-        psu_runtime.staged_count = n + 1;
+        __atomic_store_n(&psu_runtime.staged_count, n + 1, __ATOMIC_SEQ_CST);
     }
     return 0;
 }

@@ -49,7 +49,7 @@ struct record {
     const uint32_t *retires;
 };
 
-/* What is under way, for a fork child that inherits it.  Set before step 2, cleared after step 8. */
+/* What is under way, for a fork child that inherits it.  Set after step 1, cleared at the end. */
 static struct { struct record record; uint64_t txn; } under_way;
 
 /* Marks of the checks, valid when they carry the number of this check: no clearing, no memory of their own. */
@@ -317,7 +317,7 @@ static void finish(const struct record *r)
         }
     for (uint32_t i = r->head->switches ? psu_runtime.staged_count : 0; i-- > 0;)
         if (psu_runtime.staged[i].keep)
-            psu_runtime.staged[i] = psu_runtime.staged[--psu_runtime.staged_count];
+            psu_unstage_at(i);
     if (r->head->meta && r->head->meta != psu_runtime.meta) {
         uint64_t old = psu_runtime.meta, old_size = psu_runtime.meta_size;
         psu_runtime.meta_size = r->head->meta_size;
@@ -348,13 +348,13 @@ int64_t psu_commit(const struct psu_commit *head, size_t room, uint64_t *failed)
     int64_t error = check(&r, failed);
     if (error)
         return error;
+    under_way.record = r;
+    __atomic_store_n(&under_way.txn, psu_runtime.commit_seq + 1, __ATOMIC_SEQ_CST);
     for (uint32_t i = 0; i < head->objects; i++) {
         if (r.objects[i].index >= psu_object_limit) /* before the first count, see fold() and psu_reclaim() */
             psu_object_limit = r.objects[i].index + 1;
         psu_frames_add(&r.objects[i]);
     }
-    under_way.record = r;
-    __atomic_store_n(&under_way.txn, psu_runtime.commit_seq + 1, __ATOMIC_RELEASE);
     for (uint32_t i = 0; i < head->switches; i++)
         turn(r.switches[i].old_local);
     for (uint32_t i = 0; i < head->switches; i++)
@@ -371,6 +371,20 @@ int64_t psu_commit(const struct psu_commit *head, size_t room, uint64_t *failed)
     return 0;
 }
 
+/* Gates and their number change by two stores, and the repair makes the change once more. */
+static void count_live_gates(void)
+{
+    __builtin_memset(psu_live_gates, 0, sizeof psu_live_gates);
+    for (uint32_t kind = 0; kind < PSU_GATE_KINDS; kind++)
+        for (uint32_t far = 0; far < (kind != PSU_FULL && psu_runtime.near_delta ? 2u : 1u); far++) {
+            const struct psu_kind *k = &psu_kinds[kind];
+            const struct psu_gate *g = (struct psu_gate *)((uint64_t)k->data + (far ? psu_runtime.near_delta : 0));
+            for (uint32_t i = 0; i < k->count; i++)
+                if (psu_gate_live(k, &g[i]))
+                    psu_live_gates[g[i].counter / 8]++;
+        }
+}
+
 /* In a fork child, before its own agent serves: the parent's agent may have been anywhere in psu_commit. */
 void psu_commit_repair(void)
 {
@@ -380,6 +394,7 @@ void psu_commit_repair(void)
         return;
     if (psu_runtime.commit_seq >= txn) {
         finish(r);
+        psu_pins_keep();
     } else {
         for (uint32_t i = 0; i < r->head->switches; i++) {
             const struct psu_switch *s = &r->switches[i];
@@ -397,5 +412,6 @@ void psu_commit_repair(void)
         for (uint32_t i = 0; i < r->head->objects; i++)
             psu_frames_remove(r->objects[i].index, r->objects[i].eh_frame);
     }
+    count_live_gates();
     __atomic_store_n(&under_way.txn, 0, __ATOMIC_RELEASE);
 }

@@ -266,15 +266,18 @@ void psu_save_release(struct psu_block *b, struct psu_save *s)
 
 int psu_blocks_want_recycling(void) { return (int)__atomic_load_n(&recycling_wanted, __ATOMIC_ACQUIRE); }
 
+_Static_assert(offsetof(struct psu_block, count) % 8 == 0, "both words of a counter in one store");
+
 /* A dead thread's stores are visible to whoever learns from the kernel that it is dead. */
 static void fold(struct psu_block *b)
 {
     for (uint32_t i = 0; i < psu_object_limit; i++) {
         struct psu_counter *c = &b->count[i];
         if (c->enter || c->leave) {
-            psu_totals[i].enter += c->enter;
-            psu_totals[i].leave += c->leave;
-            c->enter = c->leave = 0;
+            /* Enters first, and both words of the block at once: in a child forked in between counts are too high. */
+            __atomic_store_n(&psu_totals[i].enter, psu_totals[i].enter + c->enter, __ATOMIC_SEQ_CST);
+            __atomic_store_n(&psu_totals[i].leave, psu_totals[i].leave + c->leave, __ATOMIC_SEQ_CST);
+            __atomic_store_n((uint64_t *)c, 0, __ATOMIC_SEQ_CST);
         }
     }
 }

@@ -60,6 +60,18 @@ void psu_debugger_remove(uint32_t index)
     e->size = 0;
 }
 
+/* The parent's agent may have been anywhere in the two: what is in the list now is not to be trusted. */
+void psu_debugger_repair(void)
+{
+    __atomic_store_n(&__jit_debug_descriptor.first, 0, __ATOMIC_RELEASE);
+    for (uint32_t i = 0; i <= NEAR; i++) {
+        uint64_t size = entries[i].size;
+        entries[i].size = 0;
+        if (size && (i == NEAR || (i < psu_object_limit && psu_objects[i].state != PSU_FREE)))
+            add(&entries[i], entries[i].symfile, size);
+    }
+}
+
 /* ---- the copies of the gates ------------------------------------------------------------------------ */
 
 enum { ET_EXEC = 2, SHT_PROGBITS = 1, SHT_SYMTAB = 2, SHT_STRTAB = 3, SHT_NOBITS = 8, SHF_ALLOC = 2, SHF_EXECINSTR = 4,

@@ -191,6 +191,7 @@ static void finish(struct entry *e, uint32_t count, uint64_t eh_frame)
 
 /* libgcc's own registration: it keeps notes (struct object, 48 bytes) in our memory. */
 static struct { uint64_t words[12]; } notes[PSU_INDICES];
+static uint8_t registered[PSU_INDICES]; /* libgcc ends the program when it is to forget what it does not know */
 
 static void *registration(const char *name)
 {
@@ -209,8 +210,10 @@ void psu_frames_add(const struct psu_new_object *o)
         return;
     if (!psu_frames_in_front()) {
         void (*add)(const void *, void *) = (void (*)(const void *, void *))registration("__register_frame_info");
-        if (add)
+        if (add) {
             add((const void *)o->eh_frame, &notes[o->index]);
+            __atomic_store_n(&registered[o->index], 1, __ATOMIC_SEQ_CST);
+        }
         return;
     }
     struct entry *e = &entries[o->index];
@@ -221,6 +224,7 @@ void psu_frames_add(const struct psu_new_object *o)
     finish(e, count, o->eh_frame);
 }
 
+/* Not twice: a fork child, or the repair of a commit, may come here for what was never added or has been removed. */
 void psu_frames_remove(uint32_t index, uint64_t eh_frame)
 {
     if (!eh_frame)
@@ -230,6 +234,9 @@ void psu_frames_remove(uint32_t index, uint64_t eh_frame)
         __atomic_add_fetch(&changes, 1, __ATOMIC_RELEASE);
         return;
     }
+    if (!registered[index])
+        return;
+    __atomic_store_n(&registered[index], 0, __ATOMIC_SEQ_CST);
     void *(*drop)(const void *) = (void *(*)(const void *))registration("__deregister_frame_info");
     if (drop)
         drop((const void *)eh_frame);

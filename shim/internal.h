@@ -164,10 +164,12 @@ int64_t psu_commit(const struct psu_commit *record, size_t size, uint64_t *faile
 void psu_commit_repair(void);                 /* a fork child got a half-made commit of its parent's agent */
 int psu_staged(uint64_t address, uint64_t size, uint32_t keep);   /* exact match: index in staged, or -1 */
 void psu_unstage(uint64_t address, uint64_t size);
+void psu_unstage_at(uint32_t i);              /* the last one takes its place */
 extern uint32_t psu_live_gates[PSU_INDICES];  /* gates whose code leads into the object */
 extern uint32_t psu_object_limit;             /* one more than the highest index ever used */
 extern struct psu_object psu_objects[PSU_INDICES];
 uint32_t psu_reclaim(void);                   /* frees what is quiescent; returns how many it freed */
+void psu_reclaim_repair(void);                /* in a fork child, after psu_commit_repair */
 int64_t psu_write_off(const struct psu_surplus *s, uint32_t count, uint64_t *failed);
 
 /* ---- agent.c, threads.c ---- */
@@ -187,6 +189,7 @@ void psu_frames_add_near(uint64_t address, uint64_t size, const void *eh_frame);
 /* ---- debugger.c: agent only ---- */
 void psu_debugger_add(uint32_t index, uint64_t symfile, uint64_t size);  /* size 0: there is none */
 void psu_debugger_remove(uint32_t index);
+void psu_debugger_repair(void);               /* in a fork child, before psu_commit_repair */
 void psu_debugger_add_near(uint64_t address, uint64_t size, const uint8_t *eh_frame);
 
 /* ---- memory.c ---- */

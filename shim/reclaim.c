@@ -27,18 +27,32 @@ static struct psu_counter sum(uint32_t index)
     return s;
 }
 
+/* Each thing is struck off before it is given back: a child forked in between must not give it back once more, when something
+ * else may lie there.  It loses a region instead. */
 static void release(uint32_t index)
 {
     struct psu_object *o = &psu_objects[index];
     psu_frames_remove(index, o->eh_frame);
     psu_debugger_remove(index);
-    for (int i = 0; i < PSU_REGIONS; i++)
-        if (o->region[i].size)
-            psu_syscall(NR_munmap, o->region[i].address, PSU_PAGES(o->region[i].size));
-    __builtin_memset(o->region, 0, sizeof o->region);
+    for (int i = 0; i < PSU_REGIONS; i++) {
+        uint64_t size = o->region[i].size;
+        __atomic_store_n(&o->region[i].size, 0, __ATOMIC_SEQ_CST);
+        if (size)
+            psu_syscall(NR_munmap, o->region[i].address, PSU_PAGES(size));
+        o->region[i].address = 0;
+    }
     o->eh_frame = 0;
     psu_runtime.retired_count--;
     __atomic_store_n(&o->state, PSU_FREE, __ATOMIC_RELEASE);
+}
+
+/* In a fork child: states and their number are changed by two stores. */
+void psu_reclaim_repair(void)
+{
+    uint32_t retired = 0;
+    for (uint32_t i = 0; i < psu_object_limit; i++)
+        retired += psu_objects[i].state == PSU_RETIRED;
+    psu_runtime.retired_count = retired;
 }
 
 /* All or none.  Late threads that pass a redirected gate make the sums differ for a moment: psu-bin asks again. */

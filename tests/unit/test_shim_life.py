@@ -18,6 +18,12 @@ def test_threads_and_processes(shim: Path, case: str, compiler: str) -> None:  #
     assert run(build(shim, "life.c", compiler), case) == "ok\n"
 
 
+# Children at some of the instructions: a step, a child with an agent of its own and two commits take milliseconds.
+@pytest.mark.parametrize("case, stride", [("plain", 5), ("back", 5), ("reset", 3), ("map", 5), ("resolve", 40)])
+def test_child_forked_at_any_instruction_of_the_agent_is_sound(shim: Path, case: str, stride: int) -> None:  # noqa: F811
+    assert run(build(shim, "forked.c"), case, str(stride), timeout=300).endswith("\nok\n")
+
+
 @pytest.mark.parametrize("compiler", LIBCS)
 def test_process_whose_main_thread_left_ends_with_its_last_thread(shim: Path, compiler: str) -> None:  # noqa: F811
     # Standard output is a pipe: what the C library buffered must be written by exit().
