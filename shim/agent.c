@@ -160,7 +160,7 @@ void psu_agent_ensure(void)
     set_state(PSU_AGENT_STARTING);
     psu_runtime.done_seq = psu_runtime.command_seq; /* a command of the parent is not ours to run */
     psu_main_exited = 0;
-    psu_blocks_adopt();
+    psu_blocks_inherit();
     int error = start();
     psu_runtime.agent_error = error;
     if (error) {

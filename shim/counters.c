@@ -36,8 +36,8 @@ static uint32_t blocks_made, taken, enough = 16, epoch, recycling_wanted;
 
 /* Who owns the calling thread's block, as the agent can ask the kernel about.  A child of vfork runs on its parent's
  * thread-local memory, so what it calls its block is the parent's from then on; a process made with CLONE_VM alone is
- * nobody the agent knows.  Such owners never count as dead.  (A fork child's only thread is put right by
- * psu_blocks_adopt.) */
+ * nobody the agent knows.  Such owners never count as dead.  (A fork child's main thread is put right by
+ * psu_blocks_adopt when it makes a thread, or starts the agent.) */
 #define UNKNOWN_OWNER 0xffffffffu
 static uint32_t owner(void)
 {
@@ -191,6 +191,21 @@ void psu_blocks_adopt(void)
     struct psu_block *b = psu_own_block();
     if (b && b->tid != psu_gettid())
         __atomic_store_n(&b->tid, psu_gettid(), __ATOMIC_RELEASE);
+}
+
+/* In a fork child, by the first thread that comes here.  The thread that forked is the child's main thread, the others are not
+ * there.  Where another one comes first, which of the blocks the main thread brought along is not known: none counts as dead
+ * (of a process that forks and is patched in turn, this keeps as many blocks as there were threads). */
+void psu_blocks_inherit(void)
+{
+    psu_blocks_adopt();
+    if (psu_gettid() == psu_getpid())
+        return;
+    struct psu_block *own = psu_own_block();
+    struct psu_block *b = (struct psu_block *)__atomic_load_n(&psu_runtime.blocks, __ATOMIC_ACQUIRE);
+    for (; b; b = b->all)
+        if (b != own && __atomic_load_n(&b->tid, __ATOMIC_RELAXED))
+            __atomic_store_n(&b->tid, UNKNOWN_OWNER, __ATOMIC_RELEASE);
 }
 
 /* ---- lists of one thread ---------------------------------------------------------------------------- */

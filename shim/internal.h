@@ -80,6 +80,7 @@ extern const char __start_psu_leaving[] __attribute__((visibility("hidden")));
 extern const char __stop_psu_leaving[] __attribute__((visibility("hidden")));
 extern uint8_t psu_objects_without_gate[PSU_INDICES]; /* somebody is or was in it without a gate: never freed */
 void psu_blocks_adopt(void);                  /* the calling thread's block carries its own tid (after fork) */
+void psu_blocks_inherit(void);                /* the same, and what becomes of the other threads' blocks */
 void psu_blocks_recycle(void);                /* agent only */
 int psu_blocks_want_recycling(void);
 

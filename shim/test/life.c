@@ -272,6 +272,60 @@ static void fork_in_commit(void)
     }
 }
 
+/* A fork child whose agent is started by a thread that we did not see coming (a timer's, which the C library makes by itself),
+ * before its main thread, the one that forked, made any: the block that it brought along is still its own. */
+static struct psu_block *block_used_by(long (*call)(void))
+{
+    uint32_t before[64], n = 0;
+    for (struct psu_block *b = (struct psu_block *)psu_runtime.blocks; b && n < 64; b = b->all)
+        before[n++] = b->count[0].enter;
+    CHECK(call() == 101);
+    struct psu_block *b = (struct psu_block *)psu_runtime.blocks;
+    for (uint32_t more = (uint32_t)count_blocks() - n; more; more--, b = b->all)
+        if (b->count[0].enter)
+            return b;
+    for (uint32_t i = 0; i < n; i++, b = b->all)
+        if (b->count[0].enter != before[i])
+            return b;
+    return 0;
+}
+
+static long here(void) { return work(1); }
+
+static void on_timer(union sigval unused)
+{
+    (void)unused;
+    host_agent();
+}
+
+static void fork_and_timer(void)
+{
+    host_agent();
+    patch(version, 0, -1);
+    CHECK(in_thread() == 101 && work(1) == 101);
+    struct psu_block *mine = block_used_by(here);
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(30);
+        CHECK(block_used_by(here) == mine);
+        timer_t timer;
+        struct sigevent event = {.sigev_notify = SIGEV_THREAD, .sigev_notify_function = on_timer};
+        struct itimerspec soon = {.it_value.tv_nsec = 1000};
+        CHECK(timer_create(CLOCK_MONOTONIC, &event, &timer) == 0 && timer_settime(timer, 0, &soon, 0) == 0);
+        while (!agent_is((uint32_t)getpid()) || *(volatile uint32_t *)&psu_runtime.agent_state < PSU_AGENT_PARKED)
+            sleep_ms(1);
+        CHECK(block_used_by(here) == mine);
+        CHECK(mine->tid != 0, "the main thread's block counts as free");
+        for (int i = 0; i < 100; i++)
+            CHECK(block_used_by(in_thread) != mine);
+        patch(version_2, 1, 0);
+        CHECK(host_freed(0, 5000) && work(1) == 201);
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0, "%x", (unsigned)status);
+}
+
 /* main leaves by pthread_exit, the others end: the process must end, with status 0 and its output written. */
 static void *last_thread(void *unused)
 {
@@ -348,7 +402,7 @@ int main(int argc, char **argv)
 {
     static const struct { const char *name; void (*run)(void); } cases[] = {
         {"short-threads", short_threads}, {"memory", memory}, {"poor", poor}, {"fork", fork_child},
-        {"fork-in-commit", fork_in_commit}, {"vfork", vfork_child},
+        {"fork-in-commit", fork_in_commit}, {"fork-and-timer", fork_and_timer}, {"vfork", vfork_child},
         {"main-exits", main_exits}, {"c11", c11}, {"agent", agent},
         {"environment", environment}};
     CHECK(argc == 2);
