@@ -7,9 +7,12 @@
  * unmapped: an agent that sums, and a thread that pops the stack, may read a block that was just recycled.
  *
  * Everything but the recycling runs on application threads, inside any function, also in signal handlers: lock-free, no
- * heap, and correct when a handler interrupts it anywhere and does the same.  Lists of one thread (side entries, save
- * areas) need no atomic instructions: a handler leaves such a list as it found it, because its calls end before it
- * does.
+ * heap, and correct when a handler interrupts it anywhere and does the same.
+ *
+ * A handler need not leave a thread's lists (side entries, save areas) as it found them: it may leave its own calls by longjmp,
+ * catch an exception, or go on with another context (a scheduler that preempts).  So a list is a hint only, and its links
+ * are never anything but entries; what says whose an entry is, is a word in it, which one instruction changes from
+ * free to taken.  A list may lead to entries in use, and miss free ones: both are put right when it is found empty.
  *
  * Without memory for a block, counts go to one shared table with locked instructions: slow but right.  So it is, too, for
  * threads without a block while psu_runtime.silent says that a system call may be the end of one of them.
@@ -72,6 +75,9 @@ static int silent(void) { return __atomic_load_n(&psu_runtime.silent, __ATOMIC_R
 
 static void *more(size_t size) { return silent() ? 0 : psu_map_anonymous(size); }
 
+#define IN_USE 1ull /* psu_side.sp, psu_save.in_use */
+#define HINTS 64u   /* a list that leads to so many entries in use is given up: it may be a circle */
+
 /* ---- entries of calls that never returned -----------------------------------------------------------
  *
  * longjmp leaves side-frame entries behind.  Nobody tells us, and a stack that is merely switched away must keep its own.
@@ -81,10 +87,7 @@ static void *more(size_t size) { return silent() ? 0 : psu_map_anonymous(size); 
  *
  * A thread looks when its free list is empty, so that what it finds is at most what one more chunk would have brought.  One
  * place of the stack is looked for at a time; as the looking happens at whatever call finds the list empty, each place has its
- * turn.  To look is worth it when the entries that came since the last time are 1/64 of all: constant work for each call.
- *
- * `next` of a free entry, or of one that a gate has just claimed and not yet written, is the address of an entry or 0, never
- * a stack pointer. */
+ * turn.  To look is worth it when the entries that came since the last time are 1/64 of all: constant work for each call. */
 #define TAIL_CALLS 16u
 
 static int in_chain(const struct psu_side *s, const struct psu_side *const *chain, uint32_t length)
@@ -99,13 +102,16 @@ static uint32_t give_back(struct psu_block *b, struct psu_side *s, uint32_t coun
                           const struct psu_side *const *live, uint32_t length)
 {
     uint32_t found = 0;
-    for (; count-- > 0; s++)
+    for (; count-- > 0; s++) {
         /* One instruction decides between us and a signal handler that looks for the same place. */
-        if (s->sp == sp && !in_chain(s, live, length) && psu_take_word(&s->sp, sp)) {
+        if (s->sp == (sp | IN_USE) && !in_chain(s, live, length))
+            psu_take_word(&s->sp, sp | IN_USE);
+        if (!s->sp && !psu_claim_word(&s->sp, IN_USE)) { /* or nobody's, and not in the list */
             psu_side_give_save(b, s);
             psu_side_release(b, s);
             found++;
         }
+    }
     return found;
 }
 
@@ -214,7 +220,17 @@ struct psu_side *psu_side_claim(struct psu_block *b, const struct psu_call *call
 {
     struct psu_side *volatile *head = &b->free;
     struct psu_side *s;
-    while (!(s = *head)) {
+    for (uint32_t hints = 0;;) {
+        if ((s = *head) && hints++ < HINTS) {
+            *head = s->next;
+            if (!psu_claim_word(&s->sp, call->sp | IN_USE)) {
+                s->save = 0;
+                return s;
+            }
+            continue;
+        }
+        hints = 0;
+        *head = 0;
         if (find_abandoned(b, call))
             continue;
         struct psu_side *chunk = more(SIDES_IN_CHUNK * sizeof *chunk);
@@ -228,10 +244,6 @@ struct psu_side *psu_side_claim(struct psu_block *b, const struct psu_call *call
         chunk[SIDES_IN_CHUNK - 1].next = *head;
         *head = chunk + 1;
     }
-    *head = s->next; /* before anything is written into it: a handler may want one too */
-    s->save = 0;
-    s->sp = call->sp;
-    return s;
 }
 
 void psu_side_release(struct psu_block *b, struct psu_side *s)
@@ -239,6 +251,8 @@ void psu_side_release(struct psu_block *b, struct psu_side *s)
     struct psu_side *volatile *head = &b->free;
     s->next = *head;
     *head = s;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    *(volatile uint64_t *)&s->sp = 0; /* last: from here it may be somebody else's */
 }
 
 /* A free entry has no save: first it is taken out, so that a handler that leaves by longjmp in between leaves no second
@@ -257,17 +271,22 @@ struct psu_save *psu_save_claim(struct psu_block *b)
 {
     struct psu_save *volatile *head = &b->saves;
     struct psu_save *s;
-    while (!(s = *head)) {
+    for (uint32_t hints = 0;;) {
+        if ((s = *head) && hints++ < HINTS) {
+            *head = s->next;
+            if (!psu_claim_word(&s->in_use, IN_USE))
+                return s;
+            continue;
+        }
+        hints = 0;
         struct psu_save *chunk = more(PSU_PAGES(SAVES_IN_CHUNK * sizeof *chunk));
         if (!chunk)
             return 0;
         for (uint32_t i = 0; i + 1 < SAVES_IN_CHUNK; i++)
             chunk[i].next = &chunk[i + 1];
-        chunk[SAVES_IN_CHUNK - 1].next = *head;
+        chunk[SAVES_IN_CHUNK - 1].next = 0; /* what was there led to nothing that was free */
         *head = chunk;
     }
-    *head = s->next;
-    return s;
 }
 
 void psu_save_release(struct psu_block *b, struct psu_save *s)
@@ -275,6 +294,8 @@ void psu_save_release(struct psu_block *b, struct psu_save *s)
     struct psu_save *volatile *head = &b->saves;
     s->next = *head;
     *head = s;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    *(volatile uint64_t *)&s->in_use = 0;
 }
 
 /* ---- recycling: the agent only ---------------------------------------------------------------------- */

@@ -18,8 +18,8 @@ struct psu_gate_state {
     int entry;     /* DWARF number of the register with the side-frame entry that was claimed, -1: none */
 };
 
-/* The call that wants a side-frame entry: its caller's stack pointer after it, and what the gate found as return
- * address and frame pointer. */
+/* The call that wants a side-frame entry: where it stands on the stack, as gates store it in psu_side.sp, and what the gate
+ * found as return address and frame pointer. */
 struct psu_call { uint64_t sp, return_address, fp; };
 
 #include "arch.h"
@@ -55,7 +55,8 @@ uint32_t psu_gettid(void);
 /* Where a PSU_FULL gate keeps the registers that it restores: general ones by hardware number, vector ones in full. */
 struct psu_save {
     struct psu_save *next;
-    uint64_t reserved[7];
+    uint64_t in_use;
+    uint64_t reserved[6];
     uint64_t general[16];
     uint8_t vector[PSU_SAVED_VECTORS][PSU_VECTOR_SIZE];
 };

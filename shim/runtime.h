@@ -35,12 +35,9 @@ struct psu_counter { uint32_t enter, leave; };
 struct psu_side {
     uint64_t saved_fp;
     uint64_t return_address;
-    uint64_t reserved;
+    struct psu_side *next; /* in the thread's list of free entries: see counters.c */
     uint64_t gate;         /* PSU_FULL: address of the gate's psu_gate */
-    union {
-        struct psu_side *next; /* while it is free: free list of the thread */
-        uint64_t sp;           /* while it is in use: the stack pointer during the call, see counters.c */
-    };
+    uint64_t sp;           /* 0: free; else bit 0 is set, and the rest is the stack pointer in the gate (0: not yet) */
     struct psu_save *save; /* PSU_FULL: registers to restore, or 0 */
     uint64_t reserved2[2];
 };

@@ -53,9 +53,10 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
         struct psu_side *s = (struct psu_side *)get_register(context, state.entry);
         /* The unwinder is about to read the caller's registers from the entry; a signal handler must not be given it
          * before that.  So it goes back to the list with the next one. */
-        if (b->deferred)
-            psu_side_release(b, b->deferred);
-        s->next = 0; /* not in use any more, for those who look for abandoned ones */
+        struct psu_side *last = b->deferred;
+        if (last && psu_take_word((uint64_t *)&b->deferred, (uint64_t)last))
+            psu_side_release(b, last);
+        s->sp = 1; /* in use, at no place of the stack, for those who look for abandoned ones */
         psu_side_give_save(b, s);
         b->deferred = s;
     }

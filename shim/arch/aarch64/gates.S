@@ -169,8 +169,9 @@ psu_plain_gates:
 /* ---- SIDE ---------------------------------------------------------------------------------------------
  * The stack pointer never moves, so that the callee finds its arguments where it expects them.  The frame record is in
  * an entry of the thread's free list (struct psu_side), which x29 points at.  x29 is callee-saved: on return it names
- * the entry again.  The list's head moves before the entry is written, and the entry is given back when nothing in it
- * is needed any more: a signal handler may use the list anywhere between.
+ * the entry again.  A signal handler may use the list anywhere in between, and need not leave it as it was
+ * (counters.c); its own calls are over when it returns, so that between the look at SIDE_SP and the store an entry may
+ * come and go.  (Not so if the handler switched to another context, which keeps the entry: a scheduler that preempts.)
  *
  * The caller's sp would be the CFA, but during the call it equals the version's CFA, and unwinders tell frames apart by
  * it: libgcc would take the gate for the handler that it found in the gate's caller, and abort.  So we say that the CFA
@@ -187,15 +188,17 @@ MARK side_start
         cbz     x16, 8f
         ldur    x17, [x16, #BLOCK_FREE]
         cbz     x17, 8f
-1:      ldr     x10, [x17, #SIDE_NEXT]
+1:      ldr     x10, [x17, #SIDE_SP]
+        cbnz    x10, 8f
+        add     x10, sp, #1
+        str     x10, [x17, #SIDE_SP]
+        ldr     x10, [x17, #SIDE_NEXT]
         stur    x10, [x16, #BLOCK_FREE]
 MARK side_claimed
         stp     x29, x30, [x17, #SIDE_FP]
         mov     x29, x17
 MARK side_moved
         IN_ENTRY
-        mov     x10, sp
-        str     x10, [x29, #SIDE_SP]
         LOAD_COUNTER data
         tbz     x16, #SELF_LSE_BIT, 6f
         mov     w9, #1
@@ -211,6 +214,7 @@ MARK side_back
 3:      ldur    x10, [x16, #BLOCK_FREE]
         str     x10, [x17, #SIDE_NEXT]
         stur    x17, [x16, #BLOCK_FREE]
+        str     xzr, [x17, #SIDE_SP]
 MARK side_released
         LOAD_COUNTER data
         add     x16, x16, #BLOCK_LEAVE

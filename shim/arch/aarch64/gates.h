@@ -33,7 +33,7 @@
 
 #define SIDE_FP 0
 #define SIDE_RETURN 8
-#define SIDE_NEXT 32
+#define SIDE_NEXT 16
 #define SIDE_SP 32
 
 /* psu_vectors: what the vector registers of this processor are. */

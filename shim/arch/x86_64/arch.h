@@ -127,11 +127,11 @@ static inline void psu_frame_leave(struct psu_frame *f, uint32_t kind)
 
 static inline struct psu_call psu_frame_side_call(const struct psu_frame *f)
 {
-    return (struct psu_call){(uint64_t)&f->above[2], f->above[1], f->above[0]};
+    return (struct psu_call){(uint64_t)&f->above[0], f->above[1], f->above[0]};
 }
 static inline struct psu_call psu_frame_full_call(const struct psu_frame *f)
 {
-    return (struct psu_call){(uint64_t)&f->above[1], f->above[0], f->rbp};
+    return (struct psu_call){(uint64_t)&f->back, f->above[0], f->rbp}; /* as if it had pushed rbp, as SIDE does */
 }
 
 /* Where psu_frame has volatile general register n of psu_gate.preserve; 0 if it is none. */

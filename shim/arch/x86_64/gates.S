@@ -166,9 +166,10 @@ psu_plain_gates:
 /* ---- SIDE ---------------------------------------------------------------------------------------------
  * The return address leaves the stack before the call and is back before the return, so that the callee finds its
  * arguments where it expects them.  In between it is in an entry of the thread's free list (struct psu_side), which rbp
- * points at.  rbp is callee-saved: on return it names the entry again.  The list's head moves before the entry is
- * written, and the entry is given back when nothing in it is needed any more: a signal handler may use the list
- * anywhere between. */
+ * points at.  rbp is callee-saved: on return it names the entry again.  A signal handler may use the list anywhere in
+ * between, and need not leave it as it was (counters.c): so one instruction makes the entry ours, `btsq`, and one gives
+ * it back when nothing in it is needed any more.  64 bits, as all accesses of that word: a load waits long for a
+ * narrower store before it. */
 .macro SIDE_GATE
 MARK side_start
         endbr64
@@ -179,7 +180,10 @@ MARK side_own_enter
         mov     BLOCK_FREE(%r11), %rbp
         test    %rbp, %rbp
         jz      8f
-1:      pushq   SIDE_NEXT(%rbp)
+1:      btsq    $0, SIDE_SP(%rbp)
+        jc      8f
+        add     %rsp, SIDE_SP(%rbp)
+        pushq   SIDE_NEXT(%rbp)
 MARK side_next_pushed
         popq    BLOCK_FREE(%r11)
 MARK side_claimed
@@ -187,7 +191,6 @@ MARK side_claimed
 MARK side_rbp_moved
         popq    SIDE_RETURN(%rbp)
 MARK side_return_moved
-        mov     %rsp, SIDE_SP(%rbp)
         add     psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_COUNTER(%rip), %r11
         incl    BLOCK_ENTER(%r11)
 MARK side_counted
@@ -200,6 +203,8 @@ MARK side_return_back
         mov     BLOCK_FREE(%r11), %rsi
         mov     %rsi, SIDE_NEXT(%rbp)
         mov     %rbp, BLOCK_FREE(%r11)
+        xor     %esi, %esi
+        mov     %rsi, SIDE_SP(%rbp)
 MARK side_released
         mov     %rcx, %rbp
 MARK side_rbp_back

@@ -10,7 +10,7 @@
  * the program counter alone. */
 #define PSU_PLAIN_STRIDE 128
 #define PSU_PLAIN_GATES 8192
-#define PSU_SIDE_STRIDE 128
+#define PSU_SIDE_STRIDE 256 /* 128 but for the slow paths */
 #define PSU_SIDE_GATES 8192
 #define PSU_FULL_STRIDE 32
 #define PSU_FULL_GATES 2048
@@ -34,7 +34,7 @@
 
 #define SIDE_FP 0
 #define SIDE_RETURN 8
-#define SIDE_NEXT 32
+#define SIDE_NEXT 16
 #define SIDE_SP 32
 
 #endif

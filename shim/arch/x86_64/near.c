@@ -27,8 +27,8 @@ enum { MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20, MAP_NORESERVE = 0x4000, MAP_FIXED_
 #define TRIES 24
 #define BELOW_PROGRAM (256ull << 20)
 #define HIGHEST_LOW 0x7c000000ull   /* position-dependent programs: leave room above for code with 32-bit addresses */
-#define PAGES (PSU_PLAIN_STRIDE * PSU_PLAIN_GATES / 4096)
-_Static_assert(PSU_PLAIN_STRIDE * PSU_PLAIN_GATES == PSU_SIDE_STRIDE * PSU_SIDE_GATES, "one number of pages");
+#define PAGES (PSU_SIDE_STRIDE * PSU_SIDE_GATES / 4096)
+_Static_assert(PSU_PLAIN_STRIDE * PSU_PLAIN_GATES <= PSU_SIDE_STRIDE * PSU_SIDE_GATES, "pages of one kind, at most");
 
 uint8_t psu_gate_area[AREA_END] __attribute__((aligned(4096)));
 static uint8_t ready[2][PAGES]; /* [kind][page]: the copy is filled in and executable */
