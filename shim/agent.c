@@ -12,7 +12,7 @@
  * program in a sandbox runs as it did; psu-bin reads the sandbox's rules before the first command.
  *
  * It is an ordinary pthread_create thread, because glibc and musl change credentials and the like by signalling every
- * thread that they know.  Those signals (32 to 34) are therefore the only ones it does not block.
+ * thread that they know.  Those signals (33 and 34) are therefore the only ones it does not block.
  *
  * One thing a silent extra thread breaks: a program whose main thread leaves with pthread_exit ends when the last
  * thread does.  The agent sees to that: once main is gone and only the agent is left, it calls exit(0), as the C
@@ -23,7 +23,9 @@
 enum { PR_SET_NAME = 15, SIG_BLOCK = 0, SIG_SETMASK = 2, AT_FDCWD = -100, O_CLOEXEC = 02000000,
        SIGNALS_BYTES = 8 /* kernel's sigset_t */, DETACHED = 1 };
 #define STACK_SIZE (256ul << 10)
-#define LIBRARY_SIGNALS (7ull << 31) /* 32, 33, 34 */
+/* 33, 34: glibc and musl wait, with a lock that pthread_create takes, until each thread has had its one.  32: glibc cancels a
+ * thread with it, musl's timers have it. */
+#define SYNC_SIGNALS (3ull << 32)
 #define POLL_FIRST 1u                /* milliseconds */
 #define POLL_LAST 1000u
 #define POLL_LAST_THREAD 50u         /* main is gone: is anybody else left? */
@@ -134,8 +136,6 @@ static int start(void)
     if (!create || !init || !detached || init(&attributes))
         return PSU_ENOSYS;
     detached(&attributes, DETACHED);
-    uint64_t block = ~LIBRARY_SIGNALS, before = 0;
-    psu_syscall(NR_rt_sigprocmask, SIG_SETMASK, &block, &before, SIGNALS_BYTES);
     uint64_t thread[2];
     int error = PSU_EINVAL;
     /* The stack also holds the program's thread-local variables, of unknown size: EINVAL says that it is too small. */
@@ -144,15 +144,11 @@ static int start(void)
             stack(&attributes, size);
         error = create(thread, &attributes, psu_agent_main, 0);
     }
-    psu_syscall(NR_rt_sigprocmask, SIG_SETMASK, &before, 0, SIGNALS_BYTES);
     return error;
 }
 
-void psu_agent_ensure(void)
+static void start_once(uint32_t pid, uint32_t owner)
 {
-    uint32_t pid = psu_getpid(), owner = __atomic_load_n(&psu_runtime.agent_pid, __ATOMIC_ACQUIRE);
-    if (owner == pid)
-        return;
     /* Never started, or this is a fork child with a copy of its parent's words.  One thread wins; the others go on. */
     if (!__atomic_compare_exchange_n(&psu_runtime.agent_pid, &owner, pid, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
         return;
@@ -168,4 +164,18 @@ void psu_agent_ensure(void)
         __atomic_store_n(&psu_runtime.agent_pid, 0, __ATOMIC_RELEASE);
     }
     psu_errno_set(saved);
+}
+
+void psu_agent_ensure(void)
+{
+    uint32_t pid = psu_getpid(), owner = __atomic_load_n(&psu_runtime.agent_pid, __ATOMIC_ACQUIRE);
+    if (owner == pid)
+        return;
+    /* From here to the end no handler of the program's may run: this may be a borrowed thread, which waits in a call that
+     * handlers may leave by longjmp, and threads may be cancelled in, and the dynamic linker's and malloc's locks would stay
+     * taken.  The agent inherits the mask. */
+    uint64_t block = ~SYNC_SIGNALS, before = 0;
+    psu_syscall(NR_rt_sigprocmask, SIG_SETMASK, &block, &before, SIGNALS_BYTES);
+    start_once(pid, owner);
+    psu_syscall(NR_rt_sigprocmask, SIG_SETMASK, &before, 0, SIGNALS_BYTES);
 }

@@ -73,6 +73,10 @@ def test_a_signal_at_any_instruction_of_a_call_leaves_entries_with_one_owner(shi
     assert out.endswith("\nok\n")
 
 
+def test_a_thread_that_starts_the_agent_is_not_left_halfway_by_a_handler(shim: Path) -> None:  # noqa: F811
+    assert run(build(shim, "jumped.c"), "start", "0", "10", *routine_offsets(shim), timeout=300).endswith("\nok\n")
+
+
 UNWINDERS = [["-O2"], ["-fno-omit-frame-pointer"], ["-static-libgcc", "-static-libstdc++"]]
 
 
