@@ -138,6 +138,7 @@ static int64_t protect(const struct psu_map *m, uint32_t count)
  * notes is the agent's own (dlerror is per thread). */
 static int64_t resolve(struct psu_symbol *s, uint32_t count)
 {
+    psu_unwinder_find();
     for (uint32_t i = 0; i < count; i++) {
         void *library = 0;
         s[i].value = 0;

@@ -181,6 +181,9 @@ void psu_agent_wake(void);
 void psu_threads_start(void);                 /* from the constructor: find the real functions */
 extern uint32_t psu_main_exited;              /* the main thread called pthread_exit */
 
+/* ---- unwind.c ---- */
+void psu_unwinder_find(void);                 /* ahead of time, when the dynamic linker is asked anyway */
+
 /* ---- frames.c ---- */
 void psu_frames_start(void);
 int psu_frames_in_front(void);                /* unwinders ask us first */

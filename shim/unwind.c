@@ -20,27 +20,35 @@ extern uint64_t _Unwind_GetIP(struct _Unwind_Context *) __attribute__((weak, vis
 extern uint64_t _Unwind_GetGR(struct _Unwind_Context *, int) __attribute__((weak, visibility("default")));
 
 
-/* A C program gets libgcc_s only when it first unwinds, as a private library of the C library: find it there.  We are
- * called by the unwinder, so it is loaded. */
-static void *unwinder(void *known, const char *name)
+/* A C program gets libgcc_s only when it first unwinds, as a private library of the C library: find it there.  Looking takes
+ * the dynamic linker's lock, which may be held by a thread that waits for this one (a constructor that joins it): the agent
+ * has looked before, and what is found stays loaded. */
+static uint64_t (*found_ip)(struct _Unwind_Context *);
+static uint64_t (*found_register)(struct _Unwind_Context *, int);
+
+void psu_unwinder_find(void)
 {
-    if (known)
-        return known;
+    if (_Unwind_GetIP || __atomic_load_n(&found_ip, __ATOMIC_ACQUIRE))
+        return;
     void *library = psu_open_library("libgcc_s.so.1", 0);
-    void *f = library ? psu_find_symbol(library, name, 0) : 0;
-    if (library)
+    if (!library)
+        return;
+    void *ip = psu_find_symbol(library, "_Unwind_GetIP", 0), *get = psu_find_symbol(library, "_Unwind_GetGR", 0);
+    if (!ip || !get) {
         psu_close_library(library);
-    return f;
+        return;
+    }
+    __atomic_store_n((void **)&found_register, get, __ATOMIC_RELAXED);
+    __atomic_store_n((void **)&found_ip, ip, __ATOMIC_RELEASE);
 }
 
 static int personality(uint32_t kind, int actions, struct _Unwind_Context *context)
 {
     if (!(actions & CLEANUP_PHASE))
         return CONTINUE_UNWIND;
-    uint64_t (*get_ip)(struct _Unwind_Context *) =
-        (uint64_t(*)(struct _Unwind_Context *))unwinder((void *)_Unwind_GetIP, "_Unwind_GetIP");
-    uint64_t (*get_register)(struct _Unwind_Context *, int) =
-        (uint64_t(*)(struct _Unwind_Context *, int))unwinder((void *)_Unwind_GetGR, "_Unwind_GetGR");
+    psu_unwinder_find();
+    uint64_t (*get_ip)(struct _Unwind_Context *) = _Unwind_GetIP ? _Unwind_GetIP : found_ip;
+    uint64_t (*get_register)(struct _Unwind_Context *, int) = _Unwind_GetGR ? _Unwind_GetGR : found_register;
     struct psu_block *b = psu_block_get();
     if (!b)
         return CONTINUE_UNWIND; /* counts stay too high: the object is kept, which is safe */

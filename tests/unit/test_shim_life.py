@@ -40,6 +40,12 @@ def test_borrowed_thread_comes_back_as_it_was(shim: Path) -> None:  # noqa: F811
     assert run(build(shim, "borrow.c")) == "ok\n"
 
 
+def test_a_thread_leaves_a_gate_while_another_holds_the_dynamic_linkers_lock(shim: Path) -> None:  # noqa: F811
+    library = shim.parent / "joining.so"
+    subprocess.run(["gcc", *FLAGS, "-DLIBRARY", "-shared", str(SHIM / "test" / "joining.c"), "-o", str(library)], check=True)
+    assert run(build(shim, "joining.c"), str(library)) == "ok\n"
+
+
 @pytest.mark.parametrize("threads", ["threads", "alone"])
 def test_shim_that_comes_with_a_plugin(shim: Path, threads: str) -> None:  # noqa: F811
     plugin, program = shim.parent / "plugin.so", shim.parent / "plugin"
