@@ -13,7 +13,8 @@ LIBCS = ["gcc", pytest.param("musl-gcc", marks=pytest.mark.skipif(not shutil.whi
 
 
 @pytest.mark.parametrize("compiler", LIBCS)
-@pytest.mark.parametrize("case", ["short-threads", "memory", "poor", "fork", "fork-in-commit", "fork-and-timer", "vfork", "c11", "agent"])
+@pytest.mark.parametrize("case", ["short-threads", "memory", "poor", "fork", "fork-in-commit", "fork-and-timer", "vfork",
+                                  "c11", "agent"])
 def test_threads_and_processes(shim: Path, case: str, compiler: str) -> None:  # noqa: F811
     assert run(build(shim, "life.c", compiler), case) == "ok\n"
 
