@@ -7,8 +7,9 @@
  * Another process, the parent, steps a thread n instructions from a fixed place on, for n = 0, 1, 2, ... until the call is
  * over; then it lets the thread go on with a signal, whose handler cancels it right there.  Each n has a thread of its own.
  *
- * Arguments: KIND of gate, STRIDE (3: on the longest ways only every third n), and the offsets of the three "pending" and the three
- * "redirect" routines from psu_runtime, as for conventions.c. */
+ * Arguments: KIND of gate, STRIDE (3: on the longest ways only every third n), COARSE (4: everywhere n grows by a quarter of
+ * itself as well, where steps are slow; 0: it does not), and the offsets of the three "pending" and the three "redirect"
+ * routines from psu_runtime, as for conventions.c. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <signal.h>
@@ -16,6 +17,7 @@
 #include <sys/wait.h>
 
 #include "host.h"
+#include "step.h"
 
 long work(long a, long b, long c);
 long work_original(long a, long b, long c) { return a + b + c; }
@@ -29,6 +31,7 @@ static struct shared {
 } *shared;
 
 static int request[2], answer[2];       /* pipes to and from the parent */
+static int coarse;                      /* see above */
 static uint64_t counted_before;         /* a gate to call first, so that the thread has a block; 0: none */
 
 static void cancel(int number)
@@ -73,6 +76,8 @@ static void step_and_cancel(pid_t process)
     stopped(tid);
     shared->go = 1;
     for (int n = shared->steps; n > 0 && !shared->done; n -= shared->calling) {
+        if (stepped(tid))
+            continue;
         CHECK(ptrace(PTRACE_SINGLESTEP, tid, 0, 0) == 0);
         stopped(tid);
     }
@@ -97,7 +102,7 @@ static int every_instruction(const char *what, uint32_t kind, uint32_t index, in
 {
     int32_t first = inside(index), before = first;
     int n = 0;
-    for (;; n += stride) {
+    for (;; n += stride + (coarse ? n / coarse : 0)) {
         pthread_t t;
         char byte;
         void *result;
@@ -136,9 +141,9 @@ static uint64_t gate(uint32_t kind, uint32_t number)
     return psu_runtime.pool[kind].first + (uint64_t)number * psu_runtime.pool[kind].stride;
 }
 
-static void all_states(uint32_t kind, uint32_t index, uint32_t preserve, const uint64_t *routines, int coarse)
+static void all_states(uint32_t kind, uint32_t index, uint32_t preserve, const uint64_t *routines, int longest)
 {
-    int stride = kind == PSU_FULL ? coarse : 1;
+    int stride = kind == PSU_FULL ? longest : 1;
     uint64_t slot = (uint64_t)work_original, now = psu_runtime.commit_seq;
     uint64_t settled = gate(kind, 10), other = gate(kind, 11);
     poke(kind, 10, (uint64_t)version, index, preserve);
@@ -167,19 +172,20 @@ static void all_states(uint32_t kind, uint32_t index, uint32_t preserve, const u
     work_slot = settled;
     every_instruction("first call", kind, index, stride);
     psu_runtime.silent = 1;
-    every_instruction("no block", kind, index, coarse);
+    every_instruction("no block", kind, index, longest);
     work_slot = other;
-    every_instruction("no block, retired", kind, index, coarse);
+    every_instruction("no block, retired", kind, index, longest);
     psu_runtime.silent = 0;
 }
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 9);
+    CHECK(argc == 10);
     uint64_t routines[6];
     uint32_t kind = (uint32_t)atoi(argv[1]);
+    coarse = atoi(argv[3]);
     for (int i = 0; i < 6; i++)
-        routines[i] = (uint64_t)&psu_runtime + (uint64_t)strtol(argv[3 + i], 0, 0);
+        routines[i] = (uint64_t)&psu_runtime + (uint64_t)strtol(argv[4 + i], 0, 0);
     shared = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(shared != MAP_FAILED && !pipe(request) && !pipe(answer));
     setvbuf(stdout, 0, _IOLBF, 0);

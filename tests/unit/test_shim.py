@@ -57,7 +57,7 @@ def test_gates_keep_registers_flags_and_stack_arguments(shim: Path) -> None:  # 
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_a_call_cancelled_at_any_instruction_is_counted_out_at_most_once(shim: Path,  # noqa: F811
                                                                          kind: int) -> None:
-    out = run(build(shim, "cancelled.c"), str(kind), "3", *routine_offsets(shim), timeout=300)
+    out = run(build(shim, "cancelled.c"), str(kind), "3", "0", *routine_offsets(shim), timeout=300)
     assert out.endswith("\nok\n")
 
 
