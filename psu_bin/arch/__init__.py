@@ -96,8 +96,9 @@ class Arch:
     # (code, its address, low, high, absolute operands too) -> whether the code may refer to [low, high)
     may_refer: Callable[[bytes, int, int, int, bool], bool]
     branch_marks: tuple[int, int]                 # (GNU property, its bit): branches must meet marks (IBT, BTI)
-    # Whether a call in progress has its return address in memory all the time; else a leaf function has it in a register.
+    # Whether a call in progress has its return address in memory all the time; else a leaf function may have it in a register.
     returns_through_memory: bool
+    system_call: bytes                            # the instruction that makes one
 
     @property
     def scan(self) -> ModuleType:

@@ -176,4 +176,4 @@ ARCH = Arch(
             "ABS64": _ABSOLUTE64, "RELR_WORD": _ABSOLUTE64},
     moved_field="INSTRUCTION", landing=landing, relative=R_AARCH64_RELATIVE, may_refer=may_refer,
     branch_marks=(GNU_PROPERTY_AARCH64_FEATURE_1_AND, AARCH64_FEATURE_1_BTI),
-    returns_through_memory=False)
+    returns_through_memory=False, system_call=struct.pack("<I", 0xD4000001))

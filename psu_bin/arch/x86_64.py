@@ -147,4 +147,4 @@ ARCH = Arch(
     moved_field="REL32", landing=lambda flags, code: b"",        # stubs jump with `notrack`
     relative=R_X86_64_RELATIVE, may_refer=may_refer,
     branch_marks=(GNU_PROPERTY_X86_FEATURE_1_AND, X86_FEATURE_1_IBT),
-    returns_through_memory=True)
+    returns_through_memory=True, system_call=b"\x0f\x05")

@@ -107,7 +107,7 @@ class _StackArguments:
 
     def _rows(self, n: int, f: PatchFunction) -> tuple[tuple[int, int, int], ...]:
         frame = self._frames[n].get((f.section, f.start))
-        return tuple(frame.rows) if frame else ()
+        return tuple(row[:3] for row in frame.rows) if frame else ()
 
     def _jump_touches(self, layout: Layout, f: PatchFunction, at: int, name: str) -> bool:
         """A jump out of the function, at field `at`: does the code that it leads to touch stack arguments?"""

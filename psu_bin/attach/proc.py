@@ -111,6 +111,13 @@ def ran(text: str) -> int | None:
     return int(words[0])
 
 
+def switches(text: str) -> int | None:
+    """/proc/PID/task/TID/status: how often the thread was switched away from; None: the kernel does not say."""
+    fields = status(text)
+    counts = [fields.get(name, "") for name in ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")]
+    return sum(map(int, counts)) if all(re.fullmatch(r"[0-9]{1,20}", n, re.ASCII) for n in counts) else None
+
+
 def resident_pages(text: str) -> int:
     """/proc/PID/statm: pages of memory that the process has touched, 0 when it cannot be told."""
     words = text.split()

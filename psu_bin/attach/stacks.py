@@ -21,9 +21,10 @@ from psu_bin.attach import pagemap, proc, shim
 from psu_bin.attach.process import Mapping, Process
 from psu_bin.errors import PsuError
 
-PAGE = 4096
+PAGE = pagemap.PAGE
 CHUNK = 1 << 20
-ADDRESS_BITS = 48          # above them, AArch64 has signatures (PAC) of return addresses
+LISTS = 20                 # of threads, until two are equal
+ADDRESS_BITS = 48          # of an address, at most
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Standing:
     sp: int | None         # None: running, or ready to run
     pc: int | None
     ran: int | None        # nanoseconds that it has had a processor; None: the kernel does not say
+    number: int = -1       # of the system call that it waits in; -1: in none
+    switches: int | None = None    # how often it lost a processor; None: not asked for, or the kernel does not say
 
 
 @dataclass(frozen=True)
@@ -43,19 +46,28 @@ class Found:
     gate: int
 
 
-def standings(process: Process, without: int) -> dict[int, Standing]:
-    """Every thread but `without`.
+def standings(process: Process, without: int, *, switches: bool = False) -> dict[int, Standing]:
+    """Every thread but `without`; with `switches`, how often each was switched away from, too.
 
     Raises PsuError when the target may not be looked at, or ended, or /proc is not the kernel's own."""
-    try:
-        names = os.listdir(f"/proc/{process.pid}/task")
-    except OSError as e:
-        raise PsuError(process.where, "ended meanwhile") from e
     out = {}
-    for name in names:
-        if int(name) != without and (s := standing(process, int(name))) is not None:
+    for name in process.thread_names():
+        if int(name) != without and (s := standing(process, int(name), switches=switches)) is not None:
             out[s.tid] = s
     return out
+
+
+def listed(process: Process) -> frozenset[int] | None:
+    """All threads; None when they come and go faster than they can be listed.
+
+    A thread that ends while it is listed may cut the kernel's list short.  It is not in the next one: two lists that are
+    equal are whole."""
+    names = process.thread_names()
+    for _ in range(LISTS):
+        before, names = names, process.thread_names()
+        if before == names:
+            return frozenset(map(int, names))
+    return None
 
 
 def resident(process: Process) -> int:
@@ -66,7 +78,7 @@ def resident(process: Process) -> int:
         return 0
 
 
-def standing(process: Process, tid: int) -> Standing | None:
+def standing(process: Process, tid: int, *, switches: bool = False) -> Standing | None:
     """Where thread `tid` is; None: it is gone.  Raises PsuError as standings()."""
     folder = f"/proc/{process.pid}/task/{tid}"
     try:
@@ -79,16 +91,21 @@ def standing(process: Process, tid: int) -> Standing | None:
         time = proc.read(f"{folder}/schedstat")
     except OSError:
         time = ""
-    return stands(tid, where, time, f"{folder}/syscall")
+    try:
+        # Behind the other: a thread that blocks again after it ran has been switched away from once more by then.
+        status = proc.read(f"{folder}/status") if switches else ""
+    except OSError:
+        return None
+    return stands(tid, where, time, f"{folder}/syscall", status)
 
 
-def stands(tid: int, syscall: str, schedstat: str, where: str) -> Standing:
-    """What the texts of two files of a thread say; `where`: the name of the first, for the PsuError that it is odd."""
+def stands(tid: int, syscall: str, schedstat: str, where: str, status: str = "") -> Standing:
+    """What the texts of three files of a thread say; `where`: the name of the first, for the PsuError that it is odd."""
     waiting = proc.syscall(syscall, where)
     ran = proc.ran(schedstat)
     if waiting is None:
         return Standing(tid, None, None, ran)
-    return Standing(tid, waiting.stack_pointer, waiting.program_counter, ran)
+    return Standing(tid, waiting.stack_pointer, waiting.program_counter, ran, waiting.number, proc.switches(status))
 
 
 class Gates:
@@ -124,6 +141,9 @@ class Memory:
         self.gates = gates
         self.maps = tuple(m for m in maps if _may_be_stack(m))
         self.unclear = False            # something was too much to be searched
+        # AArch64 signs return addresses (PAC) in the bits above those of addresses, of which there may be 36 to 48: no more
+        # than it takes for the highest one.
+        self.bits = min(max((m.end - 1 for m in maps), default=0).bit_length(), ADDRESS_BITS)
 
     def search(self, start: int, end: int) -> Iterator[Found]:
         """The words in [start, end) that are addresses inside gates.  What is unmapped meanwhile is left out."""
@@ -143,7 +163,7 @@ class Memory:
             for page in range(at, at + size, PAGE):
                 yield from self._words(page, min(PAGE, at + size - page))
             return
-        words = numpy.frombuffer(data, numpy.uint64) & numpy.uint64((1 << ADDRESS_BITS) - 1)
+        words = numpy.frombuffer(data, numpy.uint64) & numpy.uint64((1 << self.bits) - 1)
         for low, high, _ in self.gates.pools:
             for i in numpy.flatnonzero(words - numpy.uint64(low) < numpy.uint64(high - low)):
                 gate = self.gates.at(int(words[i]))

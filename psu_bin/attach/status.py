@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from psu_bin.attach import meta, proc, shim, surplus, target
 from psu_bin.attach.process import Process
@@ -50,13 +52,14 @@ class Status:
 def read(pid: int) -> Status:
     """The present state of process `pid`.  Raises PsuError when it cannot be read or is not instrumented."""
     t = target.read(Process(pid))
-    if surplus.sweep(t, most=surplus.BRIEF):
+    written_off, unseen = surplus.sweep(t, most=surplus.BRIEF)
+    if written_off:
         _until_freed(t)
-    return of(t)
+    return of(t, unseen)
 
 
-def of(t: target.Target) -> Status:
-    """As read, of a target that is known already; nothing in it is touched."""
+def of(t: target.Target, unseen: Mapping[int, frozenset[int]] = MappingProxyType({})) -> Status:
+    """As read, of a target that is known already; nothing in it is touched.  `unseen` as in surplus.Survey."""
     process = t.process
     runtime, notes = _consistent(t)
     objects = {o.index: o for o in runtime.read_objects(process)}
@@ -74,7 +77,7 @@ def of(t: target.Target) -> Status:
         if any(o.state == shim.CURRENT for o in alive):
             state = "current"
         active = sum(n for o in alive for n in counts[o.index].values())
-        kept = _why(process, p, alive, counts, notes) if alive else None
+        kept = _why(process, p, alive, counts, notes, unseen) if alive else None
         patches.append(PatchStatus(p.id, p.name, state, tuple(p.functions), max(active, 0),
                                    sum(o.bytes for o in alive), kept))
     modules = tuple(ModuleStatus(m.path, m.build_id.hex(), len(m.descriptor.functions)) for m in t.modules)
@@ -97,7 +100,7 @@ def _consistent(t: target.Target) -> tuple[shim.Runtime, meta.Notes]:
 
 
 def _why(process: Process, p: meta.PatchNotes, alive: list[shim.Object], counts: dict[int, dict[int, int]],
-         notes: meta.Notes) -> str | None:
+         notes: meta.Notes, unseen: Mapping[int, frozenset[int]]) -> str | None:
     """Why memory of a patch that was superseded or reverted is still there; None for one that is simply current."""
     retired = [o for o in alive if o.state == shim.RETIRED]
     if retired:
@@ -106,6 +109,8 @@ def _why(process: Process, p: meta.PatchNotes, alive: list[shim.Object], counts:
             for tid, n in sorted(counts[o.index].items()):
                 if n > 0:
                     reasons.append(_who(process, p, o, tid, n))
+            if reasons and o.index in unseen:
+                reasons.append(_undecided(unseen[o.index]))
         return "; ".join(reasons) or "the agent has not freed it yet"
     current = {f.name for f in notes.functions if f.history and f.history[-1] == p.id}
     if p.reverted or not current:
@@ -125,6 +130,12 @@ def _who(process: Process, p: meta.PatchNotes, o: shim.Object, own_tid: int, n: 
         names = [name for name, start, _ in p.code if any(a <= start < a + size for a, size in o.regions)]
         where = names[0] if len(names) == 1 else f"one of {len(names)} functions: {_some(names)}"
     return f"{calls} of thread {thread.tid} in {where}"
+
+
+def _undecided(threads: frozenset[int]) -> str:
+    """`threads` as in surplus.Survey.unseen: not empty."""
+    first = f"thread {min(threads)}" + (f" and {len(threads) - 1} more" if len(threads) > 1 else "")
+    return f"or they were left without returning (longjmp), which cannot be told: {first} was not seen to wait where that shows"
 
 
 def _some(names: list[str]) -> str:
@@ -163,7 +174,7 @@ def wait(pid: int, timeout: float | None) -> None:
     t = target.read(process)
     deadline = None if timeout is None else time.monotonic() + timeout
     pause = 0.001
-    look = time.monotonic() + LOOK_AFTER
+    look, clearing = time.monotonic() + LOOK_AFTER, surplus.begin(t)
     while (n := retired(process, t.runtime_address)):
         if not process.alive():
             raise PsuError(process.where, "ended meanwhile")
@@ -171,7 +182,7 @@ def wait(pid: int, timeout: float | None) -> None:
             raise PsuError(process.where, f"still holds {n} retired object{'s' if n != 1 else ''} after {timeout:g} s",
                            f"psu-bin status {pid} says what keeps them")
         if time.monotonic() > look:
-            surplus.sweep(t)
+            surplus.sweep(t, clearing=clearing)
             look = time.monotonic() + LOOK_EVERY
         time.sleep(pause)
         pause = min(pause * 1.5, 0.05)

@@ -21,7 +21,8 @@ written off (the agent counts that many out) and the object is freed.  Why what 
 Stacks are not moved by the programs that we know; the second search goes the other way, so that a program that copies
 a stack from one place to another would have to do so twice, in opposite directions, to be missed.
 
-Where a call's return address may be in a register only (AArch64: a leaf function), nothing is written off.
+Where a call's return address may be in a register only (AArch64: a leaf function), 2 does not hold, and there are other
+looks: clearing.py says which, and why they are enough.
 
 Stale addresses, below the stack pointer, would keep an object for as long as nothing overwrites them.  So what lies below the
 stack pointer on a thread's own stack does not count, if the thread was blocked all the time, its stack is a whole mapping with
@@ -31,17 +32,22 @@ a guard page below it (or the main thread's), and no part of the program can swi
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from psu_bin import arch as arch_package
 from psu_bin.attach import shim, stacks
-from psu_bin.attach.process import Mapping, Process
+from psu_bin.attach.clearing import Clearing, blocked
+from psu_bin.attach.leaf import Unwinding
+from psu_bin.attach.process import Mapping
 from psu_bin.attach.target import Target
 from psu_bin.attach.tracing import AgentSession, agent_thread
 from psu_bin.errors import PsuError
 
 PAST = 1_000_000            # nanoseconds; the few instructions take 10
 PATIENCE = 0.5              # seconds that running threads have for it
+LOOKING = 0.5               # seconds within which all threads may be seen blocked, one after the other
+PAUSE = 0.02                # seconds between such looks, at least
 BRIEF = 1 << 30             # bytes of memory that are searched on the way, by who did not come for that; half a second or so
 SWITCHERS = (b"\0makecontext\0", b"\0swapcontext\0", b"\0setcontext\0")
 
@@ -61,31 +67,41 @@ class Survey:
     surplus: dict[int, tuple[int, int]]     # object: (enters, leaves)
     keepers: tuple[Keeper, ...]
     abandoned: tuple[int, ...]              # objects that nobody is in
+    # Objects of which no call was found, and threads that may be in one all the same.
+    unseen: dict[int, frozenset[int]] = field(default_factory=dict)
 
 
-def survey(t: Target) -> Survey:
+def survey(t: Target, clearing: Clearing | None = None, seconds: float = LOOKING) -> Survey:
     """Look for calls in progress in every retired object of `t` that looks busy.  Stops no thread.
 
-    Raises PsuError when the target cannot be read."""
+    clearing: what earlier surveys of this process found out, and then this one, too.  seconds: how long threads may take to
+    be seen blocked, where that matters.  Raises PsuError when the target cannot be read."""
     process, runtime = t.process, t.runtime()
-    if not all(arch_package.for_machine(m.machine, m.path).returns_through_memory for m in t.modules):
-        return Survey({}, (), ())
     retired = tuple(o.index for o in runtime.read_objects(process) if o.state == shim.RETIRED)
     surplus = {i: s for i, s in runtime.sums(process, retired).items() if s[0] != s[1]}
     if not surplus:
         return Survey({}, (), ())
     agent = agent_thread(process, runtime)
-    agent_tid = agent.tid if agent else 0
-    keepers: list[Keeper] = []
-    rest = frozenset(surplus)
-    for backwards in (False, True):
-        search = _Search(t, runtime, agent_tid, rest)
-        keepers += search.run(backwards)
-        rest -= {k.index for k in keepers}
-        if not rest or search.unclear or search.memory.unclear or not (backwards or _all_went_on(search)):
-            return Survey(surplus, tuple(keepers), ())
+    look = _Look(t, runtime, agent.tid if agent else 0)
+    if _architecture(t).returns_through_memory:
+        keepers, rest = _look_twice(look, frozenset(surplus))
+        unseen: dict[int, frozenset[int]] = {}
+    else:
+        keepers, unseen = _look_until_cleared(look, surplus, clearing or begin(t), seconds)
+        rest = frozenset(i for i, threads in unseen.items() if not threads)
     now = runtime.sums(process, tuple(rest))
-    return Survey(surplus, tuple(keepers), tuple(sorted(i for i in rest if now[i] == surplus[i])))
+    return Survey(surplus, keepers, tuple(sorted(i for i in rest if now[i] == surplus[i])),
+                  {i: threads for i, threads in unseen.items() if threads})
+
+
+def begin(t: Target) -> Clearing:
+    """For surveys that go on with what the ones before them found out."""
+    return Clearing(together=not _architecture(t).returns_through_memory and _switches_stacks(t))
+
+
+def _architecture(t: Target) -> arch_package.Arch:
+    """All modules of a process are of one."""
+    return arch_package.for_machine(t.modules[0].machine, t.modules[0].path)
 
 
 def write_off(t: Target, found: Survey) -> bool:
@@ -103,15 +119,69 @@ def write_off(t: Target, found: Survey) -> bool:
     return True
 
 
-def sweep(t: Target, at_least: int = 1, most: int = 0) -> bool:
-    """survey and write_off in one, unless fewer than `at_least` objects are retired.  Whether something was written off.
+def sweep(t: Target, at_least: int = 1, most: int = 0, clearing: Clearing | None = None,
+          seconds: float = LOOKING) -> tuple[bool, dict[int, frozenset[int]]]:
+    """survey and write_off in one, unless fewer than `at_least` objects are retired.
 
-    most: nothing is searched when the target has more bytes of memory than this; 0: however long it takes."""
+    most: nothing is searched when the target has more bytes of memory than this; 0: however long it takes.  Returns whether
+    something was written off, and Survey.unseen."""
     runtime = t.runtime()
     retired = sum(o.state == shim.RETIRED for o in runtime.read_objects(t.process))
     if retired < at_least or most and stacks.resident(t.process) > most:
-        return False
-    return write_off(t, survey(t))
+        return False, {}
+    found = survey(t, clearing, seconds)
+    return write_off(t, found), found.unseen
+
+
+class _Look(NamedTuple):
+    """Where to look."""
+    t: Target
+    runtime: shim.Runtime
+    agent_tid: int
+
+    def at(self, wanted: frozenset[int], *, switches: bool = False) -> _Search:
+        """A search for calls in progress in these objects, which begins now."""
+        return _Search(self.t, self.runtime, self.agent_tid, wanted, switches)
+
+
+def _look_twice(look: _Look, objects: frozenset[int]) -> tuple[tuple[Keeper, ...], frozenset[int]]:
+    """The calls found in some of `objects`, and those that nobody is in, where return addresses are in memory."""
+    keepers: list[Keeper] = []
+    for backwards in (False, True):
+        search = look.at(objects)
+        keepers += search.run(backwards)
+        objects -= {k.index for k in keepers}
+        if not objects or search.void or not (backwards or _all_went_on(search)):
+            return tuple(keepers), frozenset()
+    return tuple(keepers), objects
+
+
+def _look_until_cleared(look: _Look, surplus: dict[int, tuple[int, int]],
+                        clearing: Clearing, seconds: float) -> tuple[tuple[Keeper, ...], dict[int, frozenset[int]]]:
+    """The calls found in some objects, and the threads that may be in each of the others (clearing.py)."""
+    process, call = look.t.process, _architecture(look.t).system_call
+    end = time.monotonic() + seconds
+    keepers: list[Keeper] = []
+    objects = frozenset(surplus)
+    threads = stacks.listed(process)
+    if threads is None:
+        return (), {}
+    clearing.begin(surplus, threads - {look.agent_tid})
+    while True:
+        began = time.monotonic()
+        search = look.at(objects, switches=True)
+        keepers += search.run(backwards=False)
+        objects -= {k.index for k in keepers}
+        if objects and not search.void:
+            after = stacks.standings(process, look.agent_tid, switches=True)
+            threads = stacks.listed(process)
+            if threads is not None:
+                clearing.look(objects, blocked(search.before, after, Unwinding(process, search.maps, call).keeps),
+                              threads - {look.agent_tid})
+        now = time.monotonic()
+        if now > end or not any(clearing.waiting(i) for i in objects):
+            return tuple(keepers), {i: clearing.waiting(i) for i in objects}
+        time.sleep(max(PAUSE, now - began))
 
 
 def _all_went_on(search: _Search) -> bool:
@@ -135,7 +205,7 @@ def _all_went_on(search: _Search) -> bool:
 class _Search:
     """One look at all threads and all memory."""
 
-    def __init__(self, t: Target, runtime: shim.Runtime, agent_tid: int, wanted: frozenset[int]) -> None:
+    def __init__(self, t: Target, runtime: shim.Runtime, agent_tid: int, wanted: frozenset[int], switches: bool) -> None:
         self.t = t
         self.process = t.process
         self.runtime = runtime
@@ -145,9 +215,15 @@ class _Search:
         self.gates = stacks.Gates(runtime)
         self.memory = stacks.Memory(self.process, self.gates, self.maps)
         self.shim = next(((m.start, m.end) for m in self.maps if m.start <= runtime.pools[0].first < m.end), (0, 0))
-        self.before = stacks.standings(self.process, agent_tid)
+        self.switches = switches
+        self.before = stacks.standings(self.process, agent_tid, switches=switches)
         self.unclear = False            # a thread is somewhere in the shim: nothing can be said now
         self._objects: dict[tuple[int, int], set[int]] = {}
+
+    @property
+    def void(self) -> bool:
+        """Whether the search says nothing about what it did not find."""
+        return self.unclear or self.memory.unclear
 
     def in_shim(self, pc: int) -> bool:
         """Whether a thread there may be in a gate, or on its way out of one."""
@@ -171,7 +247,7 @@ class _Search:
                 self.unclear |= word.kind == shim.NO_GATE
                 found += self._keepers((word.kind, word.gate), tid)
         rest = [m for m in self.memory.maps if m not in mine and m != agent]
-        if self.unclear or self.memory.unclear or self.wanted <= {k.index for k in found}:
+        if self.void or self.wanted <= {k.index for k in found}:
             return found
         found += self._elsewhere(rest[::-1] if backwards else rest)
         if self.wanted <= {k.index for k in found}:
@@ -204,7 +280,7 @@ class _Search:
 
     def _dead_below(self, own: dict[int, Mapping]) -> bool:
         """Whether what lies below the stack pointers of the blocked threads is nobody's any more."""
-        now = stacks.standings(self.process, self.agent_tid)
+        now = stacks.standings(self.process, self.agent_tid, switches=self.switches)
         if any(now.get(tid) != self.before[tid] for tid in own) or len(set(own.values())) != len(own):
             return False
         guards = {m.end for m in self.maps if m.prot[:3] == "---"}

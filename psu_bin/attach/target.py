@@ -59,7 +59,7 @@ class Module:
 
 
 @dataclass(frozen=True)
-class _Image:
+class Image:
     """An ELF file found in memory, instrumented or not."""
     mapping: Mapping
     end: int
@@ -88,8 +88,8 @@ def read(process: Process) -> Target:
 
     Raises PsuError when it is not instrumented, of another architecture, or when a module's file was replaced."""
     maps = process.maps()
-    images = [image for m in maps if m.offset == 0 and m.inode and m.prot[0] == "r"
-              and (image := _image(process, m, maps)) is not None]
+    images = [found for m in maps if m.offset == 0 and m.inode and m.prot[0] == "r"
+              and (found := image(process, m, maps)) is not None]
     modules = [_module(process, i) for i in images if descriptor.DT_PSU in i.dynamic]
     shims = [i for i in images if _soname(process, i) == descriptor.SHIM_SONAME]
     if not modules or not shims:
@@ -145,7 +145,8 @@ def _executable(process: Process) -> str:
         return "?"
 
 
-def _image(process: Process, m: Mapping, maps: tuple[Mapping, ...]) -> _Image | None:
+def image(process: Process, m: Mapping, maps: tuple[Mapping, ...]) -> Image | None:
+    """The ELF file that is loaded from `m` on; None when there is none, or it is only mapped.  Raises PsuError for a 32-bit one."""
     head = process.read(m.start, min(PAGE, m.end - m.start))
     if head[:4] != b"\x7fELF" or len(head) < 64:
         return None
@@ -181,15 +182,15 @@ def _image(process: Process, m: Mapping, maps: tuple[Mapping, ...]) -> _Image | 
                 if tag == DT_NULL:
                     break
                 dynamic.setdefault(tag, value)
-    return _Image(m, end, bias, machine, tuple(segments), dynamic)
+    return Image(m, end, bias, machine, tuple(segments), dynamic)
 
 
-def _pointer(image: _Image, tag: int) -> int:
+def _pointer(image: Image, tag: int) -> int:
     value = image.dynamic[tag]
     return value if value >= image.mapping.start else value + image.load_bias
 
 
-def _soname(process: Process, image: _Image) -> str:
+def _soname(process: Process, image: Image) -> str:
     if DT_SONAME not in image.dynamic or DT_STRTAB not in image.dynamic:
         return ""
     try:
@@ -198,7 +199,7 @@ def _soname(process: Process, image: _Image) -> str:
         return ""
 
 
-def _symbol(process: Process, image: _Image, name: str) -> int:
+def _symbol(process: Process, image: Image, name: str) -> int:
     """Run-time address of an exported symbol of the shim, whose string table follows its symbol table."""
     if not {DT_SYMTAB, DT_STRTAB} <= image.dynamic.keys():
         raise PsuError(image.mapping.path, "is not psu-bin's shim: no symbol table")
@@ -210,7 +211,7 @@ def _symbol(process: Process, image: _Image, name: str) -> int:
     raise PsuError(image.mapping.path, f"is not psu-bin's shim: no symbol {name}")
 
 
-def _build_id(process: Process, image: _Image) -> bytes:
+def _build_id(process: Process, image: Image) -> bytes:
     for kind, va, size, align in image.segments:
         if kind != PT_NOTE:
             continue
@@ -225,7 +226,7 @@ def _build_id(process: Process, image: _Image) -> bytes:
     return b""
 
 
-def _module(process: Process, image: _Image) -> Module:
+def _module(process: Process, image: Image) -> Module:
     path = image.mapping.path
     address = image.dynamic[descriptor.DT_PSU] + image.load_bias
     header = process.read(address, descriptor.HEADER.size)

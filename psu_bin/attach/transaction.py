@@ -95,7 +95,7 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
         late = near.reopen(x, placed.switches)
         result = AttachResult(number, functions, placed.bytes, linked, seconds, x.threads_stopped,
                               placed.warnings + ((lost,) if lost else ()) + late)
-    surplus.sweep(t, LEFTOVERS, surplus.BRIEF)
+    surplus.sweep(t, LEFTOVERS, surplus.BRIEF, seconds=0)
     assert placed.linked
     return replace(result, warnings=result.warnings + callers.warnings(
         placed.linked.patched, lambda view: target.file(t, view.descriptor)))

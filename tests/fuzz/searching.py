@@ -81,7 +81,7 @@ def run_search(data: bytes) -> None:
     added: tuple[Mapping, ...] = proc.maps(maps, "/proc/1/maps")
     process = replace(r, starts=(*r.starts, STACK), bodies=(*r.bodies, stack), maps=(*r.maps, *added)).process()
 
-    def standings(_: object, without: int) -> dict[int, stacks.Standing]:
+    def standings(_: object, without: int, *, switches: bool = False) -> dict[int, stacks.Standing]:
         return {TID: stacks.stands(TID, syscall, schedstat, "/proc/1/task/77/syscall")}
 
     def touched(_: int, start: int, end: int) -> pagemap.Ranges:
