@@ -2,7 +2,7 @@
  *
  * Proves: counts that longjmp and ended threads leave too high are found and written off; what is still needed by any stack
  * is kept; registers and the stack are right after each way out.
- * Usage: main WAY THREADS
+ * Usage: main WAY THREADS [PAUSE], where PAUSE are milliseconds that each thread waits now and then (0: never)
  *   longjmp      from three calls deep, through plain and side-frame gates
  *   rest         as longjmp; when line "rest" comes, the threads block for good, where they are
  *   siglongjmp   out of a signal handler that interrupts patched functions
@@ -22,6 +22,7 @@
 
 static long turns, newest, resting;
 static const char *way;
+static int rest_for;
 
 _Thread_local sigjmp_buf out;
 
@@ -61,6 +62,13 @@ __attribute__((noinline)) static void overwrite(void)
     explicit_bzero(below, sizeof below);
 }
 
+/* The same for the little that pause() takes: its frames have holes. */
+__attribute__((noinline)) static void overwrite_little(void)
+{
+    char below[320];
+    explicit_bzero(below, sizeof below);
+}
+
 static void note(long v)
 {
     if (strcmp(way, "rest"))
@@ -73,6 +81,9 @@ static void note(long v)
     long t = __atomic_add_fetch(&turns, 1, __ATOMIC_RELAXED);
     if (t % 1000 == 0)
         printf("turns %ld\n", t);
+    static _Thread_local unsigned own;
+    if (rest_for && ++own % 500 == 0)
+        usleep(1000u * (unsigned)rest_for);
 }
 
 static void *jumper(void *number)
@@ -80,7 +91,7 @@ static void *jumper(void *number)
     volatile unsigned deep = (unsigned)(long)number;
     for (;;) {
         if (__atomic_load_n(&resting, __ATOMIC_ACQUIRE))
-            for (;;)
+            for (overwrite_little();;)
                 pause();
         int v = sigsetjmp(out, 0);
         if (!v)
@@ -184,6 +195,7 @@ int main(int argc, char **argv)
     int count = argc > 2 ? atoi(argv[2]) : 2;
     pthread_t threads[256];
     way = argv[1];
+    rest_for = argc > 3 ? atoi(argv[3]) : 0;
     setvbuf(stdout, 0, _IOLBF, 0);
     int interrupts = !strcmp(way, "siglongjmp") || !strcmp(way, "alternate");
     struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART | SA_ONSTACK};

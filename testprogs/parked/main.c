@@ -3,7 +3,8 @@
  * Proves: what looks alike to the counts is told apart: the calls that longjmp left are written off only when the call whose stack
  * still needs its version is over.
  * Usage: main PLACE, where the other stack is: heap, mapping, static, frame (a local array of main) or alternate (a signal
- * handler's, that blocks).
+ * handler's, that blocks); or leaf: there is none, a thread blocks in a system call that its version itself makes, so that the
+ * way back is, on AArch64, in a register only.
  * Line "jump": 1,000 calls are left by longjmp.  Line "resume": the parked call goes on; prints "finished N", N its version, and
  * what it and the calls before it left on the stacks is overwritten (it would look like calls in progress). */
 #define _GNU_SOURCE
@@ -50,6 +51,19 @@ __attribute__((noipa)) int work(int n)
     return n;
 }
 
+/* A leaf function with a system call: reads a byte. */
+__attribute__((noipa)) int hold(int from, char *to)
+{
+    (void)from, (void)to;
+    return 0;
+}
+static void *holder(void *unused)
+{
+    char c = 0;
+    printf("finished %d\n", hold(pipes[0], &c));
+    return unused;
+}
+
 static void body(void) { work(7); }
 static void handler(int number) { (void)number; work(7); }
 static void *interrupted(void *stack)
@@ -79,6 +93,7 @@ int main(int argc, char **argv)
     if (argc > 2)
         (void)local[0];
     on_alternate = !strcmp(argv[1], "alternate");
+    int in_leaf = !strcmp(argv[1], "leaf");
     pthread_t thread;
     if (pipe(pipes))
         return 1;
@@ -87,8 +102,8 @@ int main(int argc, char **argv)
             for (;;)
                 pause();
         if (!strcmp(line, "park\n")) {
-            if (on_alternate) {
-                pthread_create(&thread, 0, interrupted, stack);
+            if (on_alternate || in_leaf) {
+                pthread_create(&thread, 0, in_leaf ? holder : interrupted, stack);
                 usleep(100000);
             } else {
                 getcontext(&there);
@@ -105,7 +120,7 @@ int main(int argc, char **argv)
                     leave_for_good(i % 7);
             puts("jumped");
         } else if (!strcmp(line, "resume\n")) {
-            if (on_alternate) {
+            if (on_alternate || in_leaf) {
                 if (write(pipes[1], "x", 1) != 1)
                     return 1;
                 pthread_join(thread, 0);

@@ -1,5 +1,7 @@
 """Functions that are left without a return: what they leave in the counts is found, and their old versions are freed."""
 
+import platform
+
 import pytest
 from conftest import psu_bin
 from updating import FULL, Versions
@@ -7,6 +9,8 @@ from updating import FULL, Versions
 from psu_bin.attach import status, surplus
 
 UPDATES = 100
+# Where a return address may be in a register only, a thread must wait before it can be told that it is in no old version.
+IN_REGISTERS = platform.machine() == "aarch64"
 
 
 @pytest.mark.parametrize("way, flags", [
@@ -64,6 +68,41 @@ def test_calls_left_for_good_and_one_that_only_sleeps(lab, place):
     psu_bin("wait", running.pid, "--timeout", 20)
     running.say("version")
     running.expect("^version 3$")
+
+
+@pytest.mark.parametrize("pause", [0, 3000])
+def test_jumping_threads_that_wait_now_and_then_or_never(lab, pause):
+    running = lab.start(lab.program("leaving"), "longjmp", 2, pause)
+    versions = Versions(lab, "leaving")
+    running.expect("^ready$")
+    versions.run(running.pid, 1, 3)
+    running.expect("^version 3$")
+    kept = IN_REGISTERS and not pause
+    psu_bin("wait", running.pid, "--timeout", 5 if kept else 60, check=not kept)
+    patches = psu_bin("status", running.pid, "--json").json["patches"]
+    assert patches[0]["state"] == ("retired" if kept else "freed")
+    if kept:
+        assert "or they were left without returning (longjmp), which cannot be told: thread" in patches[0]["kept_because"]
+    turns = int(running.expect(r"^turns (\d+)$")[1])
+    running.expect(f"^turns {turns + 2000}$")
+
+
+def test_a_call_whose_way_back_may_be_in_a_register_only(lab):
+    running = lab.start(lab.program("parked"), "leaf")
+    versions = Versions(lab, "parked")
+    versions.attach(running.pid, 1)
+    running.say("park")
+    running.expect("^parked$")
+    versions.attach(running.pid, 2)
+    assert psu_bin("wait", running.pid, "--timeout", 3, check=False).status == 1
+    old = psu_bin("status", running.pid, "--json").json["patches"][0]
+    assert old["state"] == "retired" and "1 call in progress of thread" in old["kept_because"]
+    running.say("resume")
+    running.expect("^finished 1$")
+    running.expect("^resumed$")
+    psu_bin("wait", running.pid, "--timeout", 20)
+    running.say("version")
+    running.expect("^version 2$")
 
 
 @pytest.mark.parametrize("cc", ["g++", "clang++"])
