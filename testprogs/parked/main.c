@@ -51,6 +51,12 @@ __attribute__((noipa)) int work(int n)
     return n;
 }
 
+__attribute__((noinline)) static void overwrite(void)
+{
+    char below[64 << 10];
+    explicit_bzero(below, sizeof below);
+}
+
 /* A leaf function with a system call: reads a byte. */
 __attribute__((noipa)) int hold(int from, char *to)
 {
@@ -60,6 +66,8 @@ __attribute__((noipa)) int hold(int from, char *to)
 static void *holder(void *unused)
 {
     char c = 0;
+    version();          /* a thread's first call through a gate leaves the gate's address behind, */
+    overwrite();        /* which would be taken for that of the call that is meant here */
     printf("finished %d\n", hold(pipes[0], &c));
     return unused;
 }
@@ -74,12 +82,6 @@ static void *interrupted(void *stack)
     sigaction(SIGUSR1, &a, 0);
     raise(SIGUSR1);
     return 0;
-}
-
-__attribute__((noinline)) static void overwrite(void)
-{
-    char below[64 << 10];
-    explicit_bzero(below, sizeof below);
 }
 
 int main(int argc, char **argv)
