@@ -138,7 +138,8 @@ static int64_t protect(const struct psu_map *m, uint32_t count)
  * notes is the agent's own (dlerror is per thread). */
 static int64_t resolve(struct psu_symbol *s, uint32_t count)
 {
-    psu_unwinder_find();
+    if (psu_library_loaded("libgcc_s.so.1")) /* to ask dlopen for what is not there would take memory */
+        psu_unwinder_find();
     for (uint32_t i = 0; i < count; i++) {
         void *library = 0;
         s[i].value = 0;

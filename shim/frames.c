@@ -77,6 +77,27 @@ void psu_frames_start(void)
 
 int psu_frames_in_front(void) { return psu_find_symbol(0, "dl_iterate_phdr", 0) == (void *)dl_iterate_phdr; }
 
+static int ends_like(struct phdr_info *info, size_t size, void *data)
+{
+    const char *name = info->name ? info->name : "", *end = data;
+    size_t length = 0, wanted = 0;
+    (void)size;
+    while (name[length])
+        length++;
+    while (end[wanted])
+        wanted++;
+    while (wanted && length && name[length - 1] == end[wanted - 1]) {
+        length--;
+        wanted--;
+    }
+    return !wanted;
+}
+
+int psu_library_loaded(const char *name)
+{
+    return real_iterate && real_iterate(ends_like, (void *)name) == 1;
+}
+
 /* ---- what unwinders ask ----------------------------------------------------------------------------- */
 
 static uint32_t first(void) { return psu_object_limit ? 0 : NEAR; }

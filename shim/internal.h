@@ -187,6 +187,7 @@ void psu_unwinder_find(void);                 /* ahead of time, when the dynamic
 /* ---- frames.c ---- */
 void psu_frames_start(void);
 int psu_frames_in_front(void);                /* unwinders ask us first */
+int psu_library_loaded(const char *name);     /* whether a loaded file's name ends like this; takes the dynamic linker's lock */
 void psu_frames_add(const struct psu_new_object *o);
 void psu_frames_remove(uint32_t index, uint64_t eh_frame);
 void psu_frames_add_near(uint64_t address, uint64_t size, const void *eh_frame);
