@@ -2,8 +2,8 @@
 
 lua and sqlite do the same work as the plain program and must print the same.  memcached and redis answer their own
 test suites, which run on this machine: a script in the program's place starts qemu-user.  A test counts against psu-bin
-when it fails, also alone, and passes with the plain program, under qemu-user, too.  Nothing is patched here: qemu-user
-knows no ptrace; tests/guest does that in an arm64 kernel.
+when it fails, also alone, and passes with the plain program, under qemu-user, too.  Nothing is patched here, as qemu-user
+knows no ptrace: aarch64_live.py does that, in an arm64 kernel.
 
 Exit status: 0 done; 1 something was wrong, the last line says what; 2 usage; 75 Debian's packages could not be reached.
 """

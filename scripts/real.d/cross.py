@@ -7,6 +7,8 @@ make a useful program: Debian's arm64 libraries are not needed on the machine.  
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -24,7 +26,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Built:
-    """A folder that a program's makefile ran in, and the program in it."""
+    """The unpacked source package, in which or under which its makefile ran, and the program."""
     folder: Path
     binary: Path
 
@@ -41,13 +43,14 @@ def build(name: str, say: Say) -> Built:
     """Program `name`, from the cache if it is there.  Raises debian.Unreachable."""
     folder = CACHE / name
     stamp = folder / "built"
-    if not stamp.exists():
+    recipe = hashlib.sha256(inspect.getsource(BUILDERS[name]).encode()).hexdigest()
+    if not stamp.exists() or recipe not in stamp.read_text().split():
         say(f"{name}: building for AArch64 (once; it stays in .cache/real)")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         made = BUILDERS[name](folder)
-        stamp.write_text(f"{made.relative_to(folder)}\n")
-    return Built(folder / "source", folder / stamp.read_text().strip())
+        stamp.write_text(f"{made.relative_to(folder)}\n{recipe}\n")
+    return Built(folder / "source", folder / stamp.read_text().split()[0])
 
 
 def _unpack(package: str, folder: Path) -> Path:
@@ -102,7 +105,7 @@ def _memcached(folder: Path) -> Path:
     source = _unpack("memcached", folder / "source")
     debian.run("./configure", *configured, f"--with-libevent={folder / 'prefix'}", "--disable-docs", "--disable-werror",
                cwd=source)
-    _make(source, "memcached-debug")
+    _make(source, "memcached-debug", "memcached")      # the one for its test suite, and what Debian ships
     return source / "memcached-debug"
 
 

@@ -70,7 +70,7 @@ def compile_command(folder: Path, source: str, output: str) -> tuple[list[str], 
     """The command of the build that compiled `source` to `output` (file names), without these two, and where it ran."""
     found: list[str] = []
     for line in (folder / "build.log").read_text(errors="replace").splitlines():
-        if re.match(r"\s*(gcc|cc|x86_64-linux-gnu-gcc)\s", line) and " -c " in line:
+        if re.match(r"\s*((\w+-linux-gnu-)?gcc|cc)\s", line) and " -c " in line:
             # Automake's own bookkeeping is shell code around the command: `... -MF .. -c -o x.o `test -f ...`x.c`.
             line = re.sub(r"`[^`]*`", "", line.strip())
             words = shlex.split(line)

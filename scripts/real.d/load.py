@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable
 
+# Seconds until a missing answer is a failure; an emulated machine wants more.
+PATIENCE = float(os.environ.get("PSU_TEST_PATIENCE", "30"))
+
 
 class Connection:
-    """One client's connection; every request waits for its answer, at most 30 s."""
+    """One client's connection; every request waits for its answer, at most PATIENCE seconds."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.file = self.socket.makefile("rb")
 

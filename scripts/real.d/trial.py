@@ -25,12 +25,14 @@ sys.path.insert(0, str(HERE))
 
 import debian   # noqa: E402
 import suite    # noqa: E402
-from load import Client, Connection, Watcher   # noqa: E402
-from servers import SERVERS, Patch, Server     # noqa: E402
+from load import PATIENCE, Client, Connection, Watcher   # noqa: E402
+from servers import SERVERS, Patch, Server               # noqa: E402
 
 ROOT = debian.ROOT
 UNREACHABLE = 75
 CLIENTS = 4
+# Words before psu-bin's own command; aarch64_live.py sets them.
+PREFIX: list[str] = []
 Say = Callable[[str], None]
 
 
@@ -40,7 +42,7 @@ class Failed(Exception):
 
 def psu_bin(*arguments: object) -> str:
     """Run psu-bin as a user would; its standard output.  An error of it ends the trial."""
-    done = subprocess.run([sys.executable, "-m", "psu_bin", *map(str, arguments)], capture_output=True, text=True,
+    done = subprocess.run([*PREFIX, sys.executable, "-m", "psu_bin", *map(str, arguments)], capture_output=True, text=True,
                           cwd=ROOT)
     if done.returncode:
         raise Failed(f"psu-bin {' '.join(map(str, arguments))}: status {done.returncode}: {done.stderr.strip()}")
@@ -63,8 +65,8 @@ def instrument(binary: Path, output: Path) -> dict:
                 "megabytes": usage.ru_maxrss / 1024}
 
 
-def compile_patch(server: Server, built: Path, patch: Patch, folder: Path) -> Path:
-    """The patch object, compiled as the build compiled the file that it changes."""
+def compile_patch(server: Server, built: Path, patch: Patch, folder: Path, *flags: str) -> Path:
+    """The patch object, compiled as the build compiled the file that it changes, with further flags."""
     command, where = debian.compile_command(built, patch.like, patch.object)
     if patch.source:
         source = patch.source
@@ -75,7 +77,7 @@ def compile_patch(server: Server, built: Path, patch: Patch, folder: Path) -> Pa
         source = folder / patch.like     # the name is part of the identity of its static variables
         source.write_text(text.replace(patch.old, patch.new))
     out = folder / f"{patch.name.replace(' ', '-')}.o"
-    debian.run(*command, f"-iquote{where}", "-c", source, "-o", out, cwd=where)
+    debian.run(*command, *flags, f"-iquote{where}", "-c", source, "-o", out, cwd=where)
     return out
 
 
@@ -92,7 +94,7 @@ def running(server: Server, binary: Path, folder: Path) -> Iterator[tuple[int, s
         process = subprocess.Popen([binary, *server.start(port, data)], stdin=subprocess.DEVNULL, stdout=log,
                                    stderr=log, cwd=data)
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE
             while True:
                 try:
                     Connection(port).close()
@@ -165,11 +167,11 @@ def live(server: Server, binary: Path, patches: list[tuple[Patch, Path]], folder
         for (patch, _), back in reversed(list(zip(patches, wanted))):
             wanted.append(back)
             steps.append(step(f"revert, {patch.name}", lambda: psu_bin("revert", process.pid, "--json")))
-        psu_bin("wait", process.pid, "--timeout", 30)
+        psu_bin("wait", process.pid, "--timeout", PATIENCE)
         for thread in [*clients, watcher]:
             thread.stopping = True
         for thread in [*clients, watcher]:
-            thread.join(30)
+            thread.join(PATIENCE)
         check("at the end")
         for i, ask in enumerate(server.asks):
             changes = [a for a, _ in itertools.groupby(answers[i] for answers in wanted)]
@@ -178,7 +180,7 @@ def live(server: Server, binary: Path, patches: list[tuple[Patch, Path]], folder
         held = sum(p["bytes"] for p in json.loads(psu_bin("status", process.pid, "--json"))["patches"])
         process.send_signal(signal.SIGTERM)
         try:
-            ended = process.wait(30)
+            ended = process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise Failed("the server does not end by SIGTERM") from None
         if ended not in (0, -signal.SIGTERM):
