@@ -45,8 +45,7 @@ def prepared(name: str, scratch: Path, patches: int, say: Say) -> dict:
         f"{len(result['not_updatable'])} functions not updatable")
     log = next(built.folder.rglob("build.log"))
     for patch in server.patches[:patches]:
-        # Outlined atomics are static functions of libgcc.a: those that the program happens not to use are not in it.
-        compiled = compile_patch(server, log.parent, patch, scratch, "-mno-outline-atomics")
+        compiled = compile_patch(server, log.parent, patch, scratch)
         compiled.rename(scratch / f"{name}-{compiled.name}")
     return result
 

@@ -65,8 +65,8 @@ def instrument(binary: Path, output: Path) -> dict:
                 "megabytes": usage.ru_maxrss / 1024}
 
 
-def compile_patch(server: Server, built: Path, patch: Patch, folder: Path, *flags: str) -> Path:
-    """The patch object, compiled as the build compiled the file that it changes, with further flags."""
+def compile_patch(server: Server, built: Path, patch: Patch, folder: Path) -> Path:
+    """The patch object, compiled as the build compiled the file that it changes."""
     command, where = debian.compile_command(built, patch.like, patch.object)
     if patch.source:
         source = patch.source
@@ -77,7 +77,7 @@ def compile_patch(server: Server, built: Path, patch: Patch, folder: Path, *flag
         source = folder / patch.like     # the name is part of the identity of its static variables
         source.write_text(text.replace(patch.old, patch.new))
     out = folder / f"{patch.name.replace(' ', '-')}.o"
-    debian.run(*command, *flags, f"-iquote{where}", "-c", source, "-o", out, cwd=where)
+    debian.run(*command, f"-iquote{where}", "-c", source, "-o", out, cwd=where)
     return out
 
 

@@ -1,5 +1,7 @@
 """State: a new version goes on with the program's variables, and with those that an earlier patch brought along."""
 
+import subprocess
+
 from conftest import psu_bin
 
 SOURCES = ("main.c", "other.c")
@@ -21,3 +23,20 @@ def test_new_versions_share_the_variables(lab):
                           r"\[kept after the version is gone\]")
     assert int(line[2]) > shared and int(line[3]) > calls and int(line[4]) > thread
     assert int(line[5]) >= new and int(line[6]) > rounds
+
+
+def test_an_atomic_operation_that_the_program_has_not(lab):
+    # On AArch64 it is a call of a function that only programs which use it have.
+    (lab.folder / "p.c").write_text("""
+        #include <stdio.h>
+        static int started;
+        void job(int number) {
+            printf("job %d began in %d\\n", number, 100 + __atomic_add_fetch(&started, 1, __ATOMIC_ACQ_REL));
+        }""")
+    subprocess.run(["gcc", "-O2", "-c", "p.c"], cwd=lab.folder, check=True)
+    running = lab.start(lab.program("inprogress"))
+    running.expect("ready")
+    psu_bin("attach", running.pid, lab.folder / "p.o")
+    for n in range(2):
+        running.say("start")
+        running.expect(f"job {n} began in {101 + n}$")

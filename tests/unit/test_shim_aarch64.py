@@ -95,3 +95,7 @@ def test_counts_are_exact_while_threads_and_signals_call_and_versions_change(cro
 @pytest.mark.parametrize("case", ["memory", "poor", "c11"])
 def test_threads(cross_shim: Path, emulated: Emulated, case: str) -> None:
     check(cross_shim, emulated, "life.c", case)
+
+
+def test_outlined_atomics_do_what_they_are_named_after(cross_shim: Path, emulated: Emulated) -> None:
+    check(cross_shim, emulated, "aarch64/outlined.c")
