@@ -36,6 +36,7 @@ PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
 JUMP_SIZE = 4
 CODE_ALIGN = 16
+PAST_FIELD = (0,)            # symbol + addend is what an instruction means
 THUNK_SIZE = 0               # nothing is rewritten to reach further: see rewrite
 TLS_CALLEE = "__tls_get_addr"      # its calls disappear in the relaxations
 TLS_TAIL = 0                 # what the addend of a relative thread-local field makes up for

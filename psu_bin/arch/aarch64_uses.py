@@ -34,6 +34,7 @@ Place = tuple[int, int]               # (section, offset)
 ORDER = (Access.WRITTEN, Access.EXACT, Access.INDEXED, Access.TABLE, Access.ADDRESS, Access.BELOW, Access.COMPARED)
 ARGUMENTS, RESULTS = range(9), range(2)
 _SLOT, _VECTOR = 1 << 20, 1 << 10     # keys of a state: registers, then vector registers, then stack slots
+_VENEERS_CHANGE = 1 << 16 | 1 << 17 | 1 << 30
 _MOST = 256                           # addresses that one register may hold
 
 
@@ -235,6 +236,10 @@ class _Body:
         if not state and not new:
             return state
         gone, doubtful = decode.writes(word), changed(word)
+        if decode.is_call(word) and (mark is None or mark.to is not None):
+            # Of a function of its own file the compiler knows what it leaves alone (-fipa-ra): a register that is read
+            # behind the call, and was not written, holds what it held; but x0 and x1 may be results.
+            gone, doubtful = gone & _VENEERS_CHANGE, doubtful | 3
         out = {}
         for r, values in state.items():
             if r < SP and gone >> r & 1:

@@ -30,6 +30,9 @@ PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
 JUMP_SIZE = 5
 CODE_ALIGN = 16
+# symbol + addend + one of these is what a PC-relative field means: it counts from the end of its instruction, which is 4
+# bytes on, and up to 4 of an immediate.
+PAST_FIELD = (4, 5, 6, 8)
 # Volatile registers (bits as descriptor.Function.preserve) that PLAIN and SIDE gates change, by kind: shim gates.S.
 GATE_CHANGES = (0, 1 << 11 | 1 << 6 | 1 << 1)             # none; r11, rsi, rcx
 _THUNKS = ("__x86_indirect_thunk", "__llvm_retpoline", "__x86_return_thunk", "__llvm_lvi_thunk")

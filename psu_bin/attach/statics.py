@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from psu_bin import descriptor, elf
+from psu_bin import arch, descriptor, elf
 from psu_bin.attach.patch import PatchObject, PatchSymbol, numbered, program_name, without_clone
 from psu_bin.attach.view import Identity, ModuleView
 from psu_bin.descriptor import Symbol
@@ -152,7 +152,10 @@ def _patch_users(patch: PatchObject, s: PatchSymbol, functions: frozenset[str]) 
 
 @lru_cache(maxsize=16)
 def _references(patch: PatchObject) -> dict[int, set[str]]:
-    """By index of a static variable: the functions whose code refers to it."""
+    """By index of a static variable: the functions whose code refers to it.
+
+    The patch must be traced (anchors.py): an address is often that of the variable next to the one that is used."""
+    past_field = arch.for_machine(patch.machine, patch.path).link.PAST_FIELD
     objects: dict[int, _Spans] = {}
     for section, symbols in patch.symbols_in.items():
         variables = [s for s in symbols if s.local and s.type in (elf.STT_OBJECT, elf.STT_TLS)]
@@ -171,9 +174,11 @@ def _references(patch: PatchObject) -> dict[int, set[str]]:
                 continue
             at = symbol.value + r.addend
             meant = {symbol.number}
-            if symbol.type == elf.STT_SECTION:
-                # A PC-relative field counts from the end of its instruction: 4 bytes on, and up to 4 of an immediate.
-                meant = {number for d in (4, 5, 6, 8) for number in objects[symbol.section].at(at + d)}
+            used = patch.found.get((section, r.offset))
+            if used and used.reaches:
+                meant = {number for x in used.reaches for number in objects[symbol.section].at(at + x.distance)}
+            elif symbol.type == elf.STT_SECTION:
+                meant = {number for d in past_field for number in objects[symbol.section].at(at + d)}
             for number in meant & objects[symbol.section].numbers:
                 out.setdefault(number, set()).add(without_clone(f.name))
     return out
