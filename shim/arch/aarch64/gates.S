@@ -18,7 +18,8 @@
  * it, which orders everything before that point with everything after it (a DMB of kind LD would not do: the read part
  * of an atomic without a destination does not count for it). If the point is before the load, the load is performed
  * after the barrier and sees the redirection; if it is after, so is the count before the point, and is visible to the
- * sums that the agent makes next. There is no third case, and no fence here.
+ * sums that the agent makes next. There is no third case, and no fence here. (tests/model/litmus.py asks the memory
+ * model of the Arm Architecture Reference Manual the same question, and those below.)
  *
  * The leave is a store-release (staddl, stlxr): nobody sees a leave without the enter before it, else the agent could
  * add up another thread's enter with this one's leave to "nobody inside"; and nobody sees it before the last loads of
