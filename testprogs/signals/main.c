@@ -40,7 +40,11 @@ __attribute__((noipa)) struct sums many(long a, long b, long c, long d, long e, 
 __attribute__((noipa)) long eight(long a, long b, long c, long d, long e, long f, long g, long h)
 {
     /* So that no caller relies on what a side-frame gate changes. */
+#ifdef __x86_64__
     __asm__ volatile("xor %%ecx, %%ecx; xor %%esi, %%esi; xor %%r11d, %%r11d" : : : "rcx", "rsi", "r11", "cc");
+#else
+    __asm__ volatile("mov x9, xzr\n mov x10, xzr" : : : "x9", "x10", "x16", "x17");
+#endif
     return a + b + c + d + e + f + g + h;
 }
 /* Its caller keeps values in volatile registers (-fipa-ra). */

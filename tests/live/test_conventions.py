@@ -9,8 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PROGRAMS, psu_bin
+from conftest import MACHINE, PROGRAMS, psu_bin
 from updating import Versions
+
+pytestmark = pytest.mark.skipif(MACHINE != "x86_64", reason="testprogs/conventions is written in x86-64 assembly")
 
 UPDATES = int(os.environ.get("PSU_TEST_CONVENTIONS", "100"))
 PARTS = 4        # patches that together hold all functions

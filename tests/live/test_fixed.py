@@ -5,10 +5,10 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import psu_bin
+from conftest import GUARDED, psu_bin
 
 BUILDS = [pytest.param(cc, flags, marks=pytest.mark.skipif(not shutil.which(cc), reason=f"{cc} is not installed"))
-          for cc, flags in (("gcc", ("-fcf-protection", "-Wl,-z,now")), ("clang", ()))]
+          for cc, flags in (("gcc", (GUARDED, "-Wl,-z,now")), ("clang", ()))]
 
 
 def start(lab, cc, *flags):

@@ -1,11 +1,13 @@
 """Full gates, which keep values in volatile registers for callers, where calls do not simply return (testprogs/full)."""
 
 import pytest
-from conftest import psu_bin
+from conftest import MACHINE, psu_bin
 from updating import Versions
 
 from psu_bin import descriptor
 from psu_bin.elf import Binary
+
+pytestmark = pytest.mark.skipif(MACHINE != "x86_64", reason="testprogs/full is written in x86-64 assembly")
 
 UPDATES = 100
 REPLACED = {"down", "worked", "jumping", "yielding"}

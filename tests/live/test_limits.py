@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import updating
-from conftest import ROOT, psu_bin
+from conftest import LIBRARIES, LOADER, ROOT, psu_bin
 from updating import Versions
 
 from psu_bin.attach import status
@@ -164,9 +164,9 @@ def container(lab, *more):
     program = lab.program("spin")
     root = lab.folder / "root"
     root.mkdir()
-    script = ("mount -t tmpfs none $1; cd $1; mkdir -p lib64 lib/x86_64-linux-gnu proc; mount -t proc none proc; "
-              "cp -L /lib64/ld-linux-x86-64.so.2 lib64; cp -L /lib/x86_64-linux-gnu/libc.so.6 lib/x86_64-linux-gnu; "
-              "cp $2 $3 .; exec chroot . /main.psu 2")
+    script = (f"mount -t tmpfs none $1; cd $1; mkdir -p lib64 .{LIBRARIES} proc; mount -t proc none proc; "
+              f"cp -L {LOADER} .{LOADER}; cp -L {LIBRARIES}/libc.so.6 .{LIBRARIES}; cp $2 $3 .; "
+              "exec chroot . /main.psu 2")
     command = ["unshare", "-mpf", "--propagation", "private", "--kill-child", "sh", "-ec", script, "sh", str(root),
                str(program), str(program.with_name("libpsu_shim.so"))]
     if subprocess.run(["unshare", "-mpf", "true"], capture_output=True).returncode:
@@ -225,11 +225,11 @@ def test_a_plain_chroot(lab):
         pytest.skip("needs root")
     program = lab.program("spin")
     root = lab.folder / "jail"
-    for path in ("/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"):
+    for path in (LOADER, f"{LIBRARIES}/libc.so.6"):
         (root / path[1:]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, root / path[1:])
     shutil.copy(program, root)
-    shutil.copy(program.with_name("libpsu_shim.so"), root / "lib/x86_64-linux-gnu")
+    shutil.copy(program.with_name("libpsu_shim.so"), root / LIBRARIES[1:])
     running = lab.start("chroot", root, "/main.psu", 2)
     running.expect("^version 0$")
     versions = Versions(lab, "spin")

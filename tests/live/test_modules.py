@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import PROGRAMS, psu_bin
+from conftest import GUARDED, PROGRAMS, psu_bin
 
 LINE = "^plt {p} total {p} pointer {p} handed {p} named {p} back {d} same 1 sold 1$"
 
@@ -18,7 +18,7 @@ def settled(running, price, discount):
 
 
 @pytest.mark.parametrize("flags", [(), ("-fno-plt", "-Wl,-z,now"), ("-O0",), ("-no-pie",),
-                                   ("-fcf-protection=full", "-Wl,-z,pack-relative-relocs")],
+                                   (GUARDED, "-Wl,-z,pack-relative-relocs")],
                          ids=lambda f: " ".join(f) or "default")
 def test_a_program_and_its_library(lab, flags):
     shared = [f for f in flags if f != "-no-pie"]

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import psu_bin
+from conftest import GUARDED, psu_bin
 from psu_bin import arch as arch_package
 from psu_bin.attach import mirrors, near, target
 from psu_bin.attach.process import Process
@@ -38,7 +38,7 @@ class Calls:
         return {(m.start, m.end, m.prot) for m in self.process.maps() if "x" in m.prot and m.path}
 
 
-@pytest.mark.parametrize("flags", [(), ("-no-pie",), ("-fcf-protection=full",)], ids=" ".join)
+@pytest.mark.parametrize("flags", [(), ("-no-pie",), (GUARDED,)], ids=" ".join)
 def test_closed_for_patches_and_opened_by_revert_while_threads_call(lab, flags):
     running = lab.start(lab.program("near", "-O2", *flags), "3")
     running.expect("ready")

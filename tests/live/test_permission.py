@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import psu_bin
+from conftest import MACHINE, psu_bin
 from updating import Versions
 
 from psu_bin.attach import status
@@ -32,9 +32,8 @@ def in_a_child(prepare, work):
     The modules are there already: another user may not read this Python's files."""
     for name in ("commit", "revert", "system_call", "seccomp", "borrow", "copies"):
         importlib.import_module(f"psu_bin.attach.{name}")
-    importlib.import_module("psu_bin.arch.x86_64_link")
-    importlib.import_module("psu_bin.arch.x86_64_borrow")
-    importlib.import_module("psu_bin.arch.x86_64_calls")
+    for name in ("link", "borrow", "calls"):
+        importlib.import_module(f"psu_bin.arch.{MACHINE}_{name}")
     importlib.import_module("psu_bin.attach.system_call")._binding()
     importlib.import_module("ptrace.error")
     answer, tell = os.pipe()

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import psu_bin
+from conftest import LIBRARIES, LOADER, psu_bin
 from updating import Versions
 
 
@@ -41,12 +41,12 @@ def descendant(pid):
 def test_a_process_in_a_pid_namespace_with_another_root(lab):
     program = lab.program("spin")
     root = lab.folder / "root"
-    for path in ["/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"]:
+    for path in [LOADER, f"{LIBRARIES}/libc.so.6"]:
         (root / path[1:]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, root / path[1:])
     shutil.copy(program, root)
     # Without /proc the dynamic linker does not know $ORIGIN: the shim goes where it looks anyway (docs/install.md).
-    shutil.copy(program.with_name("libpsu_shim.so"), root / "lib/x86_64-linux-gnu")
+    shutil.copy(program.with_name("libpsu_shim.so"), root / LIBRARIES[1:])
     if subprocess.run(["unshare", "-pf", "true"], capture_output=True).returncode:
         pytest.skip("namespaces cannot be made here")
     running = lab.start("unshare", "-pf", "--kill-child", "chroot", root, "/main.psu", 2)
@@ -62,9 +62,9 @@ def test_a_process_in_a_pid_namespace_with_another_root(lab):
     psu_bin("wait", inside, "--timeout", 60)
 
 
-@pytest.mark.skipif(not os.path.exists("/lib64/ld-linux-x86-64.so.2"), reason="another dynamic linker")
+@pytest.mark.skipif(not os.path.exists(LOADER), reason="another dynamic linker")
 def test_a_program_that_is_an_argument_of_the_dynamic_linker(lab):
-    running = lab.start("/lib64/ld-linux-x86-64.so.2", lab.program("state", sources=("main.c", "other.c")))
+    running = lab.start(LOADER, lab.program("state", sources=("main.c", "other.c")))
     running.expect("^worker v0")
     psu_bin("attach", running.pid, lab.patch("state", "patch1/main.c"))      # uses a thread-local variable
     running.expect("^worker v1 .* thread [56]")

@@ -8,11 +8,13 @@ import re
 
 import capstone
 import pytest
-from conftest import ROOT, psu_bin
+from conftest import MACHINE, ROOT, psu_bin
 from updating import Versions
 
 from psu_bin import descriptor
 from psu_bin.elf import Binary
+
+pytestmark = pytest.mark.skipif(MACHINE != "x86_64", reason="testprogs/relying is written in x86-64 assembly")
 
 UPDATES = int(os.environ.get("PSU_TEST_RELYING", "100"))
 GENERAL = {"rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"}

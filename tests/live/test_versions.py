@@ -4,7 +4,7 @@ import platform
 import re
 
 import pytest
-from conftest import psu_bin
+from conftest import GUARDED, psu_bin
 
 
 def patches(status):
@@ -33,7 +33,7 @@ WAYS = "direct tail recursive data table register stack qsort thread dlsym".spli
 
 
 @pytest.mark.parametrize("flags", [("-rdynamic",), ("-no-pie", "-rdynamic"), ("-O0", "-rdynamic"),
-                                   ("-fcf-protection=full", "-Wl,-z,now", "-fno-plt", "-rdynamic")],
+                                   (GUARDED, "-Wl,-z,now", "-fno-plt", "-rdynamic")],
                          ids=lambda f: " ".join(f))
 def test_every_way_of_calling_reaches_the_newest_version(lab, flags):
     every_way(lab, flags, ())

@@ -6,6 +6,7 @@ Run as a program: it loads psu-bin once, then serves requests, one JSON object a
     {"argv": [...], "trace": true}              the same, and "steps": what each of its system calls was, in order
     {"argv": [...], "kill": N}                  SIGKILL as its N-th system call (from 1) returns
     {"argv": [...], "kill_after": [STEP, N]}    SIGKILL as the N-th one after the first that is such a step returns
+    {"argv": [...], "env": {...}}               in another environment
 
 Each command runs in a fork of its own, traced with PTRACE_SYSCALL by this process; psu-bin itself traces the target's
 agent at the same time, which is another process, so neither sees the other.  A command that ended before its time came
@@ -121,8 +122,11 @@ class Tracer:
         return {2: "command_seq", 8: "command address"}.get(size, "bytes")
 
 
-def _command(argv: list[str], start: int, out: int, err: int, modules: int) -> None:
+def _command(argv: list[str], env: dict[str, str], start: int, out: int, err: int, modules: int) -> None:
     """In the fork: wait until traced, run the command, exit with its status.  What it imported goes to `modules`."""
+    if env:
+        os.environ.clear()
+        os.environ.update(env)
     os.dup2(out, 1)
     os.dup2(err, 2)
     os.read(start, 1)
@@ -153,7 +157,7 @@ def serve_one(request: dict[str, Any]) -> dict[str, Any]:
     pid = os.fork()
     if pid == 0:
         os.close(go)
-        _command(request["argv"], start, out, err, modules)
+        _command(request["argv"], request.get("env", {}), start, out, err, modules)
     os.close(start)
     answer: dict[str, Any] = {}
     if traced:
