@@ -2,6 +2,7 @@
 
 A choice that proves most for its time, in one boot: an attach takes seconds there, more when the program keeps the
 processors busy.  scripts/arm64-live runs all of them, or those that it is given.
+"""
 
 import os
 import platform
