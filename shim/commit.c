@@ -315,7 +315,7 @@ static void finish(const struct record *r)
             __atomic_store_n(&psu_objects[r->retires[i]].state, PSU_RETIRED, __ATOMIC_RELEASE);
             psu_runtime.retired_count++;
         }
-    for (uint32_t i = r->head->switches ? psu_runtime.staged_count : 0; i-- > 0;)
+    for (uint32_t i = r->head->switches || r->head->meta ? psu_runtime.staged_count : 0; i-- > 0;)
         if (psu_runtime.staged[i].keep)
             psu_unstage_at(i);
     if (r->head->meta && r->head->meta != psu_runtime.meta) {

@@ -103,10 +103,11 @@ static uint32_t give_back(struct psu_block *b, struct psu_side *s, uint32_t coun
 {
     uint32_t found = 0;
     for (; count-- > 0; s++) {
+        uint64_t now = __atomic_load_n(&s->sp, __ATOMIC_ACQUIRE); /* before `home`: see psu_side_release */
         /* One instruction decides between us and a signal handler that looks for the same place. */
-        if (s->sp == (sp | IN_USE) && !in_chain(s, live, length))
-            psu_take_word(&s->sp, sp | IN_USE);
-        if (!s->sp && !psu_claim_word(&s->sp, IN_USE)) { /* or nobody's, and not in the list */
+        int ours = now == (sp | IN_USE) && !in_chain(s, live, length) && psu_take_word(&s->sp, sp | IN_USE);
+        /* Or nobody's, and not in the list.  In that of another thread, if that one gave it back. */
+        if ((ours || (!now && s->home == PSU_SELF(b))) && !psu_claim_word(&s->sp, IN_USE)) {
             psu_side_give_save(b, s);
             psu_side_release(b, s);
             found++;
@@ -136,10 +137,12 @@ static int find_abandoned(struct psu_block *b, const struct psu_call *call)
     return found != 0;
 }
 
-static struct psu_side *chain(struct psu_side *sides, uint32_t count)
+static struct psu_side *chain(struct psu_block *b, struct psu_side *sides, uint32_t count)
 {
-    for (uint32_t i = 0; i + 1 < count; i++)
-        sides[i].next = &sides[i + 1];
+    for (uint32_t i = 0; i < count; i++) {
+        sides[i].next = i + 1 < count ? &sides[i + 1] : 0;
+        sides[i].home = PSU_SELF(b);
+    }
     return sides;
 }
 
@@ -149,7 +152,7 @@ static struct psu_block *make_block(void)
     if (!b)
         return 0;
     b->number = __atomic_add_fetch(&blocks_made, 1, __ATOMIC_RELAXED);
-    b->free = chain(b->sides, PSU_SIDES_IN_BLOCK);
+    b->free = chain(b, b->sides, PSU_SIDES_IN_BLOCK);
     b->tid = owner(); /* before anybody sees it, so that it is never taken for a dead thread's */
     uint64_t head = __atomic_load_n(&psu_runtime.blocks, __ATOMIC_RELAXED);
     do
@@ -223,7 +226,7 @@ struct psu_side *psu_side_claim(struct psu_block *b, const struct psu_call *call
     for (uint32_t hints = 0;;) {
         if ((s = *head) && hints++ < HINTS) {
             *head = s->next;
-            if (!psu_claim_word(&s->sp, call->sp | IN_USE)) {
+            if (s->home == PSU_SELF(b) && !psu_claim_word(&s->sp, call->sp | IN_USE)) {
                 s->save = 0;
                 return s;
             }
@@ -240,7 +243,7 @@ struct psu_side *psu_side_claim(struct psu_block *b, const struct psu_call *call
         chunk->next = b->chunks; /* a handler may have added one since: that one is not searched, no more */
         b->chunks = chunk;
         b->fresh += SIDES_IN_CHUNK - 1;
-        chain(chunk + 1, SIDES_IN_CHUNK - 1);
+        chain(b, chunk + 1, SIDES_IN_CHUNK - 1);
         chunk[SIDES_IN_CHUNK - 1].next = *head;
         *head = chunk + 1;
     }
@@ -251,8 +254,10 @@ void psu_side_release(struct psu_block *b, struct psu_side *s)
     struct psu_side *volatile *head = &b->free;
     s->next = *head;
     *head = s;
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    *(volatile uint64_t *)&s->sp = 0; /* last: from here it may be somebody else's */
+    /* A call may end on another thread than it began on: the entry changes hands, and is in one list only.  Nobody but this
+     * thread takes it from here on, so that taking needs no lock; whoever finds it free finds this home, too. */
+    s->home = PSU_SELF(b);
+    __atomic_store_n(&s->sp, 0, __ATOMIC_RELEASE); /* last */
 }
 
 /* A free entry has no save: first it is taken out, so that a handler that leaves by longjmp in between leaves no second

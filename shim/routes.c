@@ -19,6 +19,7 @@ _Static_assert(IN_BLOCK(count) + (int)offsetof(struct psu_counter, leave) == BLO
 _Static_assert(offsetof(struct psu_side, saved_fp) == SIDE_FP, "SIDE_FP");
 _Static_assert(offsetof(struct psu_side, return_address) == SIDE_RETURN, "SIDE_RETURN");
 _Static_assert(offsetof(struct psu_side, next) == SIDE_NEXT && offsetof(struct psu_side, sp) == SIDE_SP, "SIDE_NEXT");
+_Static_assert(offsetof(struct psu_side, home) == SIDE_HOME, "SIDE_HOME");
 
 /* What routes.S is answered: go on with the gate, or jump to `target`, the gate being undone.  On the way out: or return
  * to the gate's caller, from a PLAIN gate or from another. */

@@ -39,7 +39,8 @@ struct psu_side {
     uint64_t gate;         /* PSU_FULL: address of the gate's psu_gate */
     uint64_t sp;           /* 0: free; else bit 0 is set, and the rest is the stack pointer in the gate (0: not yet) */
     struct psu_save *save; /* PSU_FULL: registers to restore, or 0 */
-    uint64_t reserved2[2];
+    uint64_t home;         /* what psu_self is in the thread that gave it back last: only that one may take it */
+    uint64_t reserved;
 };
 
 #define PSU_SIDES_IN_BLOCK 16
@@ -150,7 +151,7 @@ struct psu_code {
 };
 struct psu_turn { uint64_t at, before, after; }; /* a word of `unit` bytes */
 
-/* COMMIT, in this order (the argument for the order is in commit.c).  A record without switches makes objects or retires
+/* COMMIT, in this order (the argument for the order is in commit.c).  A record without switches and notes makes objects or retires
  * them, and leaves all else that is staged as it is:
  *   arm every switch; point slots at gates; barrier; commit_seq += 1 (the commit); settle; redirect old gates;
  *   barrier; object states; swap meta. */

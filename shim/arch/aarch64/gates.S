@@ -189,7 +189,10 @@ MARK side_start
         cbz     x16, 8f
         ldur    x17, [x16, #BLOCK_FREE]
         cbz     x17, 8f
-1:      ldr     x10, [x17, #SIDE_SP]
+1:      ldr     x10, [x17, #SIDE_HOME]
+        sub     x10, x10, x16                   // flags are kept
+        cbnz    x10, 8f
+        ldr     x10, [x17, #SIDE_SP]
         cbnz    x10, 8f
         add     x10, sp, #1
         str     x10, [x17, #SIDE_SP]
@@ -215,7 +218,9 @@ MARK side_back
 3:      ldur    x10, [x16, #BLOCK_FREE]
         str     x10, [x17, #SIDE_NEXT]
         stur    x17, [x16, #BLOCK_FREE]
-        str     xzr, [x17, #SIDE_SP]
+        str     x16, [x17, #SIDE_HOME]
+        add     x10, x17, #SIDE_SP
+        stlr    xzr, [x10]                      // who finds it free finds its home
 MARK side_released
         LOAD_COUNTER data
         add     x16, x16, #BLOCK_LEAVE

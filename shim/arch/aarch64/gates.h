@@ -35,6 +35,7 @@
 #define SIDE_RETURN 8
 #define SIDE_NEXT 16
 #define SIDE_SP 32
+#define SIDE_HOME 48
 
 /* psu_vectors: what the vector registers of this processor are. */
 #define VECTORS_SVE 1

@@ -168,7 +168,7 @@ psu_plain_gates:
  * arguments where it expects them.  In between it is in an entry of the thread's free list (struct psu_side), which rbp
  * points at.  rbp is callee-saved: on return it names the entry again.  A signal handler may use the list anywhere in
  * between, and need not leave it as it was (counters.c): so one instruction makes the entry ours, `btsq`, and one gives
- * it back when nothing in it is needed any more.  64 bits, as all accesses of that word: a load waits long for a
+ * it back when nothing in it is needed any more.  Neither is locked: only the thread that gave an entry back takes it.  64 bits, as all accesses of that word: a load waits long for a
  * narrower store before it. */
 .macro SIDE_GATE
 MARK side_start
@@ -180,7 +180,9 @@ MARK side_own_enter
         mov     BLOCK_FREE(%r11), %rbp
         test    %rbp, %rbp
         jz      8f
-1:      btsq    $0, SIDE_SP(%rbp)
+1:      cmp     %r11, SIDE_HOME(%rbp)
+        jne     8f
+        btsq    $0, SIDE_SP(%rbp)
         jc      8f
         add     %rsp, SIDE_SP(%rbp)
         pushq   SIDE_NEXT(%rbp)
@@ -200,6 +202,7 @@ MARK side_own_leave
 2:      pushq   SIDE_RETURN(%rbp)
 MARK side_return_back
         mov     SIDE_FP(%rbp), %rcx
+        mov     %r11, SIDE_HOME(%rbp)
         mov     BLOCK_FREE(%r11), %rsi
         mov     %rsi, SIDE_NEXT(%rbp)
         mov     %rbp, BLOCK_FREE(%r11)

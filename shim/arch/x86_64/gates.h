@@ -36,5 +36,6 @@
 #define SIDE_RETURN 8
 #define SIDE_NEXT 16
 #define SIDE_SP 32
+#define SIDE_HOME 48
 
 #endif
