@@ -269,7 +269,7 @@ MARK plain_counted
     Mutant(
         "fold-loses",
         "counters.c",
-        "            psu_totals[i].enter += c->enter;\n",
+        "            __atomic_store_n(&psu_totals[i].enter, psu_totals[i].enter + c->enter, __ATOMIC_SEQ_CST);\n",
         "",
         "enters of dead threads are lost",
         (LIFE.format("short-threads"),),
@@ -381,7 +381,7 @@ MARK plain_counted
         (BASIC,),
     ),
     Mutant(
-        "never-unmapped", "reclaim.c", "        if (o->region[i].size)\n", "        if (0)\n", "memory grows", (BASIC,)
+        "never-unmapped", "reclaim.c", "        if (size)\n", "        if (0)\n", "memory grows", (BASIC,)
     ),
     Mutant(
         "no-repair-after-fork",

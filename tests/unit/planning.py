@@ -17,7 +17,7 @@ from elftools.elf.relocation import RelocationSection
 from psu_bin.arch import for_machine
 from psu_bin.elf import ET_EXEC, Binary
 from psu_bin.instrument import plan
-from psu_bin.instrument.plan_types import Plan, PlannedFunction, Reroute
+from psu_bin.instrument.plan_types import Edit, Plan, PlannedFunction, Reroute
 
 ARCH = for_machine(62, "test")
 
@@ -55,8 +55,14 @@ class Planned:
     def reason(self, name: str) -> str:
         return next(n.reason for n in self.plan.not_updatable if n.name == name)
 
+    @property
+    def found(self) -> list[Edit]:
+        """What leads to a function: what is edited, and the direct calls that are left (instrument/sites.py)."""
+        kind = Reroute[for_machine(self.binary.machine, "").site_form.kind]
+        return [*self.plan.edits, *(Edit(kind, at, function, True) for at, function in self.plan.sites)]
+
     def edits(self, name: str) -> list[Reroute]:
-        return [e.kind for e in self.plan.edits if self.plan.functions[e.function].name == name]
+        return [e.kind for e in self.found if self.plan.functions[e.function].name == name]
 
     def detour(self, name: str):
         return next(d for d in self.plan.detours if self.plan.functions[d.function].name == name)
@@ -70,7 +76,7 @@ def planned(path: Path, include: tuple[str, ...] = (), exclude: tuple[str, ...] 
 def edited_fields(p: Planned) -> dict[int, int]:
     """Address of every field in code or data that the plan reroutes -> entry of the function that it leads to."""
     out = {}
-    for e in p.plan.edits:
+    for e in p.found:
         if e.kind == Reroute.DYNSYM:
             continue
         at = int(p.binary.rela["r_offset"][e.at]) if e.kind == Reroute.RELA_ADDEND else e.at

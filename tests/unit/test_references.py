@@ -101,7 +101,7 @@ def test_the_references_found_are_those_that_the_linker_recorded(tmp_path, cc, l
 def own_calls(p: Planned) -> set[int]:
     """Fields inside a function that lead to its own entry: the assembler resolves them without a relocation."""
     out = set()
-    for e in p.plan.edits:
+    for e in p.found:
         f = p.plan.functions[e.function]
         if e.kind == Reroute.REL32 and f.address <= e.at < f.address + f.size:
             out.add(e.at)
@@ -127,7 +127,7 @@ def test_pointers_in_a_position_dependent_file_without_kept_relocations_stay_as_
     p = planned(path)
     assert p.detour("leaf") and p.detour("compare")
     assert set(p.edits("leaf")) == {Reroute.REL32}
-    calls = {e.at for e in p.plan.edits}
+    calls = {e.at for e in p.found}
     for s in p.binary.sections:
         if s.name in (".data", ".rodata", ".data.rel.ro"):
             assert not any(s.holds(at) for at in calls)
@@ -224,7 +224,7 @@ def test_every_encoding_of_a_jump_to_another_function_is_found(tmp_path):
     """
     p = planned(build(tmp_path, source(tmp_path, text, "a.S")))
     assert p.edits("target") == [Reroute.REL32] * 6
-    assert [e.call_site for e in p.plan.edits if p.plan.functions[e.function].name == "target"].count(True) == 5
+    assert [e.call_site for e in p.found if p.plan.functions[e.function].name == "target"].count(True) == 5
     assert p.detour("short_target")
     assert p.edits("short_target") == []
     assert p.function("target").callers == 5
@@ -260,7 +260,7 @@ def test_the_pass_does_not_mistake_data_between_functions_for_code(tmp_path):
     p = planned(build(tmp_path, source(tmp_path, text, "a.S")))
     inside = p.function("user")
     assert p.detour("target")
-    assert not [e for e in p.plan.edits if inside.address <= e.at < inside.address + inside.size
+    assert not [e for e in p.found if inside.address <= e.at < inside.address + inside.size
                 and p.plan.functions[e.function].name == "target" and not e.call_site]
 
 
@@ -276,7 +276,7 @@ def test_exported_functions_move_with_their_dynamic_symbol(tmp_path):
     p = planned(build(tmp_path, "-O1", "-fPIC", "-shared", source(tmp_path, SHAPES)))
     assert Reroute.DYNSYM in p.edits("tail")
     assert Reroute.DYNSYM in p.edits("aliased")
-    symbols = {p.binary.dynsym.name(e.at) for e in p.plan.edits if e.kind == Reroute.DYNSYM}
+    symbols = {p.binary.dynsym.name(e.at) for e in p.found if e.kind == Reroute.DYNSYM}
     assert {"weak", "aliased", "main", "tail"} <= symbols
 
 
