@@ -217,6 +217,34 @@ static void stopped(pid_t tid)
     CHECK(waitpid(tid, &status, __WALL) == tid && WIFSTOPPED(status), "%x", (unsigned)status);
 }
 
+/* Whether a thread waits in the kernel. */
+static int sleeping(uint32_t tid)
+{
+    char path[64], text[512], *end;
+    snprintf(path, sizeof path, "/proc/%u/stat", tid);
+    FILE *f = fopen(path, "r");
+    size_t n = f ? fread(text, 1, sizeof text - 1, f) : 0;
+    if (f)
+        fclose(f);
+    text[n] = 0;
+    end = strrchr(text, ')');
+    return end && end[1] && end[2] == 'S';
+}
+
+/* Waits for the end of a step.  The agent may have gone to sleep in it, until there is a command: it is woken from that. */
+static void stepped(uint32_t agent)
+{
+    int status, asleep = 0;
+    while (waitpid((pid_t)agent, &status, __WALL | WNOHANG) == 0) {
+        asleep = sleeping(agent) ? asleep + 1 : 0;
+        if (asleep == 20)
+            CHECK(ptrace(PTRACE_INTERRUPT, agent, 0, 0) == 0, "%s", strerror(errno));
+        if (asleep)
+            sleep_ms(1);
+    }
+    CHECK(WIFSTOPPED(status), "%x", (unsigned)status);
+}
+
 static int step(pid_t program, uint32_t agent)
 {
     int status;
@@ -238,7 +266,7 @@ static int step(pid_t program, uint32_t agent)
         }
         for (int i = 0; i < shared->stride; i++) {
             CHECK(ptrace(PTRACE_SINGLESTEP, agent, 0, 0) == 0, "%s", strerror(errno));
-            stopped(agent);
+            stepped(agent);
             shared->steps++;
         }
         shared->turn = STOPPED;
