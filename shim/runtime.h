@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define PSU_RUNTIME_MAGIC 0x314e55525f555350ull /* "PSU_RUN1" */
-#define PSU_RUNTIME_VERSION 3
+#define PSU_RUNTIME_VERSION 4
 
 /* ---- counters -------------------------------------------------------------------------------------
  * A counter index names one injected object (index i <-> psu_object i).  Each thread that ever called a

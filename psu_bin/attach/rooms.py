@@ -1,7 +1,7 @@
 """The memory of one injected object: code, PLT entries, GOT, what only the code reads, the file for debuggers, unwind
 rules, writable tables.
 
-Calls inside the object go through near stubs (instrument/near.py has what they are; here they are closed at first), or,
+Calls inside the object go through near stubs (near.py has what they are; they are closed at first), or,
 where there is no room for one, through stubs of its own (locals), each with a writable pair of words: where it leads now,
 and the stub that everybody else calls (psu_local in shim/runtime.h)."""
 

@@ -30,7 +30,7 @@ from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit, pre
 from psu_bin.attach.process import Process
 from psu_bin.attach.target import Module, Target
 from psu_bin.attach.tracing import AgentSession, agent_thread
-from psu_bin.attach.view import ModuleView, Stored
+from psu_bin.attach.view import ModuleView, views
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
 
@@ -116,26 +116,6 @@ def _dry_run(t: Target, objects: list[patch.PatchObject], began: float) -> Attac
     size = sum(o.size for m in demand.modules for o in m.objects)
     return AttachResult(notes.next_patch, functions, size, time.monotonic() - began, 0.0, 0,
                         (*warnings, *callers.warnings(demand.patched, lambda v: target.file(t, v.descriptor))))
-
-
-def views(t: Target, notes: meta.Notes) -> tuple[ModuleView, ...]:
-    """The linker's views of the target's modules."""
-    out = []
-    for m in t.modules:
-        tls = None
-        if m.tls and m.executable:
-            tls = arch_package.for_machine(m.machine, m.path).link.static_tls_offset(*m.tls)
-        relied = {}
-        for f in notes.functions:
-            if f.preserve and f.module == m.key:
-                relied[m.stub(f.number)] = f.preserve
-        out.append(ModuleView(
-            m.path, m.load_bias, m.descriptor, tls,
-            {(file, name): (address, size) for key, file, name, address, size in notes.variables if key == m.key},
-            {(s.file, s.name): s.stub for s in notes.stubs if s.module == m.key},
-            tuple(Stored(*row) for key, *row in notes.constants if key == m.key),
-            relied, t.process.read))
-    return tuple(out)
 
 
 @dataclass

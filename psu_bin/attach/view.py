@@ -1,6 +1,6 @@
 """What the linker may know of a target: one ModuleView an instrumented module.
 
-A view is filled by transaction.py from the process (target.py) and from psu-bin's notes in it (meta.py); the linker
+A view is filled from the process (target.py) and from psu-bin's notes in it (meta.py); the linker
 never touches the process.  An Identity names what a patch brought along and later patches find again: (file, name),
 file "" for a global."""
 
@@ -10,11 +10,16 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from psu_bin import arch as arch_package
 from psu_bin import descriptor
 from psu_bin.attach.patch import is_clone, numbered, program_name, without_clone
 from psu_bin.descriptor import Descriptor, Symbol
+
+if TYPE_CHECKING:
+    from psu_bin.attach import meta
+    from psu_bin.attach.target import Target
 
 Identity = tuple[str, str]
 
@@ -152,3 +157,23 @@ def artificial(file: str) -> bool:
 def base_name(path: str) -> str:
     """The last component: compilers write the path as they were given it, or only this."""
     return path.rsplit("/", 1)[-1]
+
+
+def views(t: Target, notes: meta.Notes) -> tuple[ModuleView, ...]:
+    """The linker's views of the target's modules."""
+    out = []
+    for m in t.modules:
+        tls = None
+        if m.tls and m.executable:
+            tls = arch_package.for_machine(m.machine, m.path).link.static_tls_offset(*m.tls)
+        relied = {}
+        for f in notes.functions:
+            if f.preserve and f.module == m.key:
+                relied[m.stub(f.number)] = f.preserve
+        out.append(ModuleView(
+            m.path, m.load_bias, m.descriptor, tls,
+            {(file, name): (address, size) for key, file, name, address, size in notes.variables if key == m.key},
+            {(s.file, s.name): s.stub for s in notes.stubs if s.module == m.key},
+            tuple(Stored(*row) for key, *row in notes.constants if key == m.key),
+            relied, t.process.read))
+    return tuple(out)
