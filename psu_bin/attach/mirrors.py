@@ -3,7 +3,7 @@
 Where an instruction's displacement may lie across two words (Arch.site_form.step, x86-64), a direct call is turned to a place
 that is a multiple of 16 MiB away from its function's entry.  So the stub that it shall reach has to be just there.  This module
 maps such places, a run of pages at a time, when one of their functions gets its first patch: pages that hold nothing but
-a jump through its slot for each function of the pages that they mirror, at the same distances.  They stay for ever.
+a jump through its slot for each function of the pages that they mirror, at the same distances.
 
 To the shim such a run is an object of patch 0, that no gate leads to: unwinders find its rows, and psu-bin finds it again by what
 is in it.  It is made by a commit of its own right before the first call is turned.  If the patch is refused before that, it goes
@@ -54,11 +54,12 @@ def stub_size(arch: Arch, module: Module) -> int:
 
 
 def known(process: Process, runtime: shim.Runtime, module: Module) -> list[Run]:
-    """The runs of a module that are in the target."""
+    """The runs of a module that are in the target.  One that was dropped may still be there: it is about to be unmapped."""
     arch = arch_package.for_machine(module.machine, module.path)
     step = arch.site_form.step
     out = []
-    for start, size in (r for o in runtime.read_objects(process) if o.patch == PATCH for r in o.regions) if step else ():
+    for start, size in (r for o in runtime.read_objects(process) if o.patch == PATCH and o.state == shim.CURRENT
+                        for r in o.regions) if step else ():
         data = process.read(start, size)
         first = start - module.end + size
         for distance in range(-(-first // step) * step, start - module.start + 1, step):

@@ -10,7 +10,7 @@ import pytest
 
 from psu_bin import descriptor
 from psu_bin.arch import for_machine
-from psu_bin.attach import mirrors
+from psu_bin.attach import mirrors, shim
 from psu_bin.attach.mirrors import PAGE, Run
 from psu_bin.attach.target import Module
 from psu_bin.descriptor import Descriptor, Function
@@ -86,3 +86,18 @@ def test_a_place_is_free_in_reach_and_promised_once(monkeypatch: pytest.MonkeyPa
         mirrors._choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, runs, [])
 
 
+
+
+def test_a_run_is_known_by_what_is_in_it_unless_it_was_dropped() -> None:
+    m = module()
+    run = Run(2 * STEP, BIAS + 0x1000 + 2 * STEP, BIAS + 0x2000 + 2 * STEP)
+    memory = {run.start: mirrors._contents(ARCH, m, run)[0], run.start + PAGE: bytes(PAGE)}
+    process = SimpleNamespace(read=lambda at, size: memory[at])
+
+    def known(patch: int, state: int) -> list[Run]:
+        objects = tuple(shim.Object(i, patch, state, 0, ((at, PAGE),)) for i, at in enumerate(memory))
+        return mirrors.known(process, SimpleNamespace(read_objects=lambda process: objects), m)
+
+    assert known(mirrors.PATCH, shim.CURRENT) == [run]
+    assert known(mirrors.PATCH, shim.RETIRED) == []
+    assert known(1, shim.CURRENT) == []
