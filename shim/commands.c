@@ -110,13 +110,27 @@ static int inside_staged(uint64_t address, uint64_t size)
     return 0;
 }
 
+/* Room for stubs that comes with an object is filled and made executable when it is needed (psu_bin/attach/turning.py). */
+static int inside_current(const struct psu_map *m)
+{
+    if (m->prot != (PSU_PROT_READ | PSU_PROT_EXEC))
+        return 0;
+    for (uint32_t i = 0; i < psu_object_limit; i++)
+        for (int j = 0; j < PSU_REGIONS && psu_objects[i].state == PSU_CURRENT; j++) {
+            uint64_t offset = m->address - psu_objects[i].region[j].address, size = psu_objects[i].region[j].size;
+            if (offset < size && m->size <= size - offset)
+                return 1;
+        }
+    return 0;
+}
+
 static int64_t protect(const struct psu_map *m, uint32_t count)
 {
     int code = 0;
     for (uint32_t i = 0; i < count; i++) {
         psu_runtime.failed_entry = i;
         if ((m[i].prot & (PSU_PROT_WRITE | PSU_PROT_EXEC)) == (PSU_PROT_WRITE | PSU_PROT_EXEC) || !m[i].size
-            || !inside_staged(m[i].address, m[i].size))
+            || !(inside_staged(m[i].address, m[i].size) || inside_current(&m[i])))
             return -PSU_EINVAL;
         long r = 0;
         if (PSU_SYNC_CORES && m[i].prot & PSU_PROT_EXEC) {

@@ -7,9 +7,10 @@
  *   1. check everything; refuse with nothing changed.  A gate that was never used gets all that is its own for ever:
  *      counter, preserve, slot, and code = redirect; then a barrier.  Stub and gate load the slot, then words of the
  *      gate, and AArch64 does not order these loads: without the barrier a thread that finds B in S could read zeros.
- *   1b. calls from inside A's object go through S, too (struct psu_local), which changes nothing but that they are
- *      counted from here on.  The barrier of step 4 makes that true for every thread before anything is committed.  A
- *      call that took the short way before has its caller's count, which keeps the object for both.
+ *      Calls from inside A's object went to A's body until psu-bin turned them (turn.c), before this: they go through S,
+ *      too, which changes nothing but that they are counted.  One that went to the body has its caller's count, which
+ *      keeps the object for both.  Calls from inside B's object go to B's body from the beginning: who makes them has
+ *      seen the commit.
  *   2. arm B: body, enter_txn = n+1, before = A, and last code = pending.  Nobody can reach B yet, but for a thread
  *   that
  *      loaded S in an earlier life of B: it finds the old redirection or the complete new words, because `code`
@@ -28,9 +29,6 @@
  *   8. barrier (I4): each thread has either made its count at A visible, or will load A.code = redirect.  Only now an
  *   object
  *      may be RETIRED: from here "enters == leaves" means that nobody is inside nor will be.
- *   9. calls from inside B's object go to the body at once.  It is the answer that S gives until it changes again, and
- *      step 1b comes before that.  Behind the barrier, so that who takes the short way at one function sees the new
- *      commit_seq at the next one, on AArch64 too: the load that found it is behind that thread's part of the barrier.
  *
  * Each step can be done again without harm, which psu_commit_repair uses in a fork child whose parent was half-way.
  */
@@ -120,27 +118,12 @@ static int in_regions(const struct record *r, uint32_t index, uint64_t body)
     return 0;
 }
 
-static int inside(const struct psu_object *o, uint64_t address)
-{
-    for (int i = 0; i < PSU_REGIONS; i++)
-        if (address - o->region[i].address < o->region[i].size)
-            return 1;
-    return 0;
-}
-
 static int64_t check_switch(const struct record *r, const struct psu_switch *s)
 {
-    uint64_t now, stub;
+    uint64_t now;
     int64_t error = load_slot(s->slot, &now);
     if (error)
         return error;
-    if (s->local && (s->to_original || !in_regions(r, s->index, s->local) || load_slot(s->local, &now)
-                     || load_slot(s->local + 8, &stub) || now != stub))
-        return -PSU_EINVAL;
-    if (s->old_local && (s->old_kind == PSU_NO_GATE || !old_gate(s) || s->old_local % 8
-                         || !inside(&psu_objects[old_gate(s)->counter / 8], s->old_local)))
-        return -PSU_EINVAL;
-    error = load_slot(s->slot, &now);
     if (s->old_kind == PSU_NO_GATE) {
         for (uint32_t k = 0; k < PSU_GATE_KINDS; k++)
             if (psu_gate_at(k, now))
@@ -232,14 +215,7 @@ static int64_t check(const struct record *r, uint64_t *failed)
     return error;
 }
 
-/* ---- 1b, 2, 3: turn, arm, point -------------------------------------------------------------------- */
-
-static void turn(uint64_t local)
-{
-    struct psu_local *l = (struct psu_local *)local;
-    if (l)
-        __atomic_store_n(&l->target, l->stub, __ATOMIC_RELEASE);
-}
+/* ---- 2, 3: arm, point ------------------------------------------------------------------------------- */
 
 static void arm(const struct psu_switch *s, uint64_t txn)
 {
@@ -290,11 +266,6 @@ static void finish(const struct record *r)
         if (r->switches[i].old_kind != PSU_NO_GATE)
             redirect(r->switches[i].old_kind, old_gate(&r->switches[i]));
     psu_membarrier(); /* 8 */
-    for (uint32_t i = 0; i < r->head->switches; i++) /* 9 */
-        if (r->switches[i].local)
-            __atomic_store_n(&((struct psu_local *)r->switches[i].local)->target, r->switches[i].body,
-                             __ATOMIC_RELEASE);
-
     for (uint32_t i = 0; i < r->head->objects; i++) {
         const struct psu_new_object *n = &r->objects[i];
         struct psu_object *o = &psu_objects[n->index];
@@ -355,8 +326,6 @@ int64_t psu_commit(const struct psu_commit *head, size_t room, uint64_t *failed)
             psu_object_limit = r.objects[i].index + 1;
         psu_frames_add(&r.objects[i]);
     }
-    for (uint32_t i = 0; i < head->switches; i++)
-        turn(r.switches[i].old_local);
     for (uint32_t i = 0; i < head->switches; i++)
         arm(&r.switches[i], under_way.txn);
     for (uint32_t i = 0; i < head->switches; i++)

@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define PSU_RUNTIME_MAGIC 0x314e55525f555350ull /* "PSU_RUN1" */
-#define PSU_RUNTIME_VERSION 4
+#define PSU_RUNTIME_VERSION 5
 
 /* ---- counters -------------------------------------------------------------------------------------
  * A counter index names one injected object (index i <-> psu_object i).  Each thread that ever called a
@@ -107,7 +107,8 @@ struct psu_object {
 enum psu_op {
     PSU_OP_RESET = 1,   /* unmap what a dead psu-bin staged and never committed; no entries */
     PSU_OP_MAP = 2,     /* psu_map entries: mmap each, all or none; fills in `address`; regions are staged */
-    PSU_OP_PROTECT = 3, /* psu_map entries: mprotect each; makes code visible to instruction fetch where needed */
+    PSU_OP_PROTECT = 3, /* psu_map entries: mprotect each: staged memory, or, to read and execute, of a current object;
+                           makes code visible to instruction fetch where needed */
     PSU_OP_RESOLVE = 4, /* psu_symbol entries: dlsym each; fills in `value` (0: not found) */
     PSU_OP_COMMIT = 5,  /* psu_commit, then its entries */
     PSU_OP_PIN = 6,     /* psu_pin entries: keep each library loaded; undone by RESET unless a COMMIT came between */
@@ -164,12 +165,7 @@ struct psu_switch {
     uint32_t preserve;
     uint32_t old_kind;     /* the gate that the slot leads to now, PSU_NO_GATE: the original */
     uint32_t old_gate;
-    uint64_t local;        /* psu_local of the new object for this function, 0: none */
-    uint64_t old_local;    /* psu_local of the old gate's object for it, 0: none */
 };
-/* Where calls of a function from inside its own object go: to the body while that is the current version, else, like all
- * others, to the stub.  The caller's count keeps the object, so such calls need none of their own. */
-struct psu_local { uint64_t target, stub; };
 #define PSU_NO_GATE 0xffffffffu
 
 struct psu_commit {
@@ -193,7 +189,7 @@ enum psu_agent_state { PSU_AGENT_NONE = 0, PSU_AGENT_STARTING = 1, PSU_AGENT_PAR
 struct psu_pool { uint64_t first; uint64_t data; uint32_t stride, count; };
 
 #define PSU_COMMAND_BUFFER 4096
-#define PSU_STAGED 64
+#define PSU_STAGED 128
 
 struct psu_runtime {
     uint64_t magic;            /*   0 */

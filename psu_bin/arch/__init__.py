@@ -62,13 +62,6 @@ class SiteForm:
 
 
 @dataclass(frozen=True)
-class NearForm:
-    """A way to make near stubs (attach/near.py): two instructions of the same size, of which one is there."""
-    nop: bytes                                    # open: does nothing
-    jump: Callable[[int, int, int], bytes]        # closed: (its address, the function's stub, its slot) -> a jump
-
-
-@dataclass(frozen=True)
 class Arch:
     """Facts and functions of one architecture.  Addresses may be file or run-time ones: only differences count."""
     name: str
@@ -84,7 +77,6 @@ class Arch:
     jump: Callable[[int, int], bytes]             # (from, to) -> unconditional direct jump, jump_size bytes
     jump_size: int
     padding: bytes                                # an instruction that traps, for room that nothing may run into
-    near_form: NearForm                           # of near stubs in patch objects
     site_form: SiteForm
     store_unit: int                               # an aligned store of so many bytes is whole for whoever executes them
     is_padding: Callable[[bytes], bool]           # only what compilers put between functions

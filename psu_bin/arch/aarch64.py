@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from psu_bin.arch import EM_AARCH64, Arch, FieldKind, NearForm, SiteForm
+from psu_bin.arch import EM_AARCH64, Arch, FieldKind, SiteForm
 from psu_bin.descriptor import MODULE_IBT
 from psu_bin.errors import PsuError
 
@@ -167,7 +167,7 @@ _ABSOLUTE64 = FieldKind(8, _absolute64_target, _absolute64_encode)
 ARCH = Arch(
     name="aarch64", machine=EM_AARCH64, elf_class=64, page_size=1 << 16, reach=REACH,
     stub_size=stub_size, stub=stub, stub_align=16, stub_cfi=STUB_CFI, return_column=30,
-    jump=jump, jump_size=JUMP_SIZE, padding=BRK, near_form=NearForm(NOP, lambda at, stub, slot: jump(at, stub)),
+    jump=jump, jump_size=JUMP_SIZE, padding=BRK,
     site_form=SiteForm("INSTRUCTION", _is_branch, _site_target, _site_turned, 0, stub),
     store_unit=4, is_padding=is_padding,
     fields={"INSTRUCTION": FieldKind(4, _instruction_target, _instruction_encode, _instruction_holds),

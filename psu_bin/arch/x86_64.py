@@ -12,7 +12,7 @@ import re
 import struct
 from typing import TYPE_CHECKING
 
-from psu_bin.arch import EM_X86_64, Arch, FieldKind, NearForm, SiteForm
+from psu_bin.arch import EM_X86_64, Arch, FieldKind, SiteForm
 from psu_bin.descriptor import MODULE_IBT
 from psu_bin.errors import PsuError
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 REACH = 1 << 31              # of a displacement of 4 bytes, both ways
 INT3 = b"\xcc"
 JUMP_SIZE = 5
-NOP6 = b"\x66\x0f\x1f\x44\x00\x00"
 # int3; nop; xchg %ax,%ax; nopl and nopw with any operand that GNU as and LLVM use, and their prefixes.
 _PADDING = re.compile(rb"(?:\xcc|\x66*\x2e?(?:\x90|\x0f\x1f(?:\x00|\x40.|\x44..|\x80....|\x84.....)))*", re.DOTALL)
 R_X86_64_RELATIVE = 8
@@ -136,7 +135,7 @@ _ABSOLUTE64 = FieldKind(8, _absolute64_target, _absolute64_encode)
 ARCH = Arch(
     name="x86_64", machine=EM_X86_64, elf_class=64, page_size=4096, reach=REACH,
     stub_size=stub_size, stub=stub, stub_align=16, stub_cfi=STUB_CFI, return_column=16,
-    jump=jump, jump_size=JUMP_SIZE, padding=INT3, near_form=NearForm(NOP6, lambda at, stub, slot: jump_through(at, slot, 0)),
+    jump=jump, jump_size=JUMP_SIZE, padding=INT3,
     # A displacement may lie across two words.  In steps of 16 MiB only its highest byte changes.
     site_form=SiteForm("REL32", lambda field: True, _site_target, lambda at, field, to: _displacement(at + 4, to), 1 << 24,
                        jump_through),

@@ -36,8 +36,6 @@ class Switch:
     kind: int
     index: int                             # counter index of the new version's object
     preserve: int = 0                      # registers that a full gate restores
-    local: int = 0                         # run-time address of the new object's psu_local for it, 0: none
-    near: int = 0                          # run-time address of its near stub in the new object, 0: none
 
 
 def choose_indices(runtime: shim.Runtime, process: Process, functions: list[list[meta.FunctionNotes]],
@@ -103,13 +101,11 @@ def prepare(session: AgentSession, notes: meta.Notes, objects: list[NewObject], 
         old_kind, old_gate = (old[0], old[1]) if old else (shim.NO_GATE, shim.NO_GATE)
         if s.body:
             gate = gate_for(notes, runtime, s.function, s.kind, s.index, process.where)
-            body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.preserve, old_kind, old_gate,
-                                     s.local, s.function.local if old else 0)
-            s.function.current, s.function.local, s.function.near = [s.kind, gate, s.index], s.local, s.near
+            body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.preserve, old_kind, old_gate)
+            s.function.current, s.function.body = [s.kind, gate, s.index], s.body
         elif old:
-            body += shim.SWITCH.pack(s.slot, s.original, 0, 0, shim.NO_GATE, 0, 0, old_kind, old_gate,
-                                     0, s.function.local)
-            s.function.current, s.function.local, s.function.near = [], 0, 0
+            body += shim.SWITCH.pack(s.slot, s.original, 0, 0, shim.NO_GATE, 0, 0, old_kind, old_gate)
+            s.function.current, s.function.body = [], 0
         else:
             continue
         if old:

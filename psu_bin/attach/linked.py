@@ -23,6 +23,7 @@ class ObjectDemand(NamedTuple):
     """One patch object's own memory: one mapping, freed with the object."""
     path: str
     size: int                      # a multiple of the page size
+    mirrored: int                  # bytes from its start that want room for stubs at a distance (inner.py), whole pages; 0: none
     functions: tuple[str, ...]     # names of the functions it replaces
 
 
@@ -48,6 +49,7 @@ class Demand(NamedTuple):
 class ModulePlacement(NamedTuple):
     """Addresses for a ModuleDemand, in its order.  An address whose Space is empty is not looked at."""
     objects: tuple[int, ...]
+    distances: tuple[int, ...]     # of each object to the room for its stubs, bytes modulo 2^64; 0: it wants none
     constants: int
     variables: int
     stubs: tuple[int, ...]
@@ -70,8 +72,6 @@ class Replaced(NamedTuple):
     size: int
     kind: int                      # gates.PLAIN, SIDE, FULL
     preserve: int                  # registers that the gate must keep
-    local: int                     # address of the object's psu_local for it, 0: none
-    near: int                      # address of its near stub in the object, 0: none
 
 
 class Canonical(NamedTuple):
@@ -83,8 +83,6 @@ class Canonical(NamedTuple):
     kind: int
     preserve: int
     made_before: bool
-    local: int
-    near: int
 
 
 class LinkedObject(NamedTuple):
@@ -99,6 +97,8 @@ class LinkedObject(NamedTuple):
     eh_frame: int                  # to register, 0: none
     symfile: tuple[int, int]       # (address, size) of the file for debuggers
     relied: tuple[tuple[int, int], ...]        # (stub, registers that this object's code expects it to leave alone)
+    calls: tuple[int, int]         # (address, size) of the table of its calls of itself; size 0: it makes none
+    mirror: tuple[int, int]        # (address, size) of the room for the stubs of those; size 0: they need none
 
 
 class LinkedStore(NamedTuple):

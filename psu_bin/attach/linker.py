@@ -25,13 +25,13 @@ values. The passes, each with what is true after it:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-from psu_bin import arch, fde, near_forms
+from psu_bin import arch, fde
 from psu_bin.arch.link_types import OutOfRange, Places, Use
-from psu_bin.attach import anchors, checks, constants, constructors, gates, symfile
+from psu_bin.attach import anchors, checks, constants, constructors, gates, inner, symfile
 from psu_bin.attach.binding import Binder
 from psu_bin.attach.layout import Layout
 from psu_bin.attach.linked import (
@@ -68,11 +68,13 @@ class Work:
     used: tuple[int, ...]                              # numbers of the views in Demand.modules
 
 
-def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Sequence[int] | None = None) -> Demand:
+def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Sequence[int] | None = None,
+         becomes_current: Callable[[BoundFunction], bool] = lambda f: True) -> Demand:
     """Find out what the patches replace and what room they want.
 
     groups: one number a patch object; objects of different groups do not see each other's definitions (a revert brings
     back functions of several patches that define the same names).  None: all are one group.
+    becomes_current: whether a function of a patch is to be its newest version; the others are as if they were not there.
     Raises PsuError, with all problems of a pass, when they cannot be linked."""
     all_patches, all_views = tuple(patches), tuple(views)
     all_groups = tuple(groups) if groups is not None else (0,) * len(all_patches)
@@ -93,6 +95,7 @@ def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Se
     reader.settle()
     checks.refuse(reader.problems + binder.problems + list(constructors.problems(layouts, reader)))
     kinds, relied = gates.decide(layouts, reader, machine)
+    kinds = {f: gate for f, gate in kinds.items() if becomes_current(f)}
     symfiles = [symfile.make(layout.patch, _code_sections(n, layout, reader), binder.warnings)
                 for n, layout in enumerate(layouts)]
     rooms = [_lay_out(n, layouts[n], reader, machine, kinds, symfiles[n].size) for n in range(len(all_patches))]
@@ -132,14 +135,10 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
     link = machine.link
     pieces = [p for p in reader.reached if p.patch == n]
     room = ObjectRoom(link.PLT_SIZE, link.GOT_SLOT_SIZE)
-    called = [r.target for p in pieces for r in p.references if r.use is Use.BRANCH]
-    called += [x.target for x in reader.rerouted if x.piece.patch == n and x.ref.use is Use.BRANCH]
-    inner = [t for t in dict.fromkeys(called) if isinstance(t, BoundFunction) and t.patch == n and t in kinds]
     for p in pieces:
         if p.room is Room.CODE and layout.roles[p.section] is Role.CODE:
-            room.add_code(p, layout.patch.functions_in(p.section), [t for t in inner if t.function.section == p.section],
-                          {x.trampoline for x in reader.rerouted if x.piece is p and x.trampoline >= 0},
-                          machine.near_form, machine)
+            room.add(p)
+    room.add_calls(inner.calls(layout, reader, machine, kinds), inner.stub_size(machine))
     home = layout.binder.module[n]
 
     def far(t: Target) -> bool:
@@ -148,7 +147,6 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
             return t.module != home
         return isinstance(t, External) or isinstance(t, Fixed) and t.far
 
-    room.add_locals([t for t in inner if room.near(t) is None], machine.stub_size(0))
     room.add_tables([(r.use, r.target, r.offset) for p in pieces for r in p.references if r.target is not None], far)
     room.add_thunks([(p, r) for p in pieces if layout.roles[p.section] is Role.CODE for r in p.references
                      if r.use is Use.ADDRESS and link.HOWTO[r.type].relative
@@ -157,19 +155,19 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
         if p.room is Room.CODE and layout.roles[p.section] not in (Role.CODE, Role.UNWIND):
             room.add(p)
     room.add_symfile(symfile_size)
-    room.add_unwind([p for p in pieces if layout.roles[p.section] is Role.UNWIND], len(_stub_rows(machine, room, 0)))
+    room.add_unwind([p for p in pieces if layout.roles[p.section] is Role.UNWIND], len(_stub_rows(machine, room, 0, 0)))
+    room.add_table()
     room.close(PAGE)
     for p in pieces:
         if p.room is Room.LABELS:
             room.add(p)
-    room.add_pairs()
     room.end(PAGE)
     return room
 
 
-def _stub_rows(machine: arch.Arch, room: ObjectRoom, base: int) -> bytes:
-    """The .eh_frame rows of the stubs, PLT entries and near stubs of the object at `base`."""
-    ranges = [fde.Code(base + at, len(machine.near_form.nop)) for _, at in room.nears()]
+def _stub_rows(machine: arch.Arch, room: ObjectRoom, base: int, distance: int) -> bytes:
+    """The .eh_frame rows of the PLT entries of the object at `base`, and of the stubs at `distance`."""
+    ranges = [fde.Code(base + distance & (1 << 64) - 1, room.mirrored(PAGE))] if machine.site_form.step and room.mirrored(PAGE) else []
     if room.stubs_end > room.stubs:
         ranges.append(fde.Code(base + room.stubs, room.stubs_end - room.stubs))
     return fde.rows(machine, base + room.rows, ranges)[0] if ranges else b""
@@ -190,7 +188,8 @@ def _module_demand(work: Work, m: int) -> ModuleDemand:
     fixed = [p for p in pieces if p.room is Room.CONSTANT]
     stubs = tuple(f.identity for f in work.reader.taken if f.new and not f.known_stub and f.module == m)
     names = tuple(dict.fromkeys(x.name for x in work.reader.externals if x.module == m))
-    objects = tuple(ObjectDemand(work.patches[n].path, work.rooms[n].size, tuple(
+    step = work.machine.site_form.step
+    objects = tuple(ObjectDemand(work.patches[n].path, work.rooms[n].size, work.rooms[n].mirrored(PAGE) if step else 0, tuple(
         b.function.name for b in work.binder.functions[n].values() if not b.new)) for n in patches)
     narrow = any(work.link.HOWTO[r.type].narrow for p in work.reader.reached if p.patch in patches
                  for r in p.references if r.use is Use.ADDRESS)
@@ -227,10 +226,12 @@ class _Linker:
         work = self.work
         self._check_resolved()
         objects: dict[int, int] = {}
+        self.distances: dict[int, int] = {}
         for m, module in zip(work.used, self.demand.modules):
             place = self.places[m]
             mine = [n for n in range(len(work.patches)) if work.binder.module[n] == m]
             objects.update(zip(mine, place.objects))
+            self.distances.update(zip(mine, place.distances))
             wanted = [f for f in work.reader.taken if f.new and not f.known_stub and f.module == m]
             self.stubs.update(zip(wanted, place.stubs))
         for p in work.reader.reached:
@@ -289,10 +290,10 @@ class _Linker:
             return self.work.views[f.module].stub(f.number)
         return f.known_stub or self.stubs.get(f) or self._body(f)
 
-    def _called(self, f: BoundFunction, n: int) -> int:
-        """Where calls of the function from object `n` go."""
-        own = self.work.rooms[n].entry(f)
-        return self._function(f) if own is None else self.objects[n] + own
+    def _called(self, f: BoundFunction, n: int, at: int) -> int:
+        """Where a call of the function from object `n`, with its field at offset `at` there, goes at first."""
+        body = self.work.rooms[n].bodies.get(at)
+        return self._function(f) if body is None else self.objects[n] + body
 
     def _body(self, f: BoundFunction) -> int:
         piece = self.work.layouts[f.patch].whole(f.function.section)
@@ -334,8 +335,8 @@ class _Linker:
                 v = r.addend
             else:
                 called = r.target if r.use is Use.BRANCH and isinstance(r.target, BoundFunction) else None
-                v = (self._called(called, piece.patch) if called else self._target(r.target)) + r.offset
-                plt = None if called and room.entry(called) is not None else room.plt(r.target)
+                v = (self._called(called, piece.patch, piece.offset + at) if called else self._target(r.target)) + r.offset
+                plt = None if called and piece.offset + at in room.bodies else room.plt(r.target)
                 branch = base + plt if r.use is Use.BRANCH and plt is not None else 0
             try:
                 self.work.link.relocate(
@@ -402,19 +403,12 @@ class _Linker:
                 base + at, base + room.slot(target, 0))
         for at, code in self.thunks.get(n, ()):
             image[at:at + len(code)] = code
-        pairs = {}
-        for f, at, pair in room.locals():
-            pairs[f] = base + pair
-            stub = work.machine.stub(base + at, base + pair, 0)
-            image[at:at + len(stub)] = stub
-            image[pair:pair + 16] = work.link.pack_slot(self._function(f)) * 2
-        nears = {f: base + at for f, at in room.nears()}
-        for f, at in nears.items():
-            code = near_forms.unopened(work.machine, at, self._function(f))
-            image[at - base:at - base + len(code)] = code
         self._reroute(n, image)
+        table = room.table_bytes
+        image[room.table:room.table + len(table)] = table
+        distance = self.distances[n]
         if room.unwind:
-            rows = _stub_rows(work.machine, room, base)
+            rows = _stub_rows(work.machine, room, base, distance)
             image[room.rows:room.rows + len(rows)] = rows
         symfile_at, symfile_size = base + room.symfile, work.symfiles[n].size
         image[room.symfile:room.symfile + symfile_size] = work.symfiles[n].build(
@@ -432,16 +426,18 @@ class _Linker:
             size = b.function.end - b.function.start
             if not b.new:
                 replaced.append(Replaced(work.views[b.module], b.number, b.function.name, self._body(b), size,
-                                         gate.kind, gate.preserve, pairs.get(b, 0), nears.get(b, 0)))
+                                         gate.kind, gate.preserve))
             else:
                 canonical.append(Canonical(b.identity, self._function(b), self._body(b), size, gate.kind, gate.preserve,
-                                           bool(b.known_stub), pairs.get(b, 0), nears.get(b, 0)))
+                                           bool(b.known_stub)))
         relied = tuple((self._function(f), mask) for f, mask in work.relied.get(n, {}).items())
         return LinkedObject(layout.patch.path, base, room.size, tuple(replaced), tuple(canonical),
                             tuple((f.name, self._body(b), f.end - f.start) for b in work.binder.functions[n].values()
                                   for f in (b.function,)),
                             tuple(regions), base + room.unwind if room.unwind else 0,
-                            (symfile_at, symfile_size + room.unwind_end - room.unwind), relied)
+                            (symfile_at, symfile_size + room.unwind_end - room.unwind), relied,
+                            (base + room.table, len(table)),
+                            (base + distance & (1 << 64) - 1, room.mirrored(PAGE)) if distance else (0, 0))
 
     def _reroute(self, n: int, image: bytearray) -> None:
         """Point what the assembler had resolved to the stubs."""
@@ -451,7 +447,8 @@ class _Linker:
                 continue
             section = memoryview(image)[x.piece.offset:x.piece.offset + x.piece.size]
             start = self.address[x.piece]
-            target = self._called(x.target, n) if x.ref.use is Use.BRANCH else self._pointer(x.target)
+            field = x.piece.offset + inner.field(x, work.machine)
+            target = self._called(x.target, n, field) if x.ref.use is Use.BRANCH else self._pointer(x.target)
             try:
                 if x.trampoline >= 0:
                     at = x.piece.offset + x.trampoline

@@ -20,7 +20,7 @@ from psu_bin.attach.process import Process
 from psu_bin.attach.shim import Runtime
 from psu_bin.errors import PsuError
 
-FORMAT = 2
+FORMAT = 3
 HISTORY = 64          # versions of a function that a revert can go back through
 FREED_KEPT = 16       # freed patches that status still lists
 LARGEST = 1 << 28     # bytes of the notes, unpacked
@@ -38,8 +38,7 @@ class FunctionNotes:
     gates: list[list[int]] = field(default_factory=list)   # [kind, gate, counter index], given for ever
     current: list[int] = field(default_factory=list)       # [kind, gate, counter index]; []: the original
     preserve: int = 0
-    local: int = 0                                # psu_local of the current version (shim/runtime.h), 0: none
-    near: int = 0                                 # near stub of the current version in its object, 0: none
+    body: int = 0                                 # entry of the current version, 0: the original
 
 
 @dataclass
@@ -90,6 +89,9 @@ class Notes:
     constants: list[list] = field(default_factory=list)   # [module, crc32, address, size, align]
     imports: list[list] = field(default_factory=list)     # [module, name, where it leads, entry]: imports.py
     pinned: list[str] = field(default_factory=list)       # keys of libraries that a dlclose leaves where they are
+    # Of objects that call themselves: [counter index, address, the table of those calls, its size, distance to the room of
+    # the stubs that they can be turned to (0: they need none)]: inner.py
+    calls: list[list] = field(default_factory=list)
 
     def patch(self, patch_id: int) -> PatchNotes | None:
         return next((p for p in self.patches if p.id == patch_id), None)
@@ -98,7 +100,7 @@ class Notes:
 # What each list holds, as types or, for rows of fixed length, a type for each place.
 _SHAPES: dict[str, type | tuple[type, ...]] = {
     "next_gate": int, "variables": (str, str, str, int, int), "constants": (str, int, int, int, int),
-    "imports": (str, str, int, int), "pinned": str, "history": int, "gates": (int, int, int), "current": int,
+    "imports": (str, str, int, int), "calls": (int, int, int, int, int), "pinned": str, "history": int, "gates": (int, int, int), "current": int,
     "functions": str, "objects": int, "sources": (str, str), "code": (str, int, int)}
 _ROWS = {"patches": PatchNotes, "functions": FunctionNotes, "stubs": StubNotes, "stores": Store}
 

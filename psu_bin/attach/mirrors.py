@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 PATCH = 0                  # the number of no patch
-AT_ONCE = 16               # runs in one commit: staged memory is a table of 64
+AT_ONCE = 16               # runs in one commit: staged memory is a table of 128
 MOST_DROPPED = 512         # objects in one commit: a record that fits the fixed buffer
 ATTEMPTS = 5               # the program may take an address between our look at its map and the mmap
 ROWS_ALIGN = 8
@@ -124,7 +124,7 @@ def _make(x: Transaction, arch: Arch, module: Module, runs: list[Run], code: lis
     for _ in range(ATTEMPTS):
         made: list[Run] = []
         for a, b in code:
-            made.append(_choose(process, arch, module, a, b, runs, made))
+            made.append(choose(process, arch, module, a, b, [*runs, *made], [(r.start, r.end) for r in made]))
         if x.map([(r.start, r.end - r.start, False) for r in made]) is not None:
             break
     else:
@@ -147,17 +147,17 @@ def _make(x: Transaction, arch: Arch, module: Module, runs: list[Run], code: lis
     return indices
 
 
-def _choose(process: Process, arch: Arch, module: Module, start: int, end: int, runs: list[Run], made: list[Run]) -> Run:
-    """A free place for the mirror of [start, end), in steps from it, that all calls of the module reach.
+def choose(process: Process, arch: Arch, module: Module, start: int, end: int, runs: Sequence[Run],
+           promised: Sequence[tuple[int, int]]) -> Run:
+    """A free place for the mirror of [start, end), in steps from it, that all calls of the module, or near it, reach.
 
-    runs: the module's, as far as they are there; made: those that are promised."""
+    runs: the module's, whose distances are taken first; promised: [start, end) of what is to be mapped there."""
     maps = process.maps()
-    taken = sorted([(m.start, m.end) for m in maps] + placement.reserved(process, maps)
-                   + [(r.start, r.end) for r in made])
+    taken = sorted([(m.start, m.end) for m in maps] + placement.reserved(process, maps) + list(promised))
     starts = [a for a, _ in taken]
     step, span = arch.site_form.step, module.end - module.start
     most = (arch.reach - span - PAGE) // step
-    distances = dict.fromkeys([r.distance for r in (*runs, *made)] + [
+    distances = dict.fromkeys([r.distance for r in runs] + [
         k * step & shim.WORD for k in (*range(-1, -most - 1, -1), *range(1, most + 1))])
     for distance in distances:
         low = start + distance & shim.WORD

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from psu_bin.attach import copies, meta, near, patch, target
+from psu_bin.attach import copies, meta, patch, target, turning
 from psu_bin.attach.commit import Switch
 from psu_bin.attach.process import Process
 from psu_bin.attach.transaction import Placed, Source, Transaction
@@ -53,7 +53,7 @@ def revert(pid: int, patch_id: int | None, *, original: bool = False) -> RevertR
         placed = _place(x, back)
         linked = time.monotonic() - began
         seconds = x.commit(placed)
-        late = near.reopen(x, placed.switches)
+        late = turning.reopen(x, placed.switches)
         names = tuple(dict.fromkeys(s.function.name for s in placed.switches))
         return RevertResult(tuple(ids), names, linked, seconds, x.threads_stopped, placed.warnings + late)
 

@@ -13,7 +13,7 @@ from psu_bin.attach.process import Process
 from psu_bin.errors import PsuError
 
 MAGIC = 0x314E55525F555350
-VERSION = 4
+VERSION = 5
 
 PLAIN, SIDE, FULL = range(3)
 NO_GATE = 0xFFFFFFFF
@@ -34,12 +34,12 @@ PIN = struct.Struct("<Q")
 CODE = struct.Struct("<QQII")
 TURN = struct.Struct("<QQQ")
 SURPLUS = struct.Struct("<IIII")
-SWITCH = struct.Struct("<QQQ6I2Q")
+SWITCH = struct.Struct("<QQQ6I")
 COMMIT = struct.Struct("<4IQQ")
 NEW_OBJECT = struct.Struct("<IIQ6Q2Q")
 _HEAD = struct.Struct("<QIIIIIIII QQII QQII QQII QQQQQQQ IIIIHHHHQqQII".replace(" ", ""))
 _TAIL = struct.Struct("<QQqQQQQ")
-STAGED = 64
+STAGED = 128
 _TAIL_OFFSET = 224 + 24 * STAGED
 COMMAND_SEQ_OFFSET = 184
 AGENT_ERROR_OFFSET = _TAIL_OFFSET + 16

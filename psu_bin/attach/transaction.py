@@ -17,17 +17,17 @@ from __future__ import annotations
 import errno
 import pickle
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
 from psu_bin.attach import (
-    borrow, callers, copies, imports, linker, meta, mirrors, near, patch, placement, pressure, seccomp, shim, stores, surplus, target,
+    borrow, callers, copies, imports, linker, meta, mirrors, patch, pressure, seccomp, shim, surplus, target, turning,
 )
 from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit, prepare
 from psu_bin.attach.process import Process
+from psu_bin.attach.space import Space
 from psu_bin.attach.target import Module, Target
 from psu_bin.attach.tracing import AgentSession, agent_thread
 from psu_bin.attach.view import ModuleView, views
@@ -35,6 +35,7 @@ from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
 
 if TYPE_CHECKING:
+    from psu_bin.attach.meaning import BoundFunction
     from psu_bin.attach.patch import PatchObject
 
 LEFTOVERS = 8              # so many retired objects are worth a look at who keeps them, after the commit
@@ -92,7 +93,7 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
         x.record(number, ", ".join(p.name for p in paths), placed, list(zip(map(str, paths), names)))
         seconds = x.commit(placed)
         functions = tuple(dict.fromkeys(s.function.name for s in placed.switches))
-        late = near.reopen(x, placed.switches)
+        late = turning.reopen(x, placed.switches)
         result = AttachResult(number, functions, placed.bytes, linked, seconds, x.threads_stopped,
                               placed.warnings + ((lost,) if lost else ()) + late)
     surplus.sweep(t, LEFTOVERS, surplus.BRIEF, seconds=0)
@@ -125,11 +126,12 @@ class Transaction:
     threads_stopped: int = 0
     session: AgentSession = field(init=False)
     notes: meta.Notes = field(init=False)
-    # By module: its direct calls (near.sites), and the places that they can be turned to.
-    sites: dict[str, tuple[near.Site, ...]] = field(default_factory=dict)
+    # By module: its direct calls (turning.sites), and the places that they can be turned to.
+    sites: dict[str, tuple[turning.Site, ...]] = field(default_factory=dict)
     runs: dict[str, list[mirrors.Run]] = field(default_factory=dict)
     new_mirrors: list[int] = field(default_factory=list)        # objects that no call was turned to yet
     promised: frozenset[int] = frozenset()                      # counter indices of the objects that are to be committed
+    _calls: list[list[int]] = field(default_factory=list)       # of those objects: rows of Notes.calls
 
     def __enter__(self) -> Transaction:
         t = self.target
@@ -234,8 +236,9 @@ class Transaction:
         """Link the sources and write them into the target; nothing is switched.  Raises PsuError."""
         if not sources:
             return Placed([], [], None, [], 0, ())
-        demand = linker.plan([s.object for s in sources], views(self.target, self.notes),
-                             [s.patch for s in sources])
+        seen = views(self.target, self.notes)
+        demand = linker.plan([s.object for s in sources], seen, [s.patch for s in sources],
+                             lambda f: self._becomes_current(sources[f.patch], seen[f.module], f))
         pressure.refuse(self.target.process.pid, self.target.process.where,
                         sum(o.size for d in demand.modules for o in d.objects))
         self._pin([self.module(d.view) for d in demand.modules])
@@ -243,7 +246,7 @@ class Transaction:
         enter = self._entries(demand, resolved)
         before = pickle.dumps(self.notes)      # for another attempt, which there hardly ever is
         for _ in range(MAP_ATTEMPTS):
-            room = _Room(self, demand, enter)
+            room = Space(self, demand, enter)
             if room.mapped:
                 break
             self._take(pickle.loads(before))
@@ -253,6 +256,16 @@ class Transaction:
         linked = linker.relocate(demand, room.placements, self._with_entries(demand, resolved))
         room.write(linked)
         return self._placed(sources, linked, room)
+
+    def _becomes_current(self, source: Source, view: ModuleView, f: BoundFunction) -> bool:
+        """Whether the patch's function is to be the newest version of what it replaces or brings along."""
+        if source.only is None:
+            return True
+        if not f.new:
+            return (self.module(view).key, f.number) in source.only
+        number = next((i for i, s in enumerate(self.notes.stubs) if s.stub == f.known_stub), -1)
+        known = self._functions.get(("", number))
+        return ("", number) in source.only or not (known and known.current)
 
     def _with_entries(self, demand: linker.Demand, resolved: list[dict[str, int]]) -> list[dict[str, int]]:
         return [imports.use_known(self.notes, self.module(d.view).key, names)
@@ -284,7 +297,7 @@ class Transaction:
                 raise PsuError(self.target.process.where, f"loaded another library in place of {m.path}", "try again")
             self.notes.pinned.append(m.key)
 
-    def _placed(self, sources: list[Source], linked: linker.LinkedPatch, room: _Room) -> Placed:
+    def _placed(self, sources: list[Source], linked: linker.LinkedPatch, room: Space) -> Placed:
         # The linker groups objects by module; within a module they are in the order of the sources.
         owner_of: dict[int, Source] = {}
         flat = [o for objects, _ in linked.modules for o in objects]
@@ -294,32 +307,28 @@ class Transaction:
             rest.remove(match)
             owner_of[n] = match
         replaced: list[list[meta.FunctionNotes]] = []
-        rows: list[list[tuple[meta.FunctionNotes, int, int, int, int, int, int, int]]] = []
+        rows: list[list[tuple[meta.FunctionNotes, int, int, int, int, int]]] = []
         for n, o in enumerate(flat):
             mine = []
-            only = owner_of[n].only
             for r in o.replaced:
                 m = self.module(r.view)
-                if only is not None and (m.key, r.function) not in only:
-                    continue
                 f = self.function(m.key, r.function, r.name)
-                mine.append((f, m.slot(r.function), m.original(r.function), r.body, r.kind, r.preserve,
-                             r.local, r.near))
+                mine.append((f, m.slot(r.function), m.original(r.function), r.body, r.kind, r.preserve))
             for c in o.canonical:
                 number = next(i for i, s in enumerate(self.notes.stubs) if s.stub == c.stub)
-                known = self._functions.get(("", number))
-                if only is not None and ("", number) not in only and known and known.current:
-                    continue
                 f = self.function("", number, c.identity[1])
-                mine.append((f, self.notes.stubs[number].slot, 0, c.body, c.kind, c.preserve, c.local, c.near))
+                mine.append((f, self.notes.stubs[number].slot, 0, c.body, c.kind, c.preserve))
             rows.append(mine)
             replaced.append([row[0] for row in mine])
         indices = choose_indices(self.session.runtime, self.target.process, replaced)
         objects, switches = [], []
         for n, (o, mine, index) in enumerate(zip(flat, rows, indices)):
-            objects.append(NewObject(index, owner_of[n].patch, o.eh_frame, ((o.address, o.size),), o.symfile))
-            switches += [Switch(f, slot, original, body, kind, index, preserve, local, near_stub)
-                         for f, slot, original, body, kind, preserve, local, near_stub in mine]
+            regions = ((o.address, o.size), o.mirror) if o.mirror[1] else ((o.address, o.size),)
+            objects.append(NewObject(index, owner_of[n].patch, o.eh_frame, regions, o.symfile))
+            switches += [Switch(f, slot, original, body, kind, index, preserve)
+                         for f, slot, original, body, kind, preserve in mine]
+            if o.calls[1]:
+                self._calls.append([index, o.address, *o.calls, o.mirror[0] - o.address & shim.WORD if o.mirror[1] else 0])
         for o in flat:
             for stub, mask in o.relied:
                 self._note_relied(stub, mask)
@@ -334,6 +343,14 @@ class Transaction:
         """The module whose function it is; None: a patch brought it along."""
         m = next((m for m in self.target.modules if m.key == f.module), None)
         return m if m and f.number < len(m.descriptor.functions) else None
+
+    def slot_of(self, f: meta.FunctionNotes) -> int:
+        m = self.module_of(f)
+        return m.slot(f.number) if m else self.notes.stubs[f.number].slot
+
+    def stub_of(self, f: meta.FunctionNotes) -> int:
+        m = self.module_of(f)
+        return m.stub(f.number) if m else self.notes.stubs[f.number].stub
 
     def function(self, key: str, number: int, name: str) -> meta.FunctionNotes:
         f = self._functions.get((key, number))
@@ -379,10 +396,11 @@ class Transaction:
         """Make the placed versions current.  Returns the seconds that the command took."""
         self._forget()
         self.promised = frozenset(o.index for o in placed.objects)
-        before = near.in_objects(self, placed.switches)
+        inside = turning.in_objects(self, placed.switches)
+        self.notes.calls = [row for row in self.notes.calls if row[0] not in self.promised] + self._calls
         record = prepare(self.session, self.notes, placed.objects, placed.switches, self.scratch)
         # From here on nothing needs memory but the mirrors, and nothing fails for the want of it behind the first turn.
-        near.close(self, placed.switches, before)
+        turning.close(self, placed.switches, inside)
         seconds = commit(self.session, record)
         self.give_back()      # the record's scratch memory
         copies.keep_only(self.target.process, {sha for p in self.notes.patches for _, sha in p.sources})
@@ -390,7 +408,10 @@ class Transaction:
 
     def _forget(self) -> None:
         """Drop patches that no history names and whose objects are gone, but for the newest few, which status lists."""
-        alive = {o.patch for o in self.session.runtime.read_objects(self.target.process)}
+        objects = self.session.runtime.read_objects(self.target.process)
+        alive = {o.patch for o in objects}
+        current = {o.index for o in objects if o.state == shim.CURRENT}
+        self.notes.calls = [row for row in self.notes.calls if row[0] in current]
         used = {n for f in self.notes.functions for n in f.history}
         gone = [p for p in self.notes.patches if p.id not in alive and p.id not in used]
         for p in gone[:-meta.FREED_KEPT]:
@@ -398,93 +419,3 @@ class Transaction:
         for p in self.notes.patches:
             if p.id not in alive and p.id not in used:
                 p.code, p.sources = [], []
-
-
-class _Room:
-    """The memory of one attempt: addresses for everything that a Demand wants, mapped unless somebody was faster."""
-
-    def __init__(self, x: Transaction, demand: linker.Demand, enter: list[list[tuple[str, int]]]) -> None:
-        """enter: what Transaction._entries found."""
-        self.x = x
-        self.arch = arch_package.for_machine(x.target.modules[0].machine, x.target.process.where)
-        self.wanted: list[tuple[int, int, bool]] = []
-        self.shares: list[stores.Share] = []
-        self.fresh_stubs: list[tuple[meta.Store, int]] = []
-        self.entries: list[tuple[int, int]] = []          # (slot, where it leads) of new entries to library functions
-        self.placements: list[linker.ModulePlacement] = []
-        self.new_bytes = 0
-        for d, entries in zip(demand.modules, enter):
-            self._module(d, x.module(d.view), entries)
-        self.mapped = x.map(self.wanted) is not None
-
-    def _placer(self, module: Module, keep: bool) -> Callable[[int], int]:
-        def place(size: int) -> int:
-            taken = tuple((a, a + n) for a, n, _ in self.wanted)
-            at = placement.near(self.x.target.process, module, size, taken)
-            self.wanted.append((at, size, keep))
-            return at
-        return place
-
-    def _module(self, d: linker.ModuleDemand, module: Module, entries: list[tuple[str, int]]) -> None:
-        notes = self.x.notes
-        objects = tuple(self._placer(module, False)(o.size) for o in d.objects)
-        keep = self._placer(module, True)
-        places = []
-        for kind, space in ((stores.CONSTANTS, d.constants), (stores.VARIABLES, d.variables)):
-            s = stores.share(notes, kind, module.key, space.size, space.align, keep)
-            if s:
-                self.shares.append(s)
-                self.new_bytes += space.size
-            places.append(s.address if s else 0)
-        rows = stores.stub_numbers(notes, module.key, len(d.stubs) + len(entries), keep)
-        self.fresh_stubs += [(store, module.descriptor.flags) for store, _, fresh in rows if fresh]
-        places_of = [(store.address + number * stores.STUB_ROOM, store.address + stores.PAGE + 8 * number)
-                     for store, number, _ in rows]
-        stubs = [at for at, _ in places_of[:len(d.stubs)]]
-        for (file, name), (at, slot) in zip(d.stubs, places_of):
-            notes.stubs.append(meta.StubNotes(module.key, file, name, at, slot))
-        for (name, value), (at, slot) in zip(entries, places_of[len(d.stubs):]):
-            notes.imports.append([module.key, name, value, at])
-            self.entries.append((slot, value))
-        self.placements.append(linker.ModulePlacement(objects, places[0], places[1], tuple(stubs)))
-
-    def write(self, linked: linker.LinkedPatch) -> None:
-        """All bytes into the target, then the protections."""
-        process = self.x.target.process
-        protect: list[tuple[int, int, int]] = []
-        for objects, store in linked.modules:
-            for o in objects:
-                for r in o.regions:
-                    process.write(r.address, r.data)
-                    if r.prot != 3:
-                        protect.append((r.address, len(r.data), r.prot))
-            for r in store.regions:
-                self._write_store(r)
-            for s in self.shares:
-                # What the linker did not need of the room that it asked for goes back to the store.
-                if s.store.kind == stores.CONSTANTS and s.address == store_start(store, s):
-                    s.store.used = s.address + store.constants_used - s.store.address
-        for s in self.shares:
-            if s.fresh and s.store.kind == stores.CONSTANTS:
-                protect.append((s.store.address, s.store.size, 1))
-        for stub_store, flags in self.fresh_stubs:
-            process.write(stub_store.address, stores.stub_page(self.arch, stub_store, flags))
-            protect.append((stub_store.address, stores.PAGE, 5))
-        for slot, value in self.entries:
-            process.write(slot, value.to_bytes(8, "little"))
-        self.x.protect(protect)
-
-    def _write_store(self, r: linker.Region) -> None:
-        process = self.x.target.process
-        home = next(s for s in self.shares if s.store.address <= r.address < s.store.address + s.store.size)
-        if home.fresh or r.prot & 2:
-            process.write(r.address, r.data)
-        elif not stores.force_write(process, self.x.session.seized.tid, r.address, r.data):
-            raise PsuError(process.where, "its kernel forbids writing to the store of constants",
-                           "CONFIG_PROC_MEM_NO_FORCE is set")
-
-
-def store_start(store: linker.LinkedStore, s: stores.Share) -> int:
-    """Where the constants of this share begin, -1 when they belong to another module's store."""
-    inside = all(s.store.address <= c.address < s.store.address + s.store.size for c in store.constants)
-    return s.address if inside else -1

@@ -115,8 +115,8 @@ static struct transaction replace(uint32_t index, char *page, int old)
     return t;
 }
 
-/* An object with both functions, and behind them, on the second page, the word for calls of `second` from inside. */
-static char *place(void *one, void *other, struct psu_local **local)
+/* An object with both functions. */
+static char *place(void *one, void *other)
 {
     uint8_t code[128];
     memset(code, CODE_TRAP, sizeof code);
@@ -125,8 +125,6 @@ static char *place(void *one, void *other, struct psu_local **local)
     struct psu_map m = {0, 8192, PROT_READ | PROT_WRITE, 0};
     CHECK(host_command(PSU_OP_MAP, &m, sizeof m, 1) == 0);
     memcpy((void *)m.address, code, sizeof code);
-    *local = (struct psu_local *)(m.address + 4096);
-    **local = (struct psu_local){(uint64_t)second, (uint64_t)second};
     struct psu_map x = {m.address, 4096, PROT_READ | PROT_EXEC, 0};
     CHECK(host_command(PSU_OP_PROTECT, &x, sizeof x, 1) == 0);
     return (char *)m.address;
@@ -171,14 +169,13 @@ static void fork_now(int now, long expected)
     pid_t child = fork();
     if (child == 0) {
         pthread_t server;
-        struct psu_local *local;
         alarm(60);
         answers("in the child", expected);
         CHECK(pthread_create(&server, 0, serve, 0) == 0);
         host_agent();
         answers("in the child with its agent", expected);
         CHECK(host_command(PSU_OP_RESET, 0, 0, 0) == 0);
-        char *page = place(first_2, second_2, &local);
+        char *page = place(first_2, second_2);
         struct transaction t = replace(9, page, now);
         send(&t);
         wait_done();
@@ -191,13 +188,10 @@ static void fork_now(int now, long expected)
 }
 
 /* One transaction, looked at in each of its barriers. */
-static void watch(uint32_t index, char *page, struct psu_local *local, struct psu_local *old_local, int old,
-                  long before, long after)
+static void watch(uint32_t index, char *page, int old, long before, long after)
 {
     struct transaction t = replace(index, page, old);
     uint64_t seq = psu_runtime.commit_seq, was[2] = {first_slot, second_slot};
-    t.s[1].local = (uint64_t)local;
-    t.s[1].old_local = (uint64_t)old_local;
     send(&t);
 
     struct seccomp_notif n = held("1");
@@ -210,8 +204,6 @@ static void watch(uint32_t index, char *page, struct psu_local *local, struct ps
     n = held("4");
     CHECK(psu_runtime.commit_seq == seq);
     CHECK(first_slot != was[0] && second_slot != was[1], "calls must pass the new gates before the commit");
-    CHECK(!old_local || old_local->target == (uint64_t)second, "calls inside the old object still take the short way");
-    CHECK(local->target == (uint64_t)second, "calls inside the new object take the short way already");
     watched = (int32_t)index;
     answers("4", before);
     CHECK(seen == 0, "who is sent to the old version is still counted at the new one");
@@ -225,7 +217,6 @@ static void watch(uint32_t index, char *page, struct psu_local *local, struct ps
 
     n = held("8");
     CHECK(psu_runtime.commit_seq == seq + 1);
-    CHECK(local->target == (uint64_t)second, "calls inside the new object take the short way before the barrier");
     CHECK(old < 0 || host_object((uint32_t)old)->state == PSU_CURRENT, "retired before the barrier");
     answers("8", after);
     for (int i = 0; i < 2 && old >= 0; i++) { /* a late thread */
@@ -240,22 +231,20 @@ static void watch(uint32_t index, char *page, struct psu_local *local, struct ps
     CHECK(old < 0 || host_inside((uint32_t)old, 0) == 0);
     let_go(n);
     wait_done();
-    CHECK(local->target == t.s[1].body, "calls inside the new object go the long way");
     answers("done", after);
     CHECK(old < 0 || host_freed((uint32_t)old, 5000));
 }
 
 static void barriers(void)
 {
-    struct psu_local *local_1, *local_2, *local_3;
     hold_membarriers();
     host_agent();
-    char *page = place(first_1, second_1, &local_1);
-    watch(0, page, local_1, 0, -1, 1, 101);
-    page = place(first_2, second_2, &local_2);
-    watch(1, page, local_2, local_1, 0, 101, 201);
-    page = place(first_1, second_1, &local_3);
-    watch(0, page, local_3, local_2, 1, 201, 101); /* gates and index a second time */
+    char *page = place(first_1, second_1);
+    watch(0, page, -1, 1, 101);
+    page = place(first_2, second_2);
+    watch(1, page, 0, 101, 201);
+    page = place(first_1, second_1);
+    watch(0, page, 1, 201, 101); /* gates and index a second time */
 }
 
 /* ---- sums ------------------------------------------------------------------------------------------- */

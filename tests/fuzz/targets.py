@@ -128,8 +128,9 @@ def link(p: patch.PatchObject, modules: tuple[ModuleView, ...]) -> None:
             nonlocal at
             start, at = at, at + -(-max(size, 1) // 4096) * 4096 + 4096
             return start
-        placement.append(linker.ModulePlacement(tuple(room(o.size) for o in m.objects), room(m.constants.size),
-                                                room(m.variables.size), tuple(room(64) for _ in m.stubs)))
+        placement.append(linker.ModulePlacement(tuple(room(o.size) for o in m.objects),
+                                                tuple(1 << 26 if o.mirrored else 0 for o in m.objects),
+                                                room(m.constants.size), room(m.variables.size), tuple(room(64) for _ in m.stubs)))
         resolved.append({name: 0x7FFF_0000_0000 + 64 * n for n, name in enumerate(m.names)})
     linker.relocate(demand, placement, resolved)
 

@@ -25,7 +25,7 @@ CHOSEN = [
     "test_leaving.py::test_calls_left_for_good_and_one_that_only_sleeps[heap]",
     "test_versions.py::test_arguments_on_the_stack_arrive[gcc--O2]",
     "test_versions.py::test_virtual_functions_and_exceptions",
-    "test_near.py::test_many_times_open_and_closed",
+    "test_turning.py::test_many_times_open_and_closed",
     "test_state.py::test_new_versions_share_the_variables",
     "test_state.py::test_an_atomic_operation_that_the_program_has_not",
     "test_dies.py::test_killed_around_the_commit[ptrace CONT]",

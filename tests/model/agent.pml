@@ -111,7 +111,7 @@ inline look() {
 #endif
 #define IN(f) (set >> (f) & 1)
 #ifdef LOCAL
-#define NEW_LOCAL(o) word[o] = 0
+#define NEW_LOCAL(o) word[o] = (IN(1) -> n : 0)
 #define WILL_TURN turned = (slot[1] -> (slot[1] - 1) % OBJECTS : NONE)
 #else
 #define NEW_LOCAL(o) skip
@@ -142,19 +142,6 @@ inline turn() {
     atomic {
         if
         :: IN(1) && turned != NONE -> STORE_LOCAL(turned, 0); turned = NONE
-        :: else
-        fi
-    }
-#endif
-    skip
-}
-
-/* Calls of function 1 from inside object o go to the body. */
-inline shorten() {
-#ifdef LOCAL
-    atomic {
-        if
-        :: IN(1) && o != NONE -> STORE_LOCAL(o, n)
         :: else
         fi
     }
@@ -235,9 +222,6 @@ inline commit() {
 #ifdef SETTLE_BEFORE_COMMIT
     settle();
 #endif
-#ifdef LOCAL_EARLY
-    shorten();
-#endif
 #ifdef LOCAL_TURNED_BEHIND
     turn();
 #endif
@@ -263,14 +247,8 @@ inline commit() {
     :: g < FUNCTIONS * OBJECTS && !(left >> g & 1) -> g++
     :: else -> atomic { g = 0; break }
     od;
-#ifdef LOCAL_NOT_BEHIND
-    shorten();
-#endif
 #ifndef NO_BARRIER
     barrier();
-#endif
-#if !defined(LOCAL_EARLY) && !defined(LOCAL_NOT_BEHIND)
-    shorten();
 #endif
     d_step {
         if :: o != NONE -> state[o] = CURRENT :: else fi;

@@ -15,8 +15,9 @@
  *   commit()            psu_commit(): bind(), arm(), store_slot(), commit_seq, settle(), redirect(), the states of
  *                       finish()
  *   reclaim()           psu_reclaim(), sum(), release() in reclaim.c
- *   turn(), word[]      psu_local.target of function 1 in object o: 0: the stub, else the body.  With -DLOCAL each
- *                       version of function 0 calls function 1: through this word where its object has both, else
+ *   turn(), word[]      where calls of function 1 from inside object o lead: 0: to a stub, else to the body
+ *                       (psu_bin/attach/inner.py; that instructions are changed is in turning.pml).  With -DLOCAL each
+ *                       version of function 0 calls function 1: so where its object has both, else
  *                       through the slot; perhaps also by a pointer, which is the stub
  *   new_block(), recycle()  psu_block_get(), psu_blocks_recycle(), fold() in counters.c
  *   slot, before        0: the original; 1 + g: gate g.  Gate 2 f + o belongs to function f and object (index) o.

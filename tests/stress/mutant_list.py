@@ -399,7 +399,6 @@ SHORT = (
     "pending-ignores-commit",
     "enters-first",
     "no-redirect",
-    "local-not-turned",
-    "near-left-open-in-object",
+    "calls-left-direct-in-object",
     "redirect-stays-counted",
 )

@@ -1,121 +1,85 @@
-"""Mistakes about calls inside one patch object, which are not counted, and about near stubs: for mutant_list.py."""
+"""Mistakes about calls inside one patch object, which are not counted, and about turning calls: for mutant_list.py."""
 
 from __future__ import annotations
 
 from mutant import Mutant
 
-BARRIERS = "tests/unit/test_shim_order.py::test_each_step_is_where_the_argument_wants_it[barriers]"
 INSIDE = "tests/live/test_inside.py"
 WITHIN = "tests/stress/test_within.py::test_calls_inside_objects[unmapped-{}]"
-NEAR, OWN = WITHIN.format("near stubs"), WITHIN.format("own stubs")
-OPEN_AND_CLOSED = "tests/live/test_near.py"
-
-SETTLE_LOOP = """        settle(&r->switches[i]);
-"""
-STEP_9 = """        if (r->switches[i].local)
-            __atomic_store_n("""
-TURN = """    for (uint32_t i = 0; i < head->switches; i++)
-        turn(r.switches[i].old_local);
-"""
+DIRECT, SHORT = WITHIN.format("direct"), WITHIN.format("short")
+OPEN_AND_CLOSED = "tests/live/test_turning.py"
 
 CALLS_INSIDE = (
-    # the words of an object's own stubs
     Mutant(
-        "local-not-turned",
-        "commit.c",
-        TURN,
-        "",
+        "calls-left-direct-in-object",
+        "psu_bin/attach/turning.py",
+        "    return [_in_object(x, row, mine[row[0]]) for row in x.notes.calls if row[0] in mine]\n",
+        "    return []\n",
         "an old version calls old versions after the commit",
-        (BARRIERS, OWN, INSIDE),
+        (DIRECT, INSIDE),
     ),
     Mutant(
-        "local-turned-late",
-        "commit.c",
-        TURN,
+        "body-not-noted",
+        "psu_bin/attach/commit.py",
+        "            s.function.current, s.function.body = [s.kind, gate, s.index], s.body\n",
+        "            s.function.current, s.function.body = [s.kind, gate, s.index], s.function.body or s.body\n",
+        "the notes name the body of a version before, whose calls are not those of the object",
+        (DIRECT, INSIDE),
+    ),
+    Mutant(
+        "stubs-not-made",
+        "psu_bin/attach/turning.py",
+        "    make_stubs(x, inside)\n",
         "",
-        "an old version calls old versions for a moment after the commit",
-        model="LOCAL_TURNED_LATE",
+        "calls inside an object are turned to where nothing is",
+        (DIRECT, INSIDE),
     ),
     Mutant(
-        "local-before-barrier",
-        "commit.c",
-        SETTLE_LOOP,
-        SETTLE_LOOP
-        + """\
-    for (uint32_t i = 0; i < r->head->switches; i++)
-        if (r->switches[i].local)
-            ((struct psu_local *)r->switches[i].local)->target = r->switches[i].body;
-""",
-        "the order that commit.c promises (the model says that this is a margin: LOCAL_NOT_BEHIND)",
-        (BARRIERS,),
+        "stubs-on-each-other",
+        "psu_bin/attach/rooms.py",
+        "        near = {a for a, b in zip(entries, entries[1:]) if b - a < apart}\n",
+        "        near = set()\n",
+        "the stub of a very short function has lost its end to the next one",
+        (SHORT,),
     ),
     Mutant(
-        "local-never",
-        "commit.c",
-        STEP_9,
-        "        if (0)\n            __atomic_store_n(",
-        "calls inside an object never take the short way",
-        (BARRIERS,),
-    ),
-    Mutant(
-        "local-forgotten",
-        "psu_bin/attach/commit.py",
-        "s.local, s.function.local if old else 0)",
-        "s.local, 0)",
-        "an old version calls old versions after the commit, because psu-bin does not say which",
-        (OWN,),
-    ),
-    Mutant(
-        "local-not-kept",
-        "psu_bin/attach/commit.py",
-        "s.function.current, s.function.local, s.function.near = [s.kind, gate, s.index], s.local, s.near",
-        "s.function.current, s.function.near = [s.kind, gate, s.index], s.near",
-        "the notes name the own stub of a version before, or none",
-        (OWN,),
-    ),
-    # near stubs
-    Mutant(
-        "near-left-open-in-object",
-        "psu_bin/attach/near.py",
-        """    return [_in_object(x, s, s.function.near) for s in switches if s.function.near]
-""",
-        """    return []
-""",
-        "an old version calls old versions after the commit",
-        (NEAR,),
+        "stubs-of-all-in-object",
+        "psu_bin/attach/turning.py",
+        "             if f.current and f.current[2] == index and f.body in called]\n",
+        "             if f.current and f.current[2] == index and f.body]\n",
+        "a stub of a function that the object does not call lies on the end of one of a function that it calls",
+        (INSIDE,),
     ),
     Mutant(
         "calls-left-direct-in-program",
-        "psu_bin/attach/near.py",
-        """    _turn(x, before + _in_program(x, switches), True)
-""",
-        """    _turn(x, before, True)
-""",
+        "psu_bin/attach/turning.py",
+        "    _turn(x, [s for i in inside for s in i.spots] + _in_program(x, switches), True)\n",
+        "    _turn(x, [s for i in inside for s in i.spots], True)\n",
         "the program's direct calls run the original",
-        (NEAR,),
+        (DIRECT,),
     ),
     Mutant(
-        "near-closed-late",
+        "calls-turned-late",
         "psu_bin/attach/transaction.py",
-        """        near.close(self, placed.switches, before)
+        """        turning.close(self, placed.switches, inside)
         seconds = commit(self.session, record)
 """,
         """        seconds = commit(self.session, record)
-        near.close(self, placed.switches, before)
+        turning.close(self, placed.switches, inside)
 """,
         "for a moment after the commit some calls take the new version, others the old one",
-        (NEAR,),
+        (DIRECT,),
     ),
     Mutant(
-        "near-opened-early",
+        "calls-turned-back-early",
         "psu_bin/attach/transaction.py",
-        """        near.close(self, placed.switches, before)
+        """        turning.close(self, placed.switches, inside)
 """,
-        """        near.close(self, placed.switches, before)
-        near._turn(self, near._in_program(self, [s for s in placed.switches if not s.body]), False)
+        """        turning.close(self, placed.switches, inside)
+        turning._turn(self, turning._in_program(self, [s for s in placed.switches if not s.body]), False)
 """,
         "for a moment before the commit of a revert direct calls take the original already",
-        (NEAR,),
+        (DIRECT,),
     ),
     Mutant(
         "turned-in-part",
@@ -123,7 +87,7 @@ CALLS_INSIDE = (
         "    for (uint32_t i = 0; i < count && r == 0; i++) {\n        store(",
         "    for (uint32_t i = 0; i < (count + 1) / 2 && r == 0; i++) {\n        store(",
         "some functions' calls run the old version after the commit",
-        (NEAR, OPEN_AND_CLOSED),
+        (DIRECT, OPEN_AND_CLOSED),
     ),
     Mutant(
         "turned-unseen",
@@ -143,7 +107,7 @@ CALLS_INSIDE = (
                 __asm__ volatile("pause");
         }""",
         "a thread meets an instruction that is neither (made wide enough to be met)",
-        (NEAR,),
+        (DIRECT,),
     ),
     Mutant(
         "left-writable",

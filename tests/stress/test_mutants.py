@@ -23,7 +23,7 @@ def test_a_mistake_in_the_shim_is_noticed(name: str) -> None:
 
 def test_every_mutant_has_what_it_changes_and_somebody_who_must_notice() -> None:
     assert len({m.name for m in MUTANTS}) == len(MUTANTS)
-    model = "".join((ROOT / "tests" / "model" / f"test_{name}.py").read_text() for name in ("model", "near_model"))
+    model = "".join((ROOT / "tests" / "model" / f"test_{name}.py").read_text() for name in ("model", "turning_model"))
     for m in MUTANTS:
         text = (ROOT / m.file).read_text()
         assert text.count(m.old) == 1, f"{m.name}: {text.count(m.old)}"

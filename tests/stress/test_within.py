@@ -1,4 +1,4 @@
-"""Calls inside one patch object under load: near stubs, and the object's own stubs where there is no room for near ones.
+"""Calls inside one patch object under load: from body to body, and through the program's stubs where they cannot be turned.
 
 testprogs/within checks every call; here the updates are made as fast as they can be, of whole objects and of those that
 replace only what the older ones call, with reverts in between (test_torture.py, whose Updates these are).
@@ -15,33 +15,35 @@ from conftest import psu_bin
 from test_torture import MINUTES, PATIENCE, REVERT, Updates, poison
 from torture_host import Torture
 
-from psu_bin.attach import meta, status, target
+from psu_bin.attach import inner, meta, status, target
 from psu_bin.attach.process import Process
 from psu_bin.attach.revert import revert
 
 LEAST, SHORT, ORIGINAL = 100, 1.0, 15
-# Patches with room for near stubs, and without: nothing in front of a function that is not the first.  How many of `one`,
-# `two` and `three`, which are called inside, must be so.
+# Patches whose calls can be turned, and with functions so close together that some have no room for a stub.  How many of `one`,
+# `two` and `three`, which are called inside, are called directly.
 BUILDS = {
-    "near stubs": (("-O2", "-O2 -DPARTIAL", "-O1 -ffunction-sections", "-O0 -DPARTIAL -fPIC"), "near", 3),
-    "own stubs": (("-O2 -falign-functions=1", "-O1 -falign-functions=1 -DPARTIAL"), "local", 2),
+    "direct": (("-O2", "-O2 -DPARTIAL", "-O1 -ffunction-sections", "-O0 -DPARTIAL -fPIC"), 3),
+    "short": (("-O2 -falign-functions=1 -DSHORT", "-O1 -falign-functions=1 -foptimize-sibling-calls -DSHORT -DPARTIAL"), 2),
 }
 
 
-def inner_calls(pid: int, way: str) -> int:
-    """How many functions are called inside their object in this way."""
+def called_directly(pid: int) -> int:
+    """How many functions are called inside their object at their bodies."""
     process = Process(pid)
     notes = meta.read(process, target.read(process).runtime())
-    return sum(bool(getattr(f, way)) for f in notes.functions)
+    current = {f.current[2] for f in notes.functions if f.current}
+    called = {row[1] + callee for row in notes.calls if row[0] in current for _, callee in inner.decode(process.read(row[2], row[3]), "")}
+    return sum(f.body in called for f in notes.functions)
 
 
 @pytest.mark.parametrize("how", BUILDS)
 @pytest.mark.parametrize("freed", ["unmapped", "poisoned"])
 def test_calls_inside_objects(lab, how: str, freed: str) -> None:  # noqa: ANN001
+    flags, called = BUILDS[how]
     program = lab.program("within")
     if freed == "poisoned":
         poison(program)
-    flags, way, called = BUILDS[how]
     torture = Torture(lab, program, 3)
     updates = Updates(lab, torture, "within", [("gcc", f) for f in flags], ORIGINAL)
     began, turn, most = time.monotonic(), 0, 0
@@ -49,7 +51,7 @@ def test_calls_inside_objects(lab, how: str, freed: str) -> None:  # noqa: ANN00
            or turn % ORIGINAL * (turn % REVERT) == 0):
         turn += 1
         updates.one(turn)
-        most = max(most, inner_calls(torture.pid, way) if turn <= LEAST else 0)
+        most = max(most, called_directly(torture.pid) if turn <= LEAST else 0)
     assert most == called
     updates.switch(0, lambda: revert(torture.pid, None, original=True))
     status.wait(torture.pid, PATIENCE)

@@ -16,7 +16,7 @@ from pathlib import Path
 from once import made_once
 
 from psu_bin import descriptor
-from psu_bin.attach import linker, patch
+from psu_bin.attach import inner, linker, patch
 from psu_bin.attach.view import ModuleView
 from psu_bin.arch import for_machine
 from psu_bin.elf import EM_X86_64, PT_TLS, STT_FILE, Binary
@@ -146,6 +146,7 @@ class Host:
         """under: qemu-user with its arguments, for a program of another architecture."""
         self.path = program
         self.under = under
+        self.direct: list[linker.LinkedObject] = []      # whose calls of themselves lead to their bodies
         self.process = subprocess.Popen([*under, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         base = self.ask("base")
         b = Binary.read(program)
@@ -259,15 +260,46 @@ class Host:
                 self.set_stub(page, page + 64)
                 stubs.append(page)
                 self.slot_of[page] = page + 64
+            objects_at = tuple(self.map(o.size) for o in m.objects)
             placement.append(linker.ModulePlacement(
-                tuple(self.map(o.size) for o in m.objects), self.map(m.constants.size), self.map(m.variables.size),
-                tuple(stubs)))
+                objects_at, tuple(self.mirror(at, o.mirrored) for at, o in zip(objects_at, m.objects)),
+                self.map(m.constants.size), self.map(m.variables.size), tuple(stubs)))
             resolved.append({name: self.ask(f"sym {name}") for name in m.names})
         return linker.relocate(demand, placement, resolved)
+
+    def mirror(self, at: int, size: int) -> int:
+        """The distance from an object to room for the stubs of calls inside it; 0: it wants none."""
+        distance = 8 * self.arch.site_form.step
+        if size:
+            assert self.ask(f"map {at + distance:x} {size:x}") == at + distance
+        return distance if size else 0
+
+    def turn(self, o: linker.LinkedObject) -> None:
+        """Make every call inside the object lead to a stub, as attach does before one of its functions gets another version."""
+        form = self.arch.site_form
+        stubs = {x.body: x.view.stub(x.function) for x in o.replaced} | {x.body: x.stub for x in o.canonical}
+        distance = o.mirror[0] - o.address if o.mirror[1] else 0
+        for r in o.regions:
+            self.protect(r.address, len(r.data), 7)
+        width = self.arch.fields[form.kind].size
+        for at, callee in inner.decode(self.read(*o.calls), "host") if o.calls[1] else ():
+            field, body = self.read(o.address + at, width), o.address + callee
+            assert form.target(o.address + at, field) == body, "it leads to the body at first"
+            to = body + distance if distance else stubs[body]
+            turned = form.turned(o.address + at, field, to)
+            assert not distance or sum(a != b for a, b in zip(field, turned)) == 1, "only one byte changes"
+            self.write(o.address + at, turned)
+            if distance:
+                self.write(to, form.stub(to, self.slot_of[stubs[body]], inner.STUB_FLAGS))
+        if distance:
+            self.protect(*o.mirror, 5)
 
     def attach(self, *objects: Path, groups: tuple[int, ...] | None = None) -> linker.LinkedPatch:
         """Link, write, and point the slots straight at the new bodies."""
         linked = self.link(*objects, groups=groups)
+        for o in self.direct:
+            self.turn(o)
+        self.direct = [o for linked_objects, _ in linked.modules for o in linked_objects]
         variables = dict(self.view.known_variables)
         functions = dict(self.view.known_functions)
         constants = list(self.view.constants)

@@ -72,8 +72,8 @@ def test_short_jumps_to_another_function_go_through_trampolines():
         assert [host.call(f, 5) & 0xFFFFFFFF for f in ("twice", "tail", "fact")] == [35, 42, 35]
 
 
-def test_trampolines_and_near_stubs_do_not_take_the_same_padding():
-    # `twice` is reached by a two-byte jump, `fact` by a call that would like a near stub in the same six bytes.
+def test_trampolines_lie_in_padding_and_calls_lead_past_them():
+    # `twice` is reached by a two-byte jump, whose trampoline is right in front of `fact`.
     source = r"""
     asm(".text\n.globl twice\n.type twice,@function\ntwice: .Ltwice: lea 100(%rdi),%eax\n ret\n.size twice,.-twice\n"
         ".globl tail\n.type tail,@function\ntail: add $1,%edi\n jmp .Ltwice\n.size tail,.-tail\n .skip 6,0x90\n"

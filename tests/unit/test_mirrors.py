@@ -75,15 +75,15 @@ def test_a_place_is_free_in_reach_and_promised_once(monkeypatch: pytest.MonkeyPa
     process = SimpleNamespace(maps=lambda: tuple(taken), where="process 1")
     runs: list[Run] = []
     monkeypatch.setattr(mirrors.placement, "reserved", lambda process, maps: [])
-    first = mirrors._choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, runs, [])
+    first = mirrors.choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, runs, [])
     assert first == Run(-2 * STEP & (1 << 64) - 1, BIAS + 0x1000 - 2 * STEP, BIAS + 0x2000 - 2 * STEP)
-    assert mirrors._choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, [], [first]).distance == -3 * STEP & (1 << 64) - 1
+    assert mirrors.choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, [], [(first.start, first.end)]).distance == -3 * STEP & (1 << 64) - 1
     # Where the module has mirrors already, the same distance comes first.
     runs.append(Run(5 * STEP, BIAS + 0x5000 + 5 * STEP, BIAS + 0x6000 + 5 * STEP))
-    assert mirrors._choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, runs, []).distance == 5 * STEP
+    assert mirrors.choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, runs, []).distance == 5 * STEP
     taken[:] = [SimpleNamespace(start=0, end=1 << 47)]
     with pytest.raises(mirrors.PsuError, match="no room"):
-        mirrors._choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, runs, [])
+        mirrors.choose(process, ARCH, m, BIAS + 0x1000, BIAS + 0x2000, runs, [])
 
 
 

@@ -150,7 +150,8 @@ def attempt(data, view):
         m = demand.modules[0]
         base = (view.load_bias + (1 << 28)) & -4096
         linker.relocate(demand, [linker.ModulePlacement(
-            tuple(base + (n << 20) for n in range(len(m.objects))), base + (1 << 24), base + (2 << 24),
+            tuple(base + (n << 20) for n in range(len(m.objects))),
+            tuple(1 << 25 if o.mirrored else 0 for o in m.objects), base + (1 << 24), base + (2 << 24),
             tuple(base + (3 << 24) + 64 * n for n in range(len(m.stubs))))], [{}])
     except PsuError as e:
         assert e.what

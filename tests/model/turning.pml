@@ -1,17 +1,15 @@
-/* Near stubs as a model for spin: one instruction before a function that is a NOP (open: calls run on into the body
- * behind it) or a jump to the stub (closed: the slot decides), and is changed under threads that execute it.
+/* Direct calls that are turned, as a model for spin: one instruction that leads to a version (open) or to a stub (closed: the
+ * slot decides), and is changed under threads that execute it.
  *
- * The program has no near stub; the one that stands before the original, 0, is a direct call that is turned: open, it leads
- * to the original, closed, to the stub.  Each patch object n has one before its version n, which only
- * the object's own code runs through, and whose caller is counted (pinned).  Counting itself is in update.pml; here it
- * is exact.
+ * That of version 0, the original, is in the program.  That of version n is in its patch object, made by
+ * the object's own code only, and whose caller is counted (pinned).  Counting itself is in update.pml; here it is exact.
  * It is asserted that
  *   - a call runs a version that was current at some moment of the call;
- *   - what is executed is mapped, and so is the near stub that is run through.
+ *   - what is executed is mapped, and so is the call.
  *
  * What stands for what:
- *   close_near()        near.close(): OP_TURN before the commit, in the current version's object and in the program
- *   open_near()         near.reopen() after it; perhaps never, because psu-bin was killed
+ *   close()             turning.close(): OP_TURN before the commit, in the current version's object and in the program
+ *   reopen()            turning.reopen() after it, in the program; perhaps never, because psu-bin was killed
  *   sync()              psu_membarrier_code() at the end of psu_turn()
  *   view[]              what a thread's processor has fetched of the instruction: a store since the last sync() may not
  *                       be seen yet, and may at any moment.  An object's code is fresh memory: never fetched before
@@ -41,7 +39,7 @@ bool mapped[VERSIONS], retired[VERSIONS];
 
 inline enter_through_slot(v) { atomic { v = slot; pinned[v]++; assert(mapped[v]); assert(died[v] > begun) } }
 
-/* Whether nobody is in version v.  A call through a near stub is not counted: its caller's count is what keeps both. */
+/* Whether nobody is in version v.  A call inside an object is not counted: its caller's count is what keeps both. */
 #ifdef FREED_AT_ONCE
 #define QUIET(v) true
 #else
@@ -98,7 +96,7 @@ inline sync() {
     skip
 }
 
-inline close_near() {
+inline close() {
 #ifndef PROGRAM_LEFT_OPEN
     open[0] = false;
 #endif
@@ -108,11 +106,12 @@ inline close_near() {
     sync()
 }
 
-inline open_near() {
+inline reopen() {
     if
-    :: open[new] = true; sync()
-    :: open[new] = true                          /* the barrier failed: a warning */
-    :: true                                      /* killed */
+    :: new                                       /* an object's calls were open from the beginning */
+    :: !new -> open[0] = true; sync()
+    :: !new -> open[0] = true                    /* the barrier failed: a warning */
+    :: !new                                      /* killed */
     fi
 }
 
@@ -126,29 +125,29 @@ active proctype agent() {
     :: n <= UPDATES ->
         old = slot;
         if
-        :: new = n; mapped[n] = true
+        :: new = n; mapped[n] = true; open[n] = true
         :: old -> new = 0
         fi;
 #ifndef CLOSED_LATE
-        close_near();
+        close();
 #endif
 #ifdef OPENED_EARLY
-        open_near();
+        reopen();
 #endif
         if
-        :: refused = true                        /* the near stubs stay closed */
+        :: refused = true                        /* the calls stay closed */
         :: atomic {                              /* the commit */
             died[old] = n; died[new] = NEVER; slot = new; commit_seq = n; retired[old] = (old != 0) }
         fi;
 #ifdef CLOSED_LATE
-        close_near();
+        close();
 #endif
         if
         :: refused && new -> mapped[new] = false
         :: refused && !new
         :: else ->
 #ifndef OPENED_EARLY
-            open_near();
+            reopen();
 #endif
             skip
         fi;

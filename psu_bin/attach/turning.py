@@ -2,12 +2,8 @@
 function gets another version, and back when that is over.
 
 In the program these are direct calls, which lead to a function's entry until it has a patch (instrument/sites.py).  Turned, they
-lead to a stub (mirrors.py), and the slot decides.
-
-In a patch object they are calls from one of its functions to another.  Those lead to a *near stub*, right before the callee
-(rooms.py): open it is a NOP, closed a jump through the slot.  It is open while the object's is the current version, so
-that the object calls itself as directly as the compiler meant it to.  Such calls are not counted; the caller's count
-keeps the object.
+lead to a stub (mirrors.py), and the slot decides.  In a patch object they are calls from one of its functions to another,
+which lead to the body while that is the current version (inner.py).
 
 Which of the two a call is, is read from the program's memory.  The agent makes the change (shim/turn.c says why threads may be
 executing there), and makes sure that every thread has seen it.  What stays turned, because psu-bin was killed or a commit
@@ -21,9 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from psu_bin import arch as arch_package
-from psu_bin import near_forms
 from psu_bin.arch import Arch
-from psu_bin.attach import mirrors, pressure, shim
+from psu_bin.attach import inner, mirrors, pressure, shim
 from psu_bin.attach.commit import Switch
 from psu_bin.attach.proc import Mapping
 from psu_bin.attach.process import Process
@@ -36,6 +31,8 @@ if TYPE_CHECKING:
 PAGE = 4096
 ATTEMPTS = 4
 MANY = 64                  # pages of code that become the process' own without a look at what its control group has left
+APART = 4                  # so many pages that need no stub are filled rather than that one mapping becomes three
+READ_EXECUTE = 5
 _HINT = "a debugger's breakpoint? take it out and try again"
 
 
@@ -61,33 +58,108 @@ class Turn(NamedTuple):
     after: bytes
 
 
-def in_objects(x: Transaction, switches: Iterable[Switch]) -> list[Spot]:
-    """The near stubs of the functions in the objects of the versions that are current, for close()."""
-    return [_in_object(x, s, s.function.near) for s in switches if s.function.near]
-
-
-def close(x: Transaction, switches: Sequence[Switch], before: list[Spot]) -> None:
-    """Make every call of the functions lead to their stubs: in the program, and, `before`, in objects.
+def close(x: Transaction, switches: Sequence[Switch], inside: list[Inner]) -> None:
+    """Make every call of the functions lead to their stubs: in the program, and, `inside`, in objects.
 
     Raises PsuError; then nothing was changed that matters."""
     for m, names in _by_module(x, switches):
         called = {s.function for s in sites(x, m)}
         x.new_mirrors += mirrors.ensure(x, m, runs(x, m), [n for n in names if n in called])
-    _turn(x, before + _in_program(x, switches), True)
+    make_stubs(x, inside)
+    _turn(x, [s for i in inside for s in i.spots] + _in_program(x, switches), True)
 
 
 def reopen(x: Transaction, switches: Iterable[Switch]) -> tuple[str, ...]:
-    """Make calls direct after a commit: of functions that have their originals back, and in new objects.
+    """Make the program's calls direct after a commit, of functions that have their originals back.
 
     Returns warnings: they cost a jump, if that fails, and nothing else."""
-    switches = list(switches)
-    found = [_in_object(x, s, s.near) for s in switches if s.body and s.near]
+    back = [s for s in switches if not s.body]
     try:
-        _turn(x, found + _in_program(x, [s for s in switches if not s.body]), False)
-        x.give_back()      # the command's memory
+        if back:
+            _turn(x, _in_program(x, back), False)
+            x.give_back()      # the command's memory
     except PsuError as e:
         return (f"calls keep a detour that they need not take: {e.what}",)
     return ()
+
+
+class Inner(NamedTuple):
+    """The calls of some functions inside the object of their current versions (inner.py)."""
+    spots: list[Spot]
+    stubs: list[tuple[int, int]]      # (address, slot) of the stubs that calls in the object may be turned to
+    wanted: list[int]                 # addresses of those that these calls are turned to
+
+
+def in_objects(x: Transaction, switches: Iterable[Switch]) -> list[Inner]:
+    """The calls of the functions of `switches` inside the objects of their current versions: one value an object."""
+    mine: dict[int, dict[int, Switch]] = {}
+    for s in switches:
+        if s.function.current and s.function.body:
+            mine.setdefault(s.function.current[2], {})[s.function.body] = s
+    return [_in_object(x, row, mine[row[0]]) for row in x.notes.calls if row[0] in mine]
+
+
+def _in_object(x: Transaction, row: Sequence[int], switches: dict[int, Switch]) -> Inner:
+    """row: of Notes.calls; switches: by the address of the version that is current."""
+    index, base, table, size, distance = row
+    process = x.target.process
+    arch = arch_package.for_machine(x.target.modules[0].machine, process.where)
+    form = arch.site_form
+    width = arch.fields[form.kind].size
+    leads = {base + at: base + callee for at, callee in inner.decode(process.read(table, size), process.where)}
+    body = {at: to for at, to in leads.items() if to in switches}
+
+    def place(at: int) -> int:
+        """Where turned calls of the version at `at` lead."""
+        return at + distance & shim.WORD if form.step else x.stub_of(switches[at].function)
+
+    spots = []
+    for start, data, places in stretches(process, list(body), width):
+        for at in places:
+            field = data[at - start:at - start + width]
+            spots.append(Spot(at, form.turned(at, field, body[at]), (form.turned(at, field, place(body[at])),),
+                              switches[body[at]].function.name))
+    if not form.step:
+        return Inner(spots, [], [])
+    called = set(leads.values())      # only between these there is room for stubs
+    every = [(f.body + distance & shim.WORD, x.slot_of(f)) for f in x.notes.functions
+             if f.current and f.current[2] == index and f.body in called]
+    return Inner(spots, every, [place(at) for at in set(body.values())])
+
+
+def make_stubs(x: Transaction, inner_calls: Iterable[Inner]) -> None:
+    """Have the stubs there that calls inside objects are turned to.  Raises PsuError; then nothing was changed that matters.
+
+    A page is filled once, with the stubs of all functions that are current in the object: the others' were turned before."""
+    process = x.target.process
+    arch = arch_package.for_machine(x.target.modules[0].machine, process.where)
+    for i in inner_calls:
+        pages = sorted({p for at in i.wanted for p in (at // PAGE, (at + inner.stub_size(arch) - 1) // PAGE)})
+        if not pages:
+            continue
+        filled = {p for m in process.maps() if "x" in m.prot and m.start <= pages[-1] * PAGE and m.end > pages[0] * PAGE
+                  for p in range(max(m.start // PAGE, pages[0]), min(m.end // PAGE, pages[-1] + 1))}
+        for first, last in _runs([p for p in pages if p not in filled], filled):
+            low, high = first * PAGE, (last + 1) * PAGE
+            data = bytearray(arch.padding * ((high - low) // len(arch.padding)))
+            for at, slot in i.stubs:
+                code = arch.site_form.stub(at, slot, inner.STUB_FLAGS)
+                start, end = max(at, low), min(at + len(code), high)
+                if start < end:
+                    data[start - low:end - low] = code[start - at:end - at]
+            process.write(low, bytes(data))
+            x.protect([(low, high - low, READ_EXECUTE)])
+
+
+def _runs(pages: Sequence[int], filled: set[int]) -> list[tuple[int, int]]:
+    """[first, last] of stretches of pages, ascending, joined where few lie between and none of those is filled."""
+    out: list[tuple[int, int]] = []
+    for p in pages:
+        if out and p - out[-1][1] <= APART and not filled & set(range(out[-1][1], p)):
+            out[-1] = out[-1][0], p
+        else:
+            out.append((p, p))
+    return out
 
 
 def sites(x: Transaction, m: Module) -> tuple[Site, ...]:
@@ -116,7 +188,7 @@ def read_sites(process: Process, m: Module, runs: Sequence[mirrors.Run]) -> Iter
     numbers |= {entry + r.distance & shim.WORD: i for r in runs for i, entry in mirrors.mirrored(arch, m, r)}
     if not arch.site_form.step:
         numbers |= {m.stub(i): i for i in range(len(functions))}
-    for start, data, places in _stretches(process, [n + bias for n in m.descriptor.sites], size):
+    for start, data, places in stretches(process, [n + bias for n in m.descriptor.sites], size):
         for at in places:
             field = data[at - start:at - start + size]
             number = numbers.get(target(at, field))
@@ -154,15 +226,6 @@ def _places(x: Transaction, m: Module, number: int) -> list[int]:
     arch = arch_package.for_machine(m.machine, m.path)
     found = [mirrors.place(arch, [r], m, number) for r in runs(x, m)] if arch.site_form.step else [m.stub(number)]
     return [at for at in found if at is not None]
-
-
-def _in_object(x: Transaction, s: Switch, address: int) -> Spot:
-    m = x.module_of(s.function)
-    stub = m.stub(s.function.number) if m else x.notes.stubs[s.function.number].stub
-    arch = arch_package.for_machine(x.target.modules[0].machine, x.target.process.where)
-    size = len(arch.near_form.nop)
-    return Spot(address, arch.near_form.nop, (arch.near_form.jump(address, stub, s.slot),
-                                              near_forms.unopened(arch, address, stub)[:size]), s.function.name)
 
 
 def _turn(x: Transaction, found: list[Spot], closed: bool) -> None:
@@ -226,7 +289,7 @@ def turns(process: Process, arch: Arch, spots: Sequence[Spot], closed: bool) -> 
     return [Turn(at, words[at], bytes(new)) for at, new in sorted(now.items()) if bytes(new) != words[at]]
 
 
-def _stretches(process: Process, places: list[int], size: int) -> Iterator[tuple[int, bytes, list[int]]]:
+def stretches(process: Process, places: list[int], size: int) -> Iterator[tuple[int, bytes, list[int]]]:
     """(address, bytes there, those of `places` that lie in them): few reads, of no page but theirs.  `places`: ascending."""
     first = 0
     for i in range(1, len(places) + 1):
@@ -238,7 +301,7 @@ def _stretches(process: Process, places: list[int], size: int) -> Iterator[tuple
 
 def _words(process: Process, places: list[int], unit: int) -> dict[int, bytes]:
     """The words at `places`, ascending."""
-    return {at: data[at - start:at - start + unit] for start, data, mine in _stretches(process, places, unit) for at in mine}
+    return {at: data[at - start:at - start + unit] for start, data, mine in stretches(process, places, unit) for at in mine}
 
 
 def _mapping(process: Process, maps: Sequence[Mapping], starts: list[int], t: Turn) -> Mapping:

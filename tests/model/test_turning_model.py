@@ -1,4 +1,4 @@
-"""Near stubs as a model (near.pml), explored in full by spin, and its mutants, each of which must be found wrong."""
+"""Calls that are turned, as a model (turning.pml), explored in full by spin, and its mutants, each of which must be found wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_model import explore
 
-MODEL = Path(__file__).with_name("near.pml")
+MODEL = Path(__file__).with_name("turning.pml")
 
 pytestmark = pytest.mark.skipif(not shutil.which("spin"), reason="no spin")
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import GUARDED, psu_bin
 from psu_bin import arch as arch_package
-from psu_bin.attach import mirrors, near, target
+from psu_bin.attach import mirrors, target, turning
 from psu_bin.attach.process import Process
 from psu_bin.attach.revert import revert
 from psu_bin.attach.transaction import attach
@@ -24,7 +24,7 @@ class Calls:
         """Those of one function."""
         runs = mirrors.known(self.process, self.target.runtime(), self.module)
         functions = self.module.descriptor.functions
-        return [s for s in near.read_sites(self.process, self.module, runs) if functions[s.function].name == name]
+        return [s for s in turning.read_sites(self.process, self.module, runs) if functions[s.function].name == name]
 
     def closed(self, name):
         """Whether they are turned, all of them."""

@@ -1,0 +1,92 @@
+"""Calls inside one patch object: from one of its functions to another, straight to the body.
+
+Whoever makes one is counted already, as a caller in the same object, and that count keeps the object for both.  So such a call
+needs no gate while the object's is the callee's current version, which it is from the commit on.  Before the next commit
+of the callee, these calls are turned (turning.py) like those of the program, so that every new call takes the newest version.
+
+Where they are is in a table in the object's own memory: to read the code once more would cost more.  Where a turned
+call needs a stub at a distance of its own (Arch.site_form.step), room for those stubs is mapped with the object, and goes with
+it.  Whoever is about to execute such a stub is counted: the call came from the object.
+
+This module finds the calls and makes the table; turning.py is who uses it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from itertools import accumulate
+from struct import error, pack, unpack_from
+from typing import TYPE_CHECKING, NamedTuple
+
+from psu_bin.arch.link_types import Use
+from psu_bin.attach.meaning import BoundFunction, Room
+from psu_bin.attach.sections import Role
+from psu_bin.descriptor import MODULE_IBT
+from psu_bin.errors import PsuError
+
+if TYPE_CHECKING:
+    from psu_bin.arch import Arch
+    from psu_bin.attach.layout import Layout
+    from psu_bin.attach.references import Reader, Rerouted
+
+STUB_FLAGS = MODULE_IBT    # of the stubs: they fit any module
+
+
+class Call(NamedTuple):
+    """A call that an object makes of one of its own functions."""
+    at: int                    # offset in the object of the field that says where it leads
+    callee: int                # offset of the entry
+    turnable: bool             # Arch.site_form can change it while it is executed
+
+
+def stub_size(arch: Arch) -> int:
+    """Bytes of the stub that a turned call needs for itself; 0: it takes the one that everybody takes."""
+    return len(arch.site_form.stub(0, 0, STUB_FLAGS)) if arch.site_form.step else 0
+
+
+def calls(layout: Layout, reader: Reader, arch: Arch, functions: Collection[BoundFunction]) -> Iterator[Call]:
+    """The calls of `functions` in one patch object whose code has its offsets.  The same place may come twice."""
+    form = arch.site_form
+    width = arch.fields[form.kind].size
+
+    def call(at: int, data: bytes, f: BoundFunction, fits: bool) -> Call:
+        return Call(at, layout.whole(f.function.section).offset + f.function.start, fits and form.turnable(data))
+
+    for p in reader.reached:
+        if p.patch == layout.n and p.room is Room.CODE and layout.roles[p.section] is Role.CODE:
+            for r in p.references:
+                if r.use is Use.BRANCH and isinstance(r.target, BoundFunction) and r.target.patch == layout.n and r.target in functions:
+                    at = r.at - p.start
+                    yield call(p.offset + at, p.data[at:at + width], r.target,
+                               r.offset + r.tail == 0 and layout.howto[r.type].size == width)
+    for x in reader.rerouted:
+        if x.piece.patch == layout.n and x.ref.use is Use.BRANCH and x.target in functions:
+            at = field(x, arch)
+            if x.trampoline >= 0:
+                yield call(x.piece.offset + at, arch.jump(0, 0)[-width:], x.target, True)
+            else:
+                yield call(x.piece.offset + at, x.piece.data[at:at + width], x.target, x.ref.size == width)
+
+
+def field(x: Rerouted, arch: Arch) -> int:
+    """Offset in its section of what says where a rerouted branch leads in the end."""
+    return x.ref.at if x.trampoline < 0 else x.trampoline + arch.jump_size - arch.fields[arch.site_form.kind].size
+
+
+def encode(places: Sequence[tuple[int, int]]) -> bytes:
+    """The table of (offset of a field, offset of the entry that it leads to)."""
+    ordered = sorted(places)
+    columns = [b[0] - a[0] for a, b in zip([(0, 0), *ordered], ordered)] + [callee for _, callee in ordered]
+    return zlib.compress(pack(f"<{len(columns)}I", *columns), 6)
+
+
+def decode(data: bytes, where: str) -> list[tuple[int, int]]:
+    """The inverse of encode.  Raises PsuError when the table is damaged."""
+    try:
+        raw = zlib.decompress(data)
+        count = len(raw) // 8
+        columns = unpack_from(f"<{2 * count}I", raw)
+    except (zlib.error, error) as e:
+        raise PsuError(where, f"a table of calls in it is damaged: {e}") from e
+    return list(zip(accumulate(columns[:count]), columns[count:]))
