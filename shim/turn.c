@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
  * turn.c: change single instructions of code that threads execute: direct calls, which lead to a function until it has
- * a patch, and to a stub of it from then on (psu_bin/instrument/sites.py); and near stubs in patch objects, which are a
- * NOP while the object calls itself and a jump to the stub else (psu_bin/attach/near.py).
+ * a patch, and to a stub of it from then on (psu_bin/instrument/sites.py); and calls inside patch objects, which lead to the
+ * body while that is the current version, and to a stub else (psu_bin/attach/turning.py).
  *
  * What makes it safe:
- *   - Old and new instruction mean the same at the moment of the change: the slot behind the stub holds the original code.
- *     So it does not matter when a thread sees the change, as long as all have seen it before the slot changes: the
+ *   - Old and new instruction mean the same at the moment of the change: the slot behind the stub holds the original code,
+ *     or leads to the gate of the body that a call inside an object led to. So it does not matter when a thread sees the change, as long as all have seen it before the slot changes: the
  *     barrier at the end, which no commit comes before.  (Opened again: after the slot went back to the original.)
  *   - Each is one instruction, and what changes of it lies inside one naturally aligned word of `unit` bytes, changed by
  *     one store.  (Of a call only the highest byte of the displacement changes, wherever the instruction lies: a fetch that

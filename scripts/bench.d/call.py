@@ -1,4 +1,4 @@
-"""call: what a call costs, in processor time, in each shape: direct, a bare indirect jump, near stubs and
+"""call: what a call costs, in processor time, in each shape: direct, a bare indirect jump,
 stubs as instrument emits them, the plainest counting wrapper that could be written by hand, and each kind of gate.
 
 With 1, 2 and 4 threads; of an empty function and of one of 100 instructions; the gates after 1 patch and after 100.
@@ -21,8 +21,6 @@ CASES = {"empty function": (0, 1), "empty function, 100 patches": (0, 100), "100
 SHAPES = {
     "direct": "direct call",
     "bare": "indirect jump, bare",
-    "near": "near stub",
-    "near-closed": "near stub of the short form, closed",
     "stub": "stub",
     "stub-ibt": "stub with a branch mark",
     "wrapper": "stub and the plainest counting wrapper",
@@ -44,7 +42,7 @@ def measure(options: Options) -> dict:
     from psu_bin.arch import x86_64
     from psu_bin.descriptor import MODULE_IBT
 
-    stubs = [x86_64.stub(0, 4096, flags).hex() for flags in (0, MODULE_IBT)] + [x86_64.ARCH.near_form.nop.hex()]
+    stubs = [x86_64.stub(0, 4096, flags).hex() for flags in (0, MODULE_IBT)]
     rounds, calls = (11, CALLS // 4) if options.quick else (ROUNDS, CALLS)
     samples: dict[str, dict[str, dict[str, list[float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:

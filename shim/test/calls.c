@@ -7,7 +7,7 @@
  * take turns, so that whatever disturbs the machine disturbs all; all threads run the same shape at the same time.
  *
  * Arguments: threads, rounds, calls in a sample, stub and IBT stub as hexadecimal bytes (for stub address 0, slot
- * 4096), open near stub in the same way, instructions in the function (0: it only returns), patches made before.
+ * 4096), instructions in the function (0: it only returns), patches made before.
  * Prints one line a shape: its name and its sample of each round.
  */
 #define _GNU_SOURCE
@@ -22,8 +22,8 @@ __asm__(".text\n.p2align 6\n.globl wrapper\nwrapper:\nsub $8, %rsp\nincq %fs:ent
         "incq %fs:left@tpoff\nadd $8, %rsp\nret\n");
 extern char wrapper[];
 
-enum shape { DIRECT, BARE, NEAR, NEAR_CLOSED, STUB, STUB_IBT, WRAPPER, PLAIN, SIDE, FULL, FULL_PRESERVE, SHAPES };
-static const char *const names[SHAPES] = {"direct", "bare", "near", "near-closed", "stub", "stub-ibt", "wrapper", "plain", "side", "full",
+enum shape { DIRECT, BARE, STUB, STUB_IBT, WRAPPER, PLAIN, SIDE, FULL, FULL_PRESERVE, SHAPES };
+static const char *const names[SHAPES] = {"direct", "bare", "stub", "stub-ibt", "wrapper", "plain", "side", "full",
                                           "full-preserve"};
 typedef void loop(uint64_t calls);
 static loop *loops[SHAPES];
@@ -69,8 +69,8 @@ static uint8_t *hex(const char *text, uint8_t *to)
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 9);
-    int instructions = atoi(argv[7]), patches = atoi(argv[8]);
+    CHECK(argc == 8);
+    int instructions = atoi(argv[6]), patches = atoi(argv[7]);
     CHECK(instructions >= 0 && instructions <= 200 && patches >= 1);
     threads = atoi(argv[1]);
     rounds = atoi(argv[2]);
@@ -95,12 +95,6 @@ int main(int argc, char **argv)
     memcpy(empty, version, size);
     wrapped = empty;
     CHECK(code == near);
-    /* The function once more, behind a near stub. */
-    uint8_t *behind = empty - 1024 + 16, opened[16];
-    size_t near_size = (size_t)(hex(argv[6], opened) - opened);
-    CHECK(near_size <= 8);
-    memcpy(behind - near_size, opened, near_size);
-    memcpy(behind, version, size);
     struct host_switch s[4];
     volatile uint64_t *slots[SHAPES];
     for (int k = 0; k < SHAPES; k++) {
@@ -118,13 +112,7 @@ int main(int argc, char **argv)
         distance = (int32_t)((uint8_t *)slots[k] - (stub + (end - bytes)));
         memcpy(end - 4, &distance, 4);
         memcpy(stub, bytes, sizeof bytes);
-        uint8_t *entry = k == DIRECT ? empty : k == NEAR ? behind - near_size : stub;
-        if (k == NEAR_CLOSED) {
-            entry = stub + 64;
-            entry[0] = 0xe9; /* jmp stub */
-            distance = (int32_t)(stub - (entry + 5));
-            memcpy(entry + 1, &distance, 4);
-        }
+        uint8_t *entry = k == DIRECT ? empty : stub;
         /* push rbx; mov rdi, rbx; 1: call stub; dec rbx; jnz 1b; pop rbx; ret */
         uint8_t *p = stub + 128, *top;
         memcpy(p, "\x53\x48\x89\xfb", 4);

@@ -250,6 +250,7 @@ inline commit() {
 #ifndef NO_BARRIER
     barrier();
 #endif
+    skip;
     d_step {
         if :: o != NONE -> state[o] = CURRENT :: else fi;
         g = 0;

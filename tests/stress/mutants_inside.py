@@ -5,9 +5,13 @@ from __future__ import annotations
 from mutant import Mutant
 
 INSIDE = "tests/live/test_inside.py"
+BARRIERS = "tests/unit/test_shim_order.py::test_each_step_is_where_the_argument_wants_it[barriers]"
 WITHIN = "tests/stress/test_within.py::test_calls_inside_objects[unmapped-{}]"
 DIRECT, SHORT = WITHIN.format("direct"), WITHIN.format("short")
 OPEN_AND_CLOSED = "tests/live/test_turning.py"
+
+SETTLE_LOOP = """        settle(&r->switches[i]);
+"""
 
 CALLS_INSIDE = (
     Mutant(

@@ -73,5 +73,5 @@ class Torture:
 def numbered(template: bytes, version: int) -> bytes:
     """The object file of patch.c with another version number in it."""
     old, new = struct.pack("<I", PLACEHOLDER), struct.pack("<I", BASE + version)
-    assert template.count(old) >= 2
+    assert old in template
     return template.replace(old, new).replace(b"v%08x" % PLACEHOLDER, b"v%08x" % (BASE + version))
