@@ -3,7 +3,7 @@
 A call through a stub costs a taken branch more, and in a large program that is 5 to 15% of the time (the branch predictor
 remembers so many, see docs/DESIGN.md).  So calls and tail calls whose instruction one store can change while others execute it
 go on to the function's entry.  The descriptor says where they are.  Before the function gets its first patch, the agent
-*turns* every one of them to a stub (attach/near.py, shim/turn.c), and from then on the slot decides, as it does for everybody
+*turns* every one of them to a stub (attach/turning.py, shim/turn.c), and from then on the slot decides, as it does for everybody
 who has the function's address.  So I1 holds whenever it matters: while a function has a version other than its original, no
 path leads to its entry but through its slot.
 

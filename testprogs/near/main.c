@@ -1,4 +1,4 @@
-/* Threads that call a function all the time, while its near stub is closed and opened under them.
+/* Threads that call a function all the time, while the calls of it are turned and turned back under them.
  *
  * Each function lies on a cache line of its own, so that there is room in front of it.  `outer` calls `inner` directly and
  * returns inner's version twice in one number: a call that went astray would show.  Prints each new version once; "quit"
