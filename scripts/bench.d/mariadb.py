@@ -171,7 +171,7 @@ def _live(db: build.MariaDB, engine: build.Engine, plugins: Path, folder: Path, 
         for n in range(2 * pairs):
             kind = "control" if (n + n // 2) % 2 == 0 else "attach"
             prober = Prober(server, f"select k > 0 from {bench.database}.sbtest1 where id = 7;", re.compile("1|"))
-            run = bench.start("oltp_engine", seconds=6 + 3 * takes)
+            run = bench.start("oltp_engine", seconds=6 + 6 * takes)
             prober.start()
             time.sleep(1)
             prober.longest = 0.0
