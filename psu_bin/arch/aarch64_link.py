@@ -30,11 +30,12 @@ from psu_bin.arch.link_types import (
 from psu_bin.errors import PsuError
 
 __all__ = ["HOWTO", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
-           "rewrite", "stack_use", "static_tls_offset", "survey", "trace", "veneer"]
+           "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace", "veneer"]
 
 PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
 JUMP_SIZE = 4
+JUMP_REACH = 1 << 27
 CODE_ALIGN = 16
 PAST_FIELD = (0,)            # symbol + addend is what an instruction means
 THUNK_SIZE = 0               # nothing is rewritten to reach further: see rewrite
@@ -236,6 +237,16 @@ def jump(address: int, target: int) -> bytes:
         raise OutOfRange(str(e)) from None
 
 
+def span(code: bytes, ref: Resolved) -> int:
+    """How many bytes from its address a branch that the assembler resolved may lead, both ways."""
+    return 2 << _branch_field(_word(code, ref.at))[1]
+
+
+def _branch_field(word: int) -> tuple[int, int]:
+    """(lowest bit, bits) of a branch's distance in instructions."""
+    return (0, 26) if word & 0x7C000000 == 0x14000000 else (5, 14) if word & 0x7E000000 == 0x36000000 else (5, 19)
+
+
 def repoint(code: bytearray | memoryview, ref: Resolved, displacement: int) -> None:
     """Set the displacement of a reference that the assembler had resolved.  Raises OutOfRange."""
     word = _word(code, ref.at)
@@ -243,7 +254,7 @@ def repoint(code: bytearray | memoryview, ref: Resolved, displacement: int) -> N
         _fits(displacement, 21)
         _put(code, ref.at, word & 0x9F00001F | (displacement & 3) << 29 | (displacement >> 2 & 0x7FFFF) << 5)
         return
-    low, bits = (0, 26) if word & 0x7C000000 == 0x14000000 else (5, 14) if word & 0x7E000000 == 0x36000000 else (5, 19)
+    low, bits = _branch_field(word)
     _fits(_steps(displacement, 4), bits)
     _immediate(code, ref.at, low, bits, displacement // 4)
 

@@ -24,11 +24,12 @@ from psu_bin.arch.x86_64_reach import THUNK_SIZE, rewrite
 from psu_bin.arch.x86_64_stack import leaves, stack_use
 
 __all__ = ["HOWTO", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
-           "rewrite", "stack_use", "static_tls_offset", "survey", "trace"]
+           "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace"]
 
 PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
 JUMP_SIZE = 5
+JUMP_REACH = 1 << 31
 CODE_ALIGN = 16
 # symbol + addend + one of these is what a PC-relative field means: it counts from the end of its instruction, which is 4
 # bytes on, and up to 4 of an immediate.
@@ -205,6 +206,11 @@ def jump(address: int, target: int) -> bytes:
     displacement = bytearray(4)
     _write(displacement, 0, 4, target - (address + JUMP_SIZE), True)
     return b"\xe9" + bytes(displacement)
+
+
+def span(code: bytes, ref: Resolved) -> int:
+    """How many bytes from its end a branch that the assembler resolved may lead, both ways."""
+    return 1 << 8 * ref.size - 1
 
 
 def repoint(code: bytearray | memoryview, ref: Resolved, displacement: int) -> None:

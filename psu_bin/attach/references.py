@@ -24,7 +24,7 @@ class Rerouted(NamedTuple):
     piece: Piece
     ref: Resolved
     target: BoundFunction
-    trampoline: int        # offset in the section of a jump that takes its place, for short jumps; -1: none
+    trampoline: int        # offset in the section of a jump that takes its place, for branches of short reach; -1: none
 
 
 class Reader:
@@ -215,7 +215,7 @@ class Reader:
         for x in self.rerouted:
             if not self.has_stub(x.target):
                 continue
-            if x.ref.size == 1:
+            if x.ref.use is Use.BRANCH and self._span(x) < self.link.JUMP_REACH:
                 x = x._replace(trampoline=self._trampoline(x, kept))
             kept.append(x)
         self.rerouted = kept
@@ -224,12 +224,15 @@ class Reader:
         """The function is reached through a stub, from the patch too."""
         return not f.new or bool(f.known_stub) or f in self.taken
 
+    def _span(self, x: Rerouted) -> int:
+        return int(self.link.span(self.layouts[x.piece.patch].patch.contents[x.piece.section], x.ref))
+
     def _trampoline(self, x: Rerouted, placed: list[Rerouted]) -> int:
-        """Where a near jump fits that a 2-byte jump reaches: between functions, or behind the last one."""
+        """Where a jump fits that the branch reaches: between functions, or behind the last one."""
         layout, piece = self.layouts[x.piece.patch], x.piece
         code = layout.patch.contents[piece.section]
         used = self._used_padding.setdefault(piece, [])
-        low, high = x.ref.end - 128, x.ref.end + 127
+        low, high = x.ref.end - self._span(x), x.ref.end + self._span(x) - 1
         for other in placed:                          # one for the same target nearby will do
             if other.piece is piece and other.target is x.target and max(low, 0) <= other.trampoline <= high:
                 return other.trampoline

@@ -255,3 +255,21 @@ def test_stack_arguments(text):
     assert stack_use(code, 0, 8, ((0, 31, offset),), ()).touched is touched
     assert stack_use(code, 0, 8, (), ()).touched
     assert descriptor.STACK_ARGS
+
+
+def test_conditional_branches_to_another_function_go_through_trampolines():
+    """They reach 1 MiB and 32 KiB, and may not be changed while they are executed: a jump between the functions may."""
+    patch = r"""
+    asm(".text\n.globl twice\n.type twice,%function\ntwice: .Ltwice: add w0, w0, #100\n ret\n.size twice,.-twice\n"
+        ".globl tail\n.type tail,%function\ntail: cbnz w0, .Ltwice\n ret\n.size tail,.-tail\n nop\n"
+        ".globl bit\n.type bit,%function\nbit: tbnz w0, #0, .Ltwice\n mov w0, #-1\n ret\n.size bit,.-bit\n");
+    """
+    needed()
+    with Host(program("int twice(int x) { return 2 * x; } int tail(int x) { return x; } int bit(int x) { return x; }", "-O2",
+                      cc=GCC), UNDER) as h:
+        linked = h.attach(compile_c(patch, cc=GCC))
+        assert [h.call_int(f, 5) for f in ("twice", "tail", "bit")] == [105, 105, 105]
+        assert linked.modules[0][0][0].calls[1], "the trampolines lead to the body"
+        h.attach(compile_c("int twice(int x) { return x * 7; }", "-O1", cc=GCC))
+        assert [h.call_int(f, 5) for f in ("twice", "tail", "bit")] == [35, 35, 35]
+        assert h.call_int("bit", 4) == -1
