@@ -88,7 +88,19 @@ static void *more(size_t size) { return silent() ? 0 : psu_map_anonymous(size); 
  * A thread looks when its free list is empty, so that what it finds is at most what one more chunk would have brought.  One
  * place of the stack is looked for at a time; as the looking happens at whatever call finds the list empty, each place has its
  * turn.  To look is worth it when the entries that came since the last time are 1/64 of all: constant work for each call. */
-#define TAIL_CALLS 16u
+int psu_tail_callers(const struct psu_call *call, const struct psu_side *entries[PSU_TAIL_CALLS])
+{
+    int length = 0;
+    uint64_t back = call->return_address, fp = call->fp;
+    while (psu_gate_at(PSU_SIDE, back) || psu_gate_at(PSU_FULL, back)) {
+        if (length == PSU_TAIL_CALLS)
+            return -1;
+        entries[length++] = (const struct psu_side *)fp;
+        back = entries[length - 1]->return_address;
+        fp = entries[length - 1]->saved_fp;
+    }
+    return length;
+}
 
 static int in_chain(const struct psu_side *s, const struct psu_side *const *chain, uint32_t length)
 {
@@ -118,18 +130,11 @@ static uint32_t give_back(struct psu_block *b, struct psu_side *s, uint32_t coun
 
 static int find_abandoned(struct psu_block *b, const struct psu_call *call)
 {
-    const struct psu_side *live[TAIL_CALLS];
-    uint32_t length = 0, found;
-    uint64_t back = call->return_address, fp = call->fp;
-    while (psu_gate_at(PSU_SIDE, back) || psu_gate_at(PSU_FULL, back)) {
-        if (length == TAIL_CALLS)
-            return 0;
-        live[length++] = (const struct psu_side *)fp;
-        back = live[length - 1]->return_address;
-        fp = live[length - 1]->saved_fp;
-    }
-    if (b->chunks && b->fresh < b->chunks->gate / 64)
+    const struct psu_side *live[PSU_TAIL_CALLS];
+    int tail_callers = psu_tail_callers(call, live);
+    if (tail_callers < 0 || (b->chunks && b->fresh < b->chunks->gate / 64))
         return 0;
+    uint32_t length = (uint32_t)tail_callers, found;
     found = give_back(b, b->sides, PSU_SIDES_IN_BLOCK, call->sp, live, length);
     for (struct psu_side *c = b->chunks; c; c = c->next)
         found += give_back(b, c + 1, SIDES_IN_CHUNK - 1, call->sp, live, length);

@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define PSU_RUNTIME_MAGIC 0x314e55525f555350ull /* "PSU_RUN1" */
-#define PSU_RUNTIME_VERSION 4
+#define PSU_RUNTIME_VERSION 5
 
 /* ---- counters -------------------------------------------------------------------------------------
  * A counter index names one injected object (index i <-> psu_object i).  Each thread that ever called a
@@ -166,7 +166,11 @@ struct psu_switch {
     uint32_t old_gate;
     uint64_t local;        /* psu_local of the new object for this function, 0: none */
     uint64_t old_local;    /* psu_local of the old gate's object for it, 0: none */
+    uint64_t otherwise;    /* PSU_FULL, what a call does that finds no memory (poor.c): PSU_ON_STACK, neither the version nor
+                              the original touches stack arguments; else the original code, if that leaves alone all that
+                              callers rely on; else 0 */
 };
+#define PSU_ON_STACK 1
 /* Where calls of a function from inside its own object go: to the body while that is the current version, else, like all
  * others, to the stub.  The caller's count keeps the object, so such calls need none of their own. */
 struct psu_local { uint64_t target, stub; };

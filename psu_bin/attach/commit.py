@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from psu_bin.attach import meta, shim
+from psu_bin.attach import gates, meta, shim
 from psu_bin.attach.process import Process
 from psu_bin.attach.tracing import AgentSession
 from psu_bin.errors import PsuError
@@ -35,7 +35,7 @@ class Switch:
     body: int                              # the new version's entry; 0: back to the original
     kind: int
     index: int                             # counter index of the new version's object
-    preserve: int = 0                      # registers that a full gate restores
+    preserve: int = 0                      # registers that a full gate restores; and bits of gates.py
     local: int = 0                         # run-time address of the new object's psu_local for it, 0: none
     near: int = 0                          # run-time address of its near stub in the new object, 0: none
 
@@ -103,12 +103,12 @@ def prepare(session: AgentSession, notes: meta.Notes, objects: list[NewObject], 
         old_kind, old_gate = (old[0], old[1]) if old else (shim.NO_GATE, shim.NO_GATE)
         if s.body:
             gate = gate_for(notes, runtime, s.function, s.kind, s.index, process.where)
-            body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.preserve, old_kind, old_gate,
-                                     s.local, s.function.local if old else 0)
+            body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.preserve & gates.REGISTERS, old_kind,
+                                     old_gate, s.local, s.function.local if old else 0, _otherwise(s))
             s.function.current, s.function.local, s.function.near = [s.kind, gate, s.index], s.local, s.near
         elif old:
             body += shim.SWITCH.pack(s.slot, s.original, 0, 0, shim.NO_GATE, 0, 0, old_kind, old_gate,
-                                     0, s.function.local)
+                                     0, s.function.local, 0)
             s.function.current, s.function.local, s.function.near = [], 0, 0
         else:
             continue
@@ -138,6 +138,13 @@ def commit(session: AgentSession, record: Record) -> float:
     began = time.monotonic()
     session.command(shim.OP_COMMIT, record.data, record.count, record_at=record.at, patience=60)
     return session.runtime.command_ns / 1e9 or time.monotonic() - began
+
+
+def _otherwise(s: Switch) -> int:
+    """What a call through the gate does for which there is no memory: as psu_switch.otherwise."""
+    if s.preserve & gates.MOVABLE:
+        return shim.ON_STACK
+    return s.original if s.preserve & gates.ORIGINAL_WILL_DO else 0
 
 
 def _flat(regions: tuple[tuple[int, int], ...]) -> list[int]:

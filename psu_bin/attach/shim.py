@@ -13,10 +13,11 @@ from psu_bin.attach.process import Process
 from psu_bin.errors import PsuError
 
 MAGIC = 0x314E55525F555350
-VERSION = 4
+VERSION = 5
 
 PLAIN, SIDE, FULL = range(3)
 NO_GATE = 0xFFFFFFFF
+ON_STACK = 1                  # psu_switch.otherwise
 WORD = (1 << 64) - 1          # distances wrap
 
 FREE, CURRENT, RETIRED = range(3)
@@ -34,7 +35,7 @@ PIN = struct.Struct("<Q")
 CODE = struct.Struct("<QQII")
 TURN = struct.Struct("<QQQ")
 SURPLUS = struct.Struct("<IIII")
-SWITCH = struct.Struct("<QQQ6I2Q")
+SWITCH = struct.Struct("<QQQ6I3Q")
 COMMIT = struct.Struct("<4IQQ")
 NEW_OBJECT = struct.Struct("<IIQ6Q2Q")
 _HEAD = struct.Struct("<QIIIIIIII QQII QQII QQII QQQQQQQ IIIIHHHHQqQII".replace(" ", ""))

@@ -49,8 +49,16 @@ def routine_offsets(shim: Path) -> list[str]:  # noqa: F811
             for routine in ("pending", "redirect") for kind in ("plain", "side", "full")]
 
 
+def poor_offsets(shim: Path) -> list[str]:  # noqa: F811
+    """Where psu_full_otherwise and poor.c's spares are, from psu_runtime, and the size of the latter."""
+    out = subprocess.run(["nm", "-S", str(shim)], capture_output=True, text=True, check=True).stdout
+    at = {words[-1]: (int(words[0], 16), int(words[1], 16)) for words in map(str.split, out.splitlines()) if len(words) == 4}
+    base = at["psu_runtime"][0]
+    return [str(at["psu_full_otherwise"][0] - base), str(at["spares"][0] - base), str(at["spares"][1])]
+
+
 def test_gates_keep_registers_flags_and_stack_arguments(shim: Path) -> None:  # noqa: F811
-    assert run(build(shim, "conventions.c"), *routine_offsets(shim)) == "ok\n"
+    assert run(build(shim, "conventions.c"), *routine_offsets(shim), *poor_offsets(shim)) == "ok\n"
 
 
 # Each instruction costs as many steps as there are before it: the longest, rarest ways are tried at some of theirs.
