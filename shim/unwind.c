@@ -50,8 +50,6 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
     uint64_t (*get_ip)(struct _Unwind_Context *) = _Unwind_GetIP ? _Unwind_GetIP : found_ip;
     uint64_t (*get_register)(struct _Unwind_Context *, int) = _Unwind_GetGR ? _Unwind_GetGR : found_register;
     struct psu_block *b = psu_block_get();
-    if (!b)
-        return CONTINUE_UNWIND; /* counts stay too high: the object is kept, which is safe */
     uint64_t ip = get_ip ? get_ip(context) : ((uint64_t *)context)[CONTEXT_RA];
     struct psu_gate *g = psu_gate_at(kind, ip);
     if (!g)
@@ -59,8 +57,9 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
     struct psu_gate_state state = psu_gate_state(kind, (uint32_t)(ip - psu_gate_entry(kind, g)));
     if (get_register && state.entry >= 0) {
         struct psu_side *s = (struct psu_side *)get_register(context, state.entry);
-        if (psu_spare(s))
-            goto count; /* the unwinder still reads it, and anybody could claim it: a later call at its place does (poor.c) */
+        /* One of poor.c's, or another thread's: a later call at its place of the stack takes it. */
+        if (psu_spare(s) || !b)
+            goto count;
         /* The unwinder is about to read the caller's registers from the entry; a signal handler must not be given it
          * before that.  So it goes back to the list with the next one. */
         struct psu_side *last = b->deferred;

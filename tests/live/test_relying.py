@@ -135,11 +135,19 @@ def test_call_sites_of_sqlite_redis_and_memcached(lab):
         # The compiler really did what the test is about.
         assert read_behind(lab.folder / "main", caller, callee) >= kept
         assert preserve[callee] & (wanted := sum(1 << numbers[r] for r in kept)) == wanted
-    running = lab.start(program)
+    be_replaced(lab, lab.start(program), UPDATES)
+
+
+def test_call_sites_whose_threads_get_no_memory(lab):
+    """What gates keep is on the threads' own stacks then; nothing stays behind."""
+    be_replaced(lab, lab.start(lab.program("sites"), "poor"), UPDATES // 2)
+
+
+def be_replaced(lab, running, updates):
     versions = Versions(lab, "sites")
     running.expect("^version 0$")
-    versions.run(running.pid, 1, UPDATES)
-    running.expect(f"^version {UPDATES}$")
+    versions.run(running.pid, 1, updates)
+    running.expect(f"^version {updates}$")
     psu_bin("revert", running.pid, "--original")
     psu_bin("wait", running.pid, "--timeout", 60)
     assert running.alive()

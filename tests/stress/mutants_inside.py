@@ -60,8 +60,8 @@ CALLS_INSIDE = (
     Mutant(
         "local-forgotten",
         "psu_bin/attach/commit.py",
-        "s.local, s.function.local if old else 0)",
-        "s.local, 0)",
+        "s.local, s.function.local if old else 0, _otherwise(s))",
+        "s.local, 0, _otherwise(s))",
         "an old version calls old versions after the commit, because psu-bin does not say which",
         (OWN,),
     ),

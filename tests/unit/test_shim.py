@@ -65,7 +65,7 @@ def test_gates_keep_registers_flags_and_stack_arguments(shim: Path) -> None:  # 
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_a_call_cancelled_at_any_instruction_is_counted_out_at_most_once(shim: Path,  # noqa: F811
                                                                          kind: int) -> None:
-    out = run(build(shim, "cancelled.c"), str(kind), "3", "0", *routine_offsets(shim), timeout=300)
+    out = run(build(shim, "cancelled.c"), str(kind), "3", "0", *routine_offsets(shim), poor_offsets(shim)[0], timeout=300)
     assert out.endswith("\nok\n")
 
 
@@ -81,6 +81,13 @@ def test_a_signal_at_any_instruction_of_a_call_leaves_entries_with_one_owner(shi
     assert out.endswith("\nok\n")
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("where", ["stacked", "spare"])
+def test_a_signal_at_any_instruction_of_a_call_without_memory(shim: Path, where: str, way: str) -> None:  # noqa: F811
+    out = run(build(shim, "jumped.c"), way, "2", "13", *routine_offsets(shim), where, *poor_offsets(shim), timeout=300)
+    assert out.endswith("\nok\n")
+
+
 def test_a_thread_that_starts_the_agent_is_not_left_halfway_by_a_handler(shim: Path) -> None:  # noqa: F811
     assert run(build(shim, "jumped.c"), "start", "0", "10", *routine_offsets(shim), timeout=300).endswith("\nok\n")
 
@@ -88,7 +95,7 @@ def test_a_thread_that_starts_the_agent_is_not_left_halfway_by_a_handler(shim: P
 UNWINDERS = [["-O2"], ["-fno-omit-frame-pointer"], ["-static-libgcc", "-static-libstdc++"]]
 
 
-@pytest.mark.parametrize("where", ["program", "library"])
+@pytest.mark.parametrize("where", ["program", "library", "poor"])
 @pytest.mark.parametrize("flags", UNWINDERS)
 def test_exceptions_cancellation_and_longjmp_through_gates(shim: Path,  # noqa: F811
                                                            flags: list[str], where: str) -> None:
@@ -110,5 +117,5 @@ def test_backtrace_is_right_at_every_instruction_of_every_gate(shim: Path) -> No
     assert lines["wrong"] == "wrong 0", done.stdout
     assert int(lines["steps"].split()[1]) > 1500
     for routine in ("psu_plain_gates", "psu_side_gates", "psu_full_gates", "psu_plain_slow", "psu_plain_redirect",
-                    "psu_side_redirect", "psu_full_leave"):
+                    "psu_side_redirect", "psu_full_leave", "psu_full_stacked"):
         assert f"'{routine}'" in lines["seen"]

@@ -79,6 +79,7 @@ def test_gates_keep_registers_flags_and_stack_arguments(cross_shim: Path, emulat
 def test_exceptions_cancellation_and_longjmp_through_gates(cross_shim: Path, emulated: Emulated,
                                                            flags: tuple[str, ...]) -> None:
     check(cross_shim, emulated, "unwind.cc", "30", "program", flags=flags)
+    check(cross_shim, emulated, "unwind.cc", "30", "poor", flags=flags)
 
 
 @pytest.mark.parametrize("flags", [("-O2",), ("-static-libgcc", "-static-libstdc++")])
