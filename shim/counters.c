@@ -128,11 +128,12 @@ static uint32_t give_back(struct psu_block *b, struct psu_side *s, uint32_t coun
     return found;
 }
 
-static int find_abandoned(struct psu_block *b, const struct psu_call *call)
+/* lost: the list was given up while it still led somewhere, so there may be any number that are free. */
+static int find_abandoned(struct psu_block *b, const struct psu_call *call, int lost)
 {
     const struct psu_side *live[PSU_TAIL_CALLS];
     int tail_callers = psu_tail_callers(call, live);
-    if (tail_callers < 0 || (b->chunks && b->fresh < b->chunks->gate / 64))
+    if (tail_callers < 0 || (!lost && b->chunks && b->fresh < b->chunks->gate / 64))
         return 0;
     uint32_t length = (uint32_t)tail_callers, found;
     found = give_back(b, b->sides, PSU_SIDES_IN_BLOCK, call->sp, live, length);
@@ -239,7 +240,7 @@ struct psu_side *psu_side_claim(struct psu_block *b, const struct psu_call *call
         }
         hints = 0;
         *head = 0;
-        if (find_abandoned(b, call))
+        if (find_abandoned(b, call, s != 0))
             continue;
         struct psu_side *chunk = more(SIDES_IN_CHUNK * sizeof *chunk);
         if (!chunk)

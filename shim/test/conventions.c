@@ -112,6 +112,8 @@ static void poor_full(uint32_t index, uint32_t preserve, uint32_t *calls, int32_
     for (int g = 10; g < 13; g++)
         otherwise[g] = 0;
     poor(PSU_FULL, index, preserve, 0, calls, inside, 0); /* a spare area */
+    for (int i = 0; i < spares_count; i++)
+        CHECK(!((struct psu_side *)(spares + (size_t)i * SPARE_SIZE))->sp, "area %d is not given back", i);
     /* All of them taken, at no place of any stack. */
     for (int i = 0; i < spares_count; i++)
         ((struct psu_side *)(spares + (size_t)i * SPARE_SIZE))->sp = 1;

@@ -1,4 +1,4 @@
-"""Mistakes in what full gates do without memory (shim/poor.c)."""
+"""Mistakes in what full gates do without memory (shim/poor.c), and in what threads see of lists that the agent changes."""
 
 from __future__ import annotations
 
@@ -84,6 +84,14 @@ POOR = (
         "    if (0) {\n",
         "deep recursion without memory runs out of areas, and jumps to address 1",
         (CONVENTIONS,),
+    ),
+    Mutant(
+        "found-while-it-changes",
+        "frames.c",
+        "    return turn & 1 && __atomic_load_n(&e->turn, __ATOMIC_RELAXED) == turn;\n",
+        "    return 1;\n",
+        "an unwinder gets the rules of another object",
+        ("tests/unit/test_shim.py::test_unwind_rules_are_not_those_of_an_object_that_is_changing",),
     ),
     Mutant(
         "poor-version-instead-of-original",

@@ -88,6 +88,10 @@ def test_a_signal_at_any_instruction_of_a_call_without_memory(shim: Path, where:
     assert out.endswith("\nok\n")
 
 
+def test_free_entries_are_found_when_the_list_is_a_circle_and_memory_is_short(shim: Path) -> None:  # noqa: F811
+    assert run(build(shim, "lists.c")) == "ok\n"
+
+
 def test_a_thread_that_starts_the_agent_is_not_left_halfway_by_a_handler(shim: Path) -> None:  # noqa: F811
     assert run(build(shim, "jumped.c"), "start", "0", "10", *routine_offsets(shim), timeout=300).endswith("\nok\n")
 
@@ -105,6 +109,12 @@ def test_exceptions_cancellation_and_longjmp_through_gates(shim: Path,  # noqa: 
 @pytest.mark.parametrize("flags", UNWINDERS)
 def test_unwind_rules_of_injected_code_are_found_and_forgotten(shim: Path, flags: list[str]) -> None:  # noqa: F811
     assert run(build(shim, "frames.cc", "g++", *flags)) == "ok\n"
+
+
+def test_unwind_rules_are_not_those_of_an_object_that_is_changing(shim: Path) -> None:  # noqa: F811
+    if platform.libc_ver()[0] != "glibc" or tuple(map(int, platform.libc_ver()[1].split("."))) < (2, 35):
+        pytest.skip("the C library has no _dl_find_object")
+    assert run(build(shim, "found.c"), timeout=120).endswith("\nok\n")
 
 
 @pytest.mark.skipif(not shutil.which("gdb"), reason="no gdb")
