@@ -14,6 +14,11 @@
  * are never anything but entries; what says whose an entry is, is a word in it, which one instruction changes from
  * free to taken.  A list may lead to entries in use, and miss free ones: both are put right when it is found empty.
  *
+ * Two things are lost for good, and may be: save areas that a list misses (a handler that leaves by longjmp, or goes on with
+ * another context, between the two instructions that take one; 1 to 6 KiB each), and a block that is taken from the stack of
+ * free ones but not yet a thread's (such a handler in some ten instructions of a thread's first counted call: once a thread at
+ * most).  To find them again would take a list of all of them, or a lock; neither grows with the number of updates or calls.
+ *
  * Without memory for a block, counts go to one shared table with locked instructions: slow but right.  So it is, too, for
  * threads without a block while psu_runtime.silent says that a system call may be the end of one of them.
  */
@@ -315,6 +320,42 @@ int psu_blocks_want_recycling(void) { return (int)__atomic_load_n(&recycling_wan
 
 _Static_assert(offsetof(struct psu_block, count) % 8 == 0, "both words of a counter in one store");
 
+/* pthread_exit and cancellation in a start routine behind a SIDE or FULL gate: these leave the stack pointer where it was, so
+ * the C library takes the gate's frame for its own and ends the thread without a look at the gate's personality routine; and
+ * the stack, which keeps the gate's address, may wait long for the next thread.  But whoever was called by the C library's
+ * first frame of a thread is over with it.  Its entry is still as the gate left it: not free, not an unwinder's, and no other
+ * call's, which would stand at another place of the stack. */
+uint64_t psu_thread_return;
+
+void psu_note_start_routine(struct psu_block *b, struct psu_side *s, const struct psu_call *call, const struct psu_gate *g)
+{
+    if (call->return_address != psu_thread_return)
+        return;
+    s->gate = (uint64_t)g;
+    s->start_sp = call->sp | IN_USE;
+    b->start = s;
+}
+
+/* The call went on to another gate, with the same entry perhaps. */
+void psu_start_routine_over(struct psu_block *b, const struct psu_side *s)
+{
+    if (b && b->start == s)
+        b->start = 0;
+}
+
+static void count_out_start_routine(struct psu_block *b)
+{
+    struct psu_side *s = b->start;
+    if (!s)
+        return;
+    __atomic_store_n(&b->start, 0, __ATOMIC_SEQ_CST); /* first: in a child forked in between the count is too high */
+    if (s->sp != s->start_sp || s->return_address != psu_thread_return)
+        return;
+    b->count[((struct psu_gate *)s->gate)->counter / 8].leave++;
+    psu_side_give_save(b, s);
+    psu_side_release(b, s);
+}
+
 /* A dead thread's stores are visible to whoever learns from the kernel that it is dead. */
 static void fold(struct psu_block *b)
 {
@@ -345,6 +386,7 @@ void psu_blocks_recycle(void)
         if (!tid)
             continue;
         __atomic_thread_fence(__ATOMIC_ACQUIRE); /* what the kernel answered, then the counts */
+        count_out_start_routine(b);
         fold(b);
         __atomic_store_n(&b->tid, 0, __ATOMIC_RELEASE);
         push_free(b);

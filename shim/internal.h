@@ -83,6 +83,9 @@ extern uint8_t psu_objects_without_gate[PSU_INDICES]; /* somebody is or was in i
 void psu_blocks_adopt(void);                  /* the calling thread's block carries its own tid (after fork) */
 void psu_blocks_inherit(void);                /* the same, and what becomes of the other threads' blocks */
 void psu_blocks_recycle(void);                /* agent only */
+void psu_note_start_routine(struct psu_block *b, struct psu_side *s, const struct psu_call *call, const struct psu_gate *g);
+void psu_start_routine_over(struct psu_block *b, const struct psu_side *s);   /* if it is the call of that entry */
+extern uint64_t psu_thread_return;            /* where start routines return to in the C library; written by the agent */
 int psu_blocks_want_recycling(void);
 
 /* ---- gates (arch/ARCH, routes.c) ---- */

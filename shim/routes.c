@@ -139,6 +139,7 @@ uint32_t psu_slow_side(struct psu_frame *f)
         psu_frame_undo_side(f);
         return PSU_UNDONE;
     }
+    psu_note_start_routine(b, s, &call, gate_of(f->back)); /* which is a thread's first call: later ones find a block */
     psu_side_release(b, s); /* the gate claims it: the first of the list */
     psu_frame_give_block(f, PSU_SELF(b));
     psu_frame_give_entry(f, (uint64_t)s);
@@ -176,6 +177,7 @@ PSU_LEAVING uint32_t psu_route(struct psu_frame *f, uint32_t how)
     } else {
         struct psu_side *s = (struct psu_side *)psu_frame_pointer(f);
         struct psu_block *b = psu_block_get();
+        psu_start_routine_over(b, s);
         psu_frame_return_to(f, s->saved_fp, s->return_address);
         give_back(b, s);
     }
@@ -214,6 +216,7 @@ uint32_t psu_entering_full(struct psu_frame *f)
         return psu_entering_poor(f, g, &call);
     }
     psu_full_keep(f, g, s, save);
+    psu_note_start_routine(b, s, &call, g);
     psu_count(&b->count[g->counter / 8].enter);
     return PSU_RETURN;
 }

@@ -7,6 +7,7 @@ from mutant import Mutant
 CONVENTIONS = "tests/unit/test_shim.py::test_gates_keep_registers_flags_and_stack_arguments"
 UNWOUND = "tests/unit/test_shim.py::test_exceptions_cancellation_and_longjmp_through_gates[flags0-poor]"
 SIGNALS = "tests/unit/test_shim.py::test_a_signal_at_any_instruction_of_a_call_without_memory[spare-{}]"
+STARTING = "tests/unit/test_shim.py::test_start_routines_that_end_their_threads_are_counted_out_once"
 
 POOR = (
     Mutant(
@@ -92,6 +93,30 @@ POOR = (
         "    return 1;\n",
         "an unwinder gets the rules of another object",
         ("tests/unit/test_shim.py::test_unwind_rules_are_not_those_of_an_object_that_is_changing",),
+    ),
+    Mutant(
+        "start-routine-kept",
+        "counters.c",
+        "    b->count[((struct psu_gate *)s->gate)->counter / 8].leave++;\n",
+        "",
+        "a start routine that ends its thread keeps its version until another thread uses the stack",
+        (STARTING,),
+    ),
+    Mutant(
+        "start-routine-of-the-gate-before",
+        "routes.c",
+        "        psu_start_routine_over(b, s);\n",
+        "",
+        "a call is counted out in a gate that it left: a version is unmapped under a thread",
+        (STARTING,),
+    ),
+    Mutant(
+        "start-routine-over-twice",
+        "counters.c",
+        "    if (s->sp != s->start_sp || s->return_address != psu_thread_return)\n",
+        "    if (0)\n",
+        "a start routine that returned is counted out once more",
+        (STARTING,),
     ),
     Mutant(
         "poor-version-instead-of-original",

@@ -88,6 +88,10 @@ def test_a_signal_at_any_instruction_of_a_call_without_memory(shim: Path, where:
     assert out.endswith("\nok\n")
 
 
+def test_start_routines_that_end_their_threads_are_counted_out_once(shim: Path) -> None:  # noqa: F811
+    assert run(build(shim, "starting.c"), *routine_offsets(shim)) == "ok\n"
+
+
 def test_free_entries_are_found_when_the_list_is_a_circle_and_memory_is_short(shim: Path) -> None:  # noqa: F811
     assert run(build(shim, "lists.c")) == "ok\n"
 

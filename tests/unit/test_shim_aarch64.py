@@ -82,6 +82,10 @@ def test_exceptions_cancellation_and_longjmp_through_gates(cross_shim: Path, emu
     check(cross_shim, emulated, "unwind.cc", "30", "poor", flags=flags)
 
 
+def test_start_routines_that_end_their_threads_are_counted_out_once(cross_shim: Path, emulated: Emulated) -> None:
+    check(cross_shim, emulated, "starting.c", *routine_offsets(cross_shim))
+
+
 @pytest.mark.parametrize("flags", [("-O2",), ("-static-libgcc", "-static-libstdc++")])
 def test_unwind_rules_of_injected_code_are_found_and_forgotten(cross_shim: Path, emulated: Emulated,
                                                                flags: tuple[str, ...]) -> None:
