@@ -28,6 +28,7 @@ enum { PR_SET_NAME = 15, SIG_BLOCK = 0, SIG_SETMASK = 2, AT_FDCWD = -100, O_CLOE
 #define SYNC_SIGNALS (3ull << 32)
 #define POLL_FIRST 1u                /* milliseconds */
 #define POLL_LAST 1000u
+#define POLL_LOOK 64u
 #define POLL_LAST_THREAD 50u         /* main is gone: is anybody else left? */
 
 static union { uint64_t words[16]; } attributes; /* a pthread_attr_t: 56 bytes in glibc and musl, 64 on AArch64 */
@@ -79,6 +80,7 @@ void *psu_agent_main(void *unused)
     uint32_t pause = POLL_FIRST;
     (void)unused;
     int introduced = 0;
+    psu_thread_return = (uint64_t)__builtin_extract_return_addr(__builtin_return_address(0));
     psu_gates_start();
     psu_turn_repair();
     psu_debugger_repair();
@@ -102,7 +104,8 @@ void *psu_agent_main(void *unused)
         }
         if (psu_runtime.retired_count || psu_blocks_want_recycling()) {
             set_state(PSU_AGENT_BUSY);
-            if (psu_blocks_want_recycling())
+            /* What dead threads left in the counts may be what an object waits for. */
+            if (psu_blocks_want_recycling() || pause >= POLL_LOOK)
                 psu_blocks_recycle();
             if (psu_reclaim())
                 pause = POLL_FIRST;

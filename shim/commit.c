@@ -229,6 +229,8 @@ static void arm(const struct psu_switch *s, uint64_t txn)
     struct psu_gate *new = new_gate(s);
     new->preserve = s->kind == PSU_FULL ? s->preserve : 0;
     new->body = s->body;
+    if (s->kind == PSU_FULL)
+        psu_full_otherwise[s->gate] = s->otherwise;
     __atomic_store_n(&new->exit_txn, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&new->before, __atomic_load_n((uint64_t *)s->slot, __ATOMIC_RELAXED), __ATOMIC_RELAXED);
     __atomic_store_n(&new->enter_txn, txn, __ATOMIC_RELEASE);

@@ -14,6 +14,11 @@
  * are never anything but entries; what says whose an entry is, is a word in it, which one instruction changes from
  * free to taken.  A list may lead to entries in use, and miss free ones: both are put right when it is found empty.
  *
+ * Two things are lost for good, and may be: save areas that a list misses (a handler that leaves by longjmp, or goes on with
+ * another context, between the two instructions that take one; 1 to 6 KiB each), and a block that is taken from the stack of
+ * free ones but not yet a thread's (such a handler in some ten instructions of a thread's first counted call: once a thread at
+ * most).  To find them again would take a list of all of them, or a lock; neither grows with the number of updates or calls.
+ *
  * Without memory for a block, counts go to one shared table with locked instructions: slow but right.  So it is, too, for
  * threads without a block while psu_runtime.silent says that a system call may be the end of one of them.
  */
@@ -88,7 +93,19 @@ static void *more(size_t size) { return silent() ? 0 : psu_map_anonymous(size); 
  * A thread looks when its free list is empty, so that what it finds is at most what one more chunk would have brought.  One
  * place of the stack is looked for at a time; as the looking happens at whatever call finds the list empty, each place has its
  * turn.  To look is worth it when the entries that came since the last time are 1/64 of all: constant work for each call. */
-#define TAIL_CALLS 16u
+int psu_tail_callers(const struct psu_call *call, const struct psu_side *entries[PSU_TAIL_CALLS])
+{
+    int length = 0;
+    uint64_t back = call->return_address, fp = call->fp;
+    while (psu_gate_at(PSU_SIDE, back) || psu_gate_at(PSU_FULL, back)) {
+        if (length == PSU_TAIL_CALLS)
+            return -1;
+        entries[length++] = (const struct psu_side *)fp;
+        back = entries[length - 1]->return_address;
+        fp = entries[length - 1]->saved_fp;
+    }
+    return length;
+}
 
 static int in_chain(const struct psu_side *s, const struct psu_side *const *chain, uint32_t length)
 {
@@ -116,20 +133,14 @@ static uint32_t give_back(struct psu_block *b, struct psu_side *s, uint32_t coun
     return found;
 }
 
-static int find_abandoned(struct psu_block *b, const struct psu_call *call)
+/* lost: the list was given up while it still led somewhere, so there may be any number that are free. */
+static int find_abandoned(struct psu_block *b, const struct psu_call *call, int lost)
 {
-    const struct psu_side *live[TAIL_CALLS];
-    uint32_t length = 0, found;
-    uint64_t back = call->return_address, fp = call->fp;
-    while (psu_gate_at(PSU_SIDE, back) || psu_gate_at(PSU_FULL, back)) {
-        if (length == TAIL_CALLS)
-            return 0;
-        live[length++] = (const struct psu_side *)fp;
-        back = live[length - 1]->return_address;
-        fp = live[length - 1]->saved_fp;
-    }
-    if (b->chunks && b->fresh < b->chunks->gate / 64)
+    const struct psu_side *live[PSU_TAIL_CALLS];
+    int tail_callers = psu_tail_callers(call, live);
+    if (tail_callers < 0 || (!lost && b->chunks && b->fresh < b->chunks->gate / 64))
         return 0;
+    uint32_t length = (uint32_t)tail_callers, found;
     found = give_back(b, b->sides, PSU_SIDES_IN_BLOCK, call->sp, live, length);
     for (struct psu_side *c = b->chunks; c; c = c->next)
         found += give_back(b, c + 1, SIDES_IN_CHUNK - 1, call->sp, live, length);
@@ -234,7 +245,7 @@ struct psu_side *psu_side_claim(struct psu_block *b, const struct psu_call *call
         }
         hints = 0;
         *head = 0;
-        if (find_abandoned(b, call))
+        if (find_abandoned(b, call, s != 0))
             continue;
         struct psu_side *chunk = more(SIDES_IN_CHUNK * sizeof *chunk);
         if (!chunk)
@@ -309,6 +320,42 @@ int psu_blocks_want_recycling(void) { return (int)__atomic_load_n(&recycling_wan
 
 _Static_assert(offsetof(struct psu_block, count) % 8 == 0, "both words of a counter in one store");
 
+/* pthread_exit and cancellation in a start routine behind a SIDE or FULL gate: these leave the stack pointer where it was, so
+ * the C library takes the gate's frame for its own and ends the thread without a look at the gate's personality routine; and
+ * the stack, which keeps the gate's address, may wait long for the next thread.  But whoever was called by the C library's
+ * first frame of a thread is over with it.  Its entry is still as the gate left it: not free, not an unwinder's, and no other
+ * call's, which would stand at another place of the stack. */
+uint64_t psu_thread_return;
+
+void psu_note_start_routine(struct psu_block *b, struct psu_side *s, const struct psu_call *call, const struct psu_gate *g)
+{
+    if (call->return_address != psu_thread_return)
+        return;
+    s->gate = (uint64_t)g;
+    s->start_sp = call->sp | IN_USE;
+    b->start = s;
+}
+
+/* The call went on to another gate, with the same entry perhaps. */
+void psu_start_routine_over(struct psu_block *b, const struct psu_side *s)
+{
+    if (b && b->start == s)
+        b->start = 0;
+}
+
+static void count_out_start_routine(struct psu_block *b)
+{
+    struct psu_side *s = b->start;
+    if (!s)
+        return;
+    __atomic_store_n(&b->start, 0, __ATOMIC_SEQ_CST); /* first: in a child forked in between the count is too high */
+    if (s->sp != s->start_sp || s->return_address != psu_thread_return)
+        return;
+    b->count[((struct psu_gate *)s->gate)->counter / 8].leave++;
+    psu_side_give_save(b, s);
+    psu_side_release(b, s);
+}
+
 /* A dead thread's stores are visible to whoever learns from the kernel that it is dead. */
 static void fold(struct psu_block *b)
 {
@@ -339,6 +386,7 @@ void psu_blocks_recycle(void)
         if (!tid)
             continue;
         __atomic_thread_fence(__ATOMIC_ACQUIRE); /* what the kernel answered, then the counts */
+        count_out_start_routine(b);
         fold(b);
         __atomic_store_n(&b->tid, 0, __ATOMIC_RELEASE);
         push_free(b);

@@ -10,8 +10,11 @@
  * that came with a plugin: it is not in front of anything.
  *
  * Lookups run on application threads, also in signal handlers, while the agent adds and removes entries.  An address
- * that is looked up belongs to a call in progress, so its own entry is not changing; of others only the bounds are
- * compared.
+ * that is looked up belongs to a call in progress, so its own entry is not changing, and every other entry is to be a miss.
+ * A thread that reads one while it is given to the next object may see an address of the one and a size of the other, which
+ * together could be a hit.  So each entry has a `turn`: a hit counts only if that was odd before the entry was looked at and
+ * is the same after it (a sequence lock whose readers never wait, as an entry that changed is none of theirs).  dl_iterate_phdr hands out the headers themselves, as unwinders keep pointers to them; there an answer that comes
+ * from an entry that changed meanwhile is not taken for the last.
  *
  * The format of what we hand out: Linux Standard Base, core, 10.6 (.eh_frame_hdr); dl_iterate_phdr(3);
  * _dl_find_object in the glibc manual.
@@ -50,6 +53,7 @@ struct header { /* .eh_frame_hdr without a search table: unwinders then read the
 struct entry {
     struct program_header headers[PSU_REGIONS + 1]; /* loads, then the header of the frames */
     uint32_t count;                                 /* of headers; 0: unused */
+    uint32_t turn;                                  /* odd: in use; changes before an object goes, and after one came */
     struct header header;
 };
 
@@ -103,14 +107,25 @@ int psu_library_loaded(const char *name)
 static uint32_t first(void) { return psu_object_limit ? 0 : NEAR; }
 static uint32_t next(uint32_t i) { return i + 1 == psu_object_limit ? NEAR : i + 1; }
 
+/* Since the acquiring load of `turn`; pairs with the release fences of load and finish. */
+static int unchanged(const struct entry *e, uint32_t turn)
+{
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    return turn & 1 && __atomic_load_n(&e->turn, __ATOMIC_RELAXED) == turn;
+}
+
 static const struct entry *entry_at(uint64_t address)
 {
     if (address < __atomic_load_n(&lowest, __ATOMIC_RELAXED) || address >= __atomic_load_n(&highest, __ATOMIC_RELAXED))
         return 0;
-    for (uint32_t i = first(); i <= PSU_INDICES; i = next(i))
+    for (uint32_t i = first(); i <= PSU_INDICES; i = next(i)) {
+        uint32_t turn = __atomic_load_n(&entries[i].turn, __ATOMIC_ACQUIRE);
         for (uint32_t j = 0; j + 1 < __atomic_load_n(&entries[i].count, __ATOMIC_ACQUIRE); j++)
-            if (address - entries[i].headers[j].address < entries[i].headers[j].size)
+            if (address - __atomic_load_n(&entries[i].headers[j].address, __ATOMIC_RELAXED)
+                    < __atomic_load_n(&entries[i].headers[j].size, __ATOMIC_RELAXED)
+                && unchanged(&entries[i], turn))
                 return &entries[i];
+    }
     return 0;
 }
 
@@ -179,11 +194,13 @@ int dl_iterate_phdr(callback *f, void *data)
     struct iteration n = {f, data, 0, 0};
     int result = real_iterate(one_more, &n);
     for (uint32_t i = first(); !result && i <= PSU_INDICES; i = next(i)) {
+        uint32_t turn = __atomic_load_n(&entries[i].turn, __ATOMIC_ACQUIRE);
         uint32_t count = __atomic_load_n(&entries[i].count, __ATOMIC_ACQUIRE);
         struct phdr_info info = {.name = "psu-bin", .headers = entries[i].headers, .count = (uint16_t)count,
                                  .adds = n.adds, .subs = n.subs};
-        if (count)
-            result = f(&info, sizeof info, data);
+        int answer = count ? f(&info, sizeof info, data) : 0;
+        if (answer && unchanged(&entries[i], turn))
+            result = answer;
     }
     return result;
 }
@@ -192,6 +209,7 @@ int dl_iterate_phdr(callback *f, void *data)
 
 static void load(struct entry *e, uint32_t *count, uint64_t address, uint64_t size)
 {
+    __atomic_thread_fence(__ATOMIC_RELEASE); /* after the turn that psu_frames_remove made */
     e->headers[(*count)++] = (struct program_header){.type = PT_LOAD, .flags = PF_R | PF_X, .address = address,
                                                      .file_size = size, .size = size, .align = PSU_PAGE};
     if (address < lowest)
@@ -206,6 +224,7 @@ static void finish(struct entry *e, uint32_t count, uint64_t eh_frame)
     e->headers[count++] = (struct program_header){
         .type = PT_GNU_EH_FRAME, .flags = PF_R, .address = (uint64_t)&e->header, .file_size = sizeof e->header,
         .size = sizeof e->header, .align = 4};
+    __atomic_store_n(&e->turn, e->turn + 1, __ATOMIC_RELEASE);
     __atomic_store_n(&e->count, count, __ATOMIC_RELEASE);
     __atomic_add_fetch(&changes, 1, __ATOMIC_RELEASE);
 }
@@ -251,6 +270,7 @@ void psu_frames_remove(uint32_t index, uint64_t eh_frame)
     if (!eh_frame)
         return;
     if (entries[index].count) {
+        __atomic_store_n(&entries[index].turn, entries[index].turn + 1, __ATOMIC_RELAXED);
         __atomic_store_n(&entries[index].count, 0, __ATOMIC_RELEASE);
         __atomic_add_fetch(&changes, 1, __ATOMIC_RELEASE);
         return;

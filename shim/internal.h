@@ -83,6 +83,9 @@ extern uint8_t psu_objects_without_gate[PSU_INDICES]; /* somebody is or was in i
 void psu_blocks_adopt(void);                  /* the calling thread's block carries its own tid (after fork) */
 void psu_blocks_inherit(void);                /* the same, and what becomes of the other threads' blocks */
 void psu_blocks_recycle(void);                /* agent only */
+void psu_note_start_routine(struct psu_block *b, struct psu_side *s, const struct psu_call *call, const struct psu_gate *g);
+void psu_start_routine_over(struct psu_block *b, const struct psu_side *s);   /* if it is the call of that entry */
+extern uint64_t psu_thread_return;            /* where start routines return to in the C library; written by the agent */
 int psu_blocks_want_recycling(void);
 
 /* ---- gates (arch/ARCH, routes.c) ---- */
@@ -97,6 +100,25 @@ extern const struct psu_kind psu_kinds[PSU_GATE_KINDS];
 /* The vector registers in `which`, the upper half of psu_gate.preserve: from and to the area. */
 void psu_vectors_save(uint8_t to[PSU_SAVED_VECTORS][PSU_VECTOR_SIZE], uint32_t which);
 void psu_vectors_restore(const uint8_t from[PSU_SAVED_VECTORS][PSU_VECTOR_SIZE], uint32_t which);
+
+/* What routes.S is answered: go on with the gate, or jump to `target`, the gate being undone.  On the way out: or return
+ * to the gate's caller, from a PLAIN gate or from another.  From a PSU_FULL gate also, on the way in: call `target` with
+ * the registers on the stack; times 256, the bytes that this takes are added. */
+enum psu_action { PSU_RETURN = 0, PSU_UNDONE = 1, PSU_LEFT_PLAIN = 1, PSU_LEFT = 2, PSU_STACKED = 3 };
+
+/* ---- poor.c: a PSU_FULL gate without memory ---- */
+uint32_t psu_entering_poor(struct psu_frame *f, struct psu_gate *g, const struct psu_call *call);
+int psu_spare(const struct psu_side *s);      /* one of the entries that every thread may claim */
+void psu_spare_release(struct psu_side *s);
+extern uint64_t psu_full_otherwise[PSU_FULL_GATES];   /* psu_switch.otherwise of the gate's version; written by the agent */
+/* routes.c: fills in the entry, which becomes the frame pointer, and `save`, if any. */
+void psu_full_keep(struct psu_frame *f, const struct psu_gate *g, struct psu_side *s, struct psu_save *save);
+/* routes.c: where a call that is counted in `g` goes.  *undo: not to g's own version. */
+uint64_t psu_destination(struct psu_gate *g, int *undo);
+/* counters.c: the entries of the gates that this call was reached from by tail calls, at the same place of the stack; how
+ * many, or -1 for more than PSU_TAIL_CALLS. */
+#define PSU_TAIL_CALLS 16
+int psu_tail_callers(const struct psu_call *call, const struct psu_side *entries[PSU_TAIL_CALLS]);
 
 void psu_gates_start(void);                   /* when the shim is loaded, and again in every agent */
 /* Before gate `number` is used for `slot`, and maybe for the first time: makes its copy near the slot, if that is

@@ -21,10 +21,6 @@ _Static_assert(offsetof(struct psu_side, return_address) == SIDE_RETURN, "SIDE_R
 _Static_assert(offsetof(struct psu_side, next) == SIDE_NEXT && offsetof(struct psu_side, sp) == SIDE_SP, "SIDE_NEXT");
 _Static_assert(offsetof(struct psu_side, home) == SIDE_HOME, "SIDE_HOME");
 
-/* What routes.S is answered: go on with the gate, or jump to `target`, the gate being undone.  On the way out: or return
- * to the gate's caller, from a PLAIN gate or from another. */
-enum psu_action { PSU_RETURN = 0, PSU_UNDONE = 1, PSU_LEFT_PLAIN = 1, PSU_LEFT = 2 };
-
 uint32_t psu_slow_enter(struct psu_frame *f);
 uint32_t psu_slow_leaving(struct psu_frame *f);
 uint32_t psu_slow_side(struct psu_frame *f);
@@ -105,23 +101,29 @@ static uint64_t pending(struct psu_gate *g, int *undo)
 
 static uint64_t redirected(const struct psu_gate *g) { return __atomic_load_n((uint64_t *)g->slot, __ATOMIC_ACQUIRE); }
 
-/* No memory for what the gate must keep: count the call in for good and jump to where it goes, without the gate.  The
- * object will never be freed, which is safe. */
-static uint64_t without_gate(struct psu_gate *g)
+uint64_t psu_destination(struct psu_gate *g, int *undo)
 {
-    int undo = 0;
-    shared_enter(g);
-    __atomic_store_n(&psu_objects_without_gate[g->counter / 8], 1, __ATOMIC_SEQ_CST);
+    *undo = 0;
     uint64_t code = __atomic_load_n(&g->code, __ATOMIC_ACQUIRE);
     const struct psu_kind *kind = psu_kinds;
     while (!psu_gate_entry((uint32_t)(kind - psu_kinds), g))
         kind++;
-    if (code == (uint64_t)kind->redirect) {
-        code = redirected(g);
-        undo = 1;
-    } else if (code == (uint64_t)kind->pending) {
-        code = pending(g, &undo);
-    }
+    if (code == (uint64_t)kind->pending)
+        return pending(g, undo);
+    if (code != (uint64_t)kind->redirect)
+        return code;
+    *undo = 1;
+    return redirected(g);
+}
+
+/* No memory for what a SIDE gate must keep: count the call in for good and jump to where it goes, without the gate.  The
+ * object will never be freed, which is safe. */
+static uint64_t without_gate(struct psu_gate *g)
+{
+    int undo;
+    shared_enter(g);
+    __atomic_store_n(&psu_objects_without_gate[g->counter / 8], 1, __ATOMIC_SEQ_CST);
+    uint64_t code = psu_destination(g, &undo);
     if (undo)
         __atomic_add_fetch(&psu_shared[g->counter / 8].leave, 1, __ATOMIC_RELEASE);
     return code;
@@ -137,6 +139,7 @@ uint32_t psu_slow_side(struct psu_frame *f)
         psu_frame_undo_side(f);
         return PSU_UNDONE;
     }
+    psu_note_start_routine(b, s, &call, gate_of(f->back)); /* which is a thread's first call: later ones find a block */
     psu_side_release(b, s); /* the gate claims it: the first of the list */
     psu_frame_give_block(f, PSU_SELF(b));
     psu_frame_give_entry(f, (uint64_t)s);
@@ -145,8 +148,12 @@ uint32_t psu_slow_side(struct psu_frame *f)
 
 static inline void give_back(struct psu_block *b, struct psu_side *s)
 {
-    psu_side_give_save(b, s);
-    psu_side_release(b, s);
+    if (psu_spare(s)) {
+        psu_spare_release(s);
+    } else if (b) {
+        psu_side_give_save(b, s);
+        psu_side_release(b, s);
+    }
 }
 
 /* how: kind + 256 * redirect.
@@ -170,9 +177,9 @@ PSU_LEAVING uint32_t psu_route(struct psu_frame *f, uint32_t how)
     } else {
         struct psu_side *s = (struct psu_side *)psu_frame_pointer(f);
         struct psu_block *b = psu_block_get();
+        psu_start_routine_over(b, s);
         psu_frame_return_to(f, s->saved_fp, s->return_address);
-        if (b)
-            give_back(b, s);
+        give_back(b, s);
     }
     UNWINDS_PAST_THE_GATE();
     psu_count_leave(g->counter / 8);
@@ -206,9 +213,16 @@ uint32_t psu_entering_full(struct psu_frame *f)
     if (!s || (g->preserve && !save)) {
         if (s)
             psu_side_release(b, s);
-        f->target = without_gate(g);
-        return PSU_UNDONE;
+        return psu_entering_poor(f, g, &call);
     }
+    psu_full_keep(f, g, s, save);
+    psu_note_start_routine(b, s, &call, g);
+    psu_count(&b->count[g->counter / 8].enter);
+    return PSU_RETURN;
+}
+
+void psu_full_keep(struct psu_frame *f, const struct psu_gate *g, struct psu_side *s, struct psu_save *save)
+{
     s->saved_fp = psu_frame_pointer(f);
     s->return_address = psu_frame_caller(f);
     s->gate = (uint64_t)g;
@@ -218,9 +232,7 @@ uint32_t psu_entering_full(struct psu_frame *f)
         if (g->preserve >> 16)
             psu_vectors_save(save->vector, g->preserve >> 16);
     }
-    psu_count(&b->count[g->counter / 8].enter);
     f->target = (uint64_t)s; /* becomes the frame pointer */
-    return PSU_RETURN;
 }
 
 PSU_LEAVING uint32_t psu_leaving_full(struct psu_frame *f, struct psu_side *s)
@@ -233,8 +245,7 @@ PSU_LEAVING uint32_t psu_leaving_full(struct psu_frame *f, struct psu_side *s)
         if (g->preserve >> 16)
             psu_vectors_restore(save->vector, g->preserve >> 16);
     }
-    if (b)
-        give_back(b, s);
+    give_back(b, s);
     psu_count_leave(g->counter / 8);
     return PSU_RETURN;
 }

@@ -36,11 +36,11 @@ struct psu_side {
     uint64_t saved_fp;
     uint64_t return_address;
     struct psu_side *next; /* in the thread's list of free entries: see counters.c */
-    uint64_t gate;         /* PSU_FULL: address of the gate's psu_gate */
+    uint64_t gate;         /* PSU_FULL, and psu_block.start: address of the gate's psu_gate */
     uint64_t sp;           /* 0: free; else bit 0 is set, and the rest is the stack pointer in the gate (0: not yet) */
     struct psu_save *save; /* PSU_FULL: registers to restore, or 0 */
     uint64_t home;         /* what psu_self is in the thread that gave it back last: only that one may take it */
-    uint64_t reserved;
+    uint64_t start_sp;     /* psu_block.start: what `sp` is during that call */
 };
 
 #define PSU_SIDES_IN_BLOCK 16
@@ -57,7 +57,7 @@ struct psu_block {
     struct psu_block *free_next;  /* next in the stack of free blocks */
     struct psu_side *deferred;    /* entry given up by an unwinder that may still read it; freed by the next one */
     struct psu_save *saves;       /* free list of areas for the registers that PSU_FULL gates restore */
-    uint64_t reserved2;
+    struct psu_side *start;       /* of the call of the thread's start routine, if that went through a SIDE or FULL gate */
     struct psu_side sides[PSU_SIDES_IN_BLOCK];
     struct psu_side *free;    /* head of the owner's list of free side-frame entries; gates want it near `count` */
     struct psu_counter count[PSU_INDICES];
@@ -165,7 +165,11 @@ struct psu_switch {
     uint32_t preserve;
     uint32_t old_kind;     /* the gate that the slot leads to now, PSU_NO_GATE: the original */
     uint32_t old_gate;
+    uint64_t otherwise;    /* PSU_FULL, what a call does that finds no memory (poor.c): PSU_ON_STACK, neither the version nor
+                              the original touches stack arguments; else the original code, if that leaves alone all that
+                              callers rely on; else 0 */
 };
+#define PSU_ON_STACK 1
 #define PSU_NO_GATE 0xffffffffu
 
 struct psu_commit {

@@ -4,7 +4,7 @@
  *
  * The agent comes with the program's own first thread: before that, a second thread would switch the C library's stdio,
  * malloc and reference counts to locked paths.  PSU_AGENT=start starts it at once, PSU_AGENT=never leaves it to
- * psu-bin. A shim that arrives with a plugin in a process that has threads already starts it at once, too.
+ * psu-bin, in this process and those that it forks before. A shim that arrives with a plugin in a process that has threads already starts it at once, too.
  *
  * pthread_exit and thrd_exit are here because of the agent: see agent.c, end_with_the_last_thread.
  */
@@ -66,7 +66,9 @@ static void before_thread(void)
 {
     int saved = psu_errno_get();
     psu_blocks_adopt();
-    if (agent_when() != NEVER)
+    /* A fork child of a process for which psu-bin made one gets its own: without it, the counters of threads that come and
+     * go would never be used again. */
+    if (agent_when() != NEVER || __atomic_load_n(&psu_runtime.agent_pid, __ATOMIC_ACQUIRE))
         psu_agent_ensure();
     psu_errno_set(saved);
 }

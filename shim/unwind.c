@@ -50,8 +50,6 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
     uint64_t (*get_ip)(struct _Unwind_Context *) = _Unwind_GetIP ? _Unwind_GetIP : found_ip;
     uint64_t (*get_register)(struct _Unwind_Context *, int) = _Unwind_GetGR ? _Unwind_GetGR : found_register;
     struct psu_block *b = psu_block_get();
-    if (!b)
-        return CONTINUE_UNWIND; /* counts stay too high: the object is kept, which is safe */
     uint64_t ip = get_ip ? get_ip(context) : ((uint64_t *)context)[CONTEXT_RA];
     struct psu_gate *g = psu_gate_at(kind, ip);
     if (!g)
@@ -59,6 +57,9 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
     struct psu_gate_state state = psu_gate_state(kind, (uint32_t)(ip - psu_gate_entry(kind, g)));
     if (get_register && state.entry >= 0) {
         struct psu_side *s = (struct psu_side *)get_register(context, state.entry);
+        /* One of poor.c's, or another thread's: a later call at its place of the stack takes it. */
+        if (psu_spare(s) || !b)
+            goto count;
         /* The unwinder is about to read the caller's registers from the entry; a signal handler must not be given it
          * before that.  So it goes back to the list with the next one. */
         struct psu_side *last = b->deferred;
@@ -68,19 +69,38 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
         psu_side_give_save(b, s);
         b->deferred = s;
     }
+count:
     if (state.counted)
         psu_count_leave(g->counter / 8);
     return CONTINUE_UNWIND;
 }
 
-#define PERSONALITY(name, kind) \
+/* A call whose registers are on the stack (poor.c) is counted out where it would return to; anywhere else in that frame its
+ * count stays too high. */
+static int stacked_personality(int actions, struct _Unwind_Context *context)
+{
+    if (!(actions & CLEANUP_PHASE))
+        return CONTINUE_UNWIND;
+    psu_unwinder_find();
+    uint64_t (*get_ip)(struct _Unwind_Context *) = _Unwind_GetIP ? _Unwind_GetIP : found_ip;
+    uint64_t (*get_register)(struct _Unwind_Context *, int) = _Unwind_GetGR ? _Unwind_GetGR : found_register;
+    if (!get_ip || !get_register || get_ip(context) != (uint64_t)psu_stacked_back)
+        return CONTINUE_UNWIND;
+    struct psu_gate *g = psu_gate_at(PSU_FULL, psu_stacked_frame(get_register(context, PSU_FRAME_POINTER))->back);
+    if (g)
+        psu_count_leave(g->counter / 8);
+    return CONTINUE_UNWIND;
+}
+
+#define PERSONALITY(name, result) \
     int name(int version, int actions, uint64_t class, void *exception, struct _Unwind_Context *context); \
     int name(int version, int actions, uint64_t class, void *exception, struct _Unwind_Context *context) \
     { \
         (void)version, (void)class, (void)exception; \
-        return personality(kind, actions, context); \
+        return result; \
     }
 
-PERSONALITY(psu_plain_personality, PSU_PLAIN)
-PERSONALITY(psu_side_personality, PSU_SIDE)
-PERSONALITY(psu_full_personality, PSU_FULL)
+PERSONALITY(psu_plain_personality, personality(PSU_PLAIN, actions, context))
+PERSONALITY(psu_side_personality, personality(PSU_SIDE, actions, context))
+PERSONALITY(psu_full_personality, personality(PSU_FULL, actions, context))
+PERSONALITY(psu_stacked_personality, stacked_personality(actions, context))

@@ -23,7 +23,7 @@ from psu_bin.attach import statics
 from psu_bin.attach.callers import Patched
 from psu_bin.attach.meaning import BoundFunction, Exported, External, Fixed, Target, Thread, Unclear
 from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol, is_clone, without_clone
-from psu_bin.attach.view import Identity, ModuleView, artificial, base_name
+from psu_bin.attach.view import SEVERAL, Identity, ModuleView, artificial, base_name
 from psu_bin.descriptor import NO_FUNCTION, Symbol
 from psu_bin.errors import PsuError
 
@@ -378,13 +378,26 @@ class Binder:
                 "the program's data cannot change its layout while it runs"))
         return self._bound(home, m, found)
 
+    def _of_earlier_patch(self, n: int, m: int, s: PatchSymbol) -> tuple[int, int] | None:
+        known = self.views[m].known_variables
+        found = self.known(n, m, known, statics.identity(self.patches[n], s))
+        return statics.known_local(self.patches[n], s, known) if found is None and s.local else found
+
+    def _is_the_programs(self, n: int, m: int, s: PatchSymbol) -> bool:
+        try:
+            return statics.match(self, n, m, s) is not None
+        except Ambiguous:
+            return False
+
     def _known_variable(self, n: int, m: int, s: PatchSymbol) -> Target | None:
-        found = self.known(n, m, self.views[m].known_variables, statics.identity(self.patches[n], s))
-        if found is None and s.local:
-            found = statics.known_local(self.patches[n], s, self.views[m].known_variables)
+        found = self._of_earlier_patch(n, m, s)
         if found is None:
             return None
         address, size = found
+        if address == SEVERAL or any(self._of_earlier_patch(n, m, x) == found and not self._is_the_programs(n, m, x)
+                                     for x in statics.namesakes(self.patches[n], s)):
+            return Unclear(f"static local {s.name} is one of several of that name that the same functions use, also in an "
+                           "earlier patch", "give each a name of its own")
         if size != s.size:
             self.problems.append(PsuError(
                 self.patches[n].path, f"size of {s.name} differs: {s.size} bytes in the patch, {size} in the earlier "

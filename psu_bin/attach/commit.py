@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from psu_bin.attach import meta, shim
+from psu_bin.attach import gates, meta, shim
 from psu_bin.attach.process import Process
 from psu_bin.attach.tracing import AgentSession
 from psu_bin.errors import PsuError
@@ -35,7 +35,7 @@ class Switch:
     body: int                              # the new version's entry; 0: back to the original
     kind: int
     index: int                             # counter index of the new version's object
-    preserve: int = 0                      # registers that a full gate restores
+    preserve: int = 0                      # registers that a full gate restores; and bits of gates.py
 
 
 def choose_indices(runtime: shim.Runtime, process: Process, functions: list[list[meta.FunctionNotes]],
@@ -101,10 +101,11 @@ def prepare(session: AgentSession, notes: meta.Notes, objects: list[NewObject], 
         old_kind, old_gate = (old[0], old[1]) if old else (shim.NO_GATE, shim.NO_GATE)
         if s.body:
             gate = gate_for(notes, runtime, s.function, s.kind, s.index, process.where)
-            body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.preserve, old_kind, old_gate)
+            body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.preserve & gates.REGISTERS, old_kind,
+                                     old_gate, _otherwise(s))
             s.function.current, s.function.body = [s.kind, gate, s.index], s.body
         elif old:
-            body += shim.SWITCH.pack(s.slot, s.original, 0, 0, shim.NO_GATE, 0, 0, old_kind, old_gate)
+            body += shim.SWITCH.pack(s.slot, s.original, 0, 0, shim.NO_GATE, 0, 0, old_kind, old_gate, 0)
             s.function.current, s.function.body = [], 0
         else:
             continue
@@ -134,6 +135,13 @@ def commit(session: AgentSession, record: Record) -> float:
     began = time.monotonic()
     session.command(shim.OP_COMMIT, record.data, record.count, record_at=record.at, patience=60)
     return session.runtime.command_ns / 1e9 or time.monotonic() - began
+
+
+def _otherwise(s: Switch) -> int:
+    """What a call through the gate does for which there is no memory: as psu_switch.otherwise."""
+    if s.preserve & gates.MOVABLE:
+        return shim.ON_STACK
+    return s.original if s.preserve & gates.ORIGINAL_WILL_DO else 0
 
 
 def _flat(regions: tuple[tuple[int, int], ...]) -> list[int]:

@@ -20,6 +20,12 @@ from psu_bin.attach.references import Reader
 from psu_bin.attach.shim import FULL, PLAIN, SIDE
 
 
+# In Gate.preserve of a full gate, above the registers: what the shim may do with calls that find no memory (shim/poor.c).
+REGISTERS = (1 << 32) - 1
+MOVABLE = 1 << 32             # neither the new version nor the original touches stack arguments
+ORIGINAL_WILL_DO = 1 << 33    # callers rely on nothing but what the original leaves alone
+
+
 class Gate(NamedTuple):
     kind: int
     preserve: int
@@ -53,7 +59,12 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
             kind = SIDE if touches else PLAIN
             if own or (preserve | together) & arch.link.GATE_CHANGES[kind] or (
                     preserve and not _leaves_alone(bound, preserve, closed[layout.n], layout, reader)):
-                out[bound] = Gate(FULL, preserve | together)
+                kept = preserve | together
+                if not touches:
+                    kept |= MOVABLE
+                elif not bound.new and not kept & ~original.preserve:
+                    kept |= ORIGINAL_WILL_DO
+                out[bound] = Gate(FULL, kept)
             else:
                 out[bound] = Gate(kind, 0)
     return out, relied

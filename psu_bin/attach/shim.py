@@ -17,6 +17,7 @@ VERSION = 5
 
 PLAIN, SIDE, FULL = range(3)
 NO_GATE = 0xFFFFFFFF
+ON_STACK = 1                  # psu_switch.otherwise
 WORD = (1 << 64) - 1          # distances wrap
 
 FREE, CURRENT, RETIRED = range(3)
@@ -34,7 +35,7 @@ PIN = struct.Struct("<Q")
 CODE = struct.Struct("<QQII")
 TURN = struct.Struct("<QQQ")
 SURPLUS = struct.Struct("<IIII")
-SWITCH = struct.Struct("<QQQ6I")
+SWITCH = struct.Struct("<QQQ6IQ")
 COMMIT = struct.Struct("<4IQQ")
 NEW_OBJECT = struct.Struct("<IIQ6Q2Q")
 _HEAD = struct.Struct("<QIIIIIIII QQII QQII QQII QQQQQQQ IIIIHHHHQqQII".replace(" ", ""))

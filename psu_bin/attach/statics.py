@@ -214,13 +214,22 @@ def identity(patch: PatchObject, s: PatchSymbol) -> Identity:
     return s.file, f"{users}.{base}"
 
 
+def namesakes(patch: PatchObject, s: PatchSymbol) -> list[PatchSymbol]:
+    """The patch's other static locals of the same file and the same name in the source."""
+    base = parts(s.name, _patch_functions(patch))[1] if s.local else ""
+    return [x for x in _patch_locals(patch).get((s.file, base), ()) if base and x.number != s.number]
+
+
 def known_local(patch: PatchObject, s: PatchSymbol,
                 known: Mapping[Identity, tuple[int, int]]) -> tuple[int, int] | None:
-    """An earlier patch's static local of the same name that shares a user with `s`, when there is only one."""
+    """An earlier patch's static local of the same name that shares a user with `s`, when there is only one.
+
+    Not one that has just the users of another of this patch: that one is it."""
     file, name = identity(patch, s)
     users, _, base = name.rpartition(".")
     if not users:
         return None
+    taken = {identity(patch, x) for x in namesakes(patch, s)}
     found = [v for (f, other), v in known.items() if f == file and other.rpartition(".")[2] == base
-             and set(other.rpartition(".")[0].split(",")) & set(users.split(","))]
+             and (f, other) not in taken and set(other.rpartition(".")[0].split(",")) & set(users.split(","))]
     return found[0] if len(found) == 1 else None

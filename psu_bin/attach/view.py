@@ -7,7 +7,7 @@ file "" for a global."""
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,7 +39,7 @@ class ModuleView:
     load_bias: int
     descriptor: Descriptor
     tls_offset: int | None = None       # its TLS image minus the thread pointer, alike in all threads; None: not known
-    known_variables: Mapping[Identity, tuple[int, int]] = field(default_factory=dict)   # (address, size)
+    known_variables: Mapping[Identity, tuple[int, int]] = field(default_factory=dict)   # (address or SEVERAL, size)
     known_functions: Mapping[Identity, int] = field(default_factory=dict)               # address of its stub
     constants: tuple[Stored, ...] = ()
     relied: Mapping[int, int] = field(default_factory=dict)  # stub -> registers that code of live patches relies on
@@ -159,6 +159,17 @@ def base_name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
+SEVERAL = 0                   # in place of an address: there are more variables than one of that identity
+
+
+def known_variables(rows: Iterable[tuple[Identity, int, int]]) -> dict[Identity, tuple[int, int]]:
+    """ModuleView.known_variables of (identity, address, size)."""
+    out: dict[Identity, tuple[int, int]] = {}
+    for identity, address, size in rows:
+        out[identity] = (SEVERAL if out.get(identity, (address, 0))[0] != address else address, size)
+    return out
+
+
 def views(t: Target, notes: meta.Notes) -> tuple[ModuleView, ...]:
     """The linker's views of the target's modules."""
     out = []
@@ -172,7 +183,8 @@ def views(t: Target, notes: meta.Notes) -> tuple[ModuleView, ...]:
                 relied[m.stub(f.number)] = f.preserve
         out.append(ModuleView(
             m.path, m.load_bias, m.descriptor, tls,
-            {(file, name): (address, size) for key, file, name, address, size in notes.variables if key == m.key},
+            known_variables([((file, name), address, size) for key, file, name, address, size in notes.variables
+                             if key == m.key]),
             {(s.file, s.name): s.stub for s in notes.stubs if s.module == m.key},
             tuple(Stored(*row) for key, *row in notes.constants if key == m.key),
             relied, t.process.read))

@@ -137,6 +137,8 @@ REDIS = Server(
     requests=_redis_requests,
     now_and_then=b"BGSAVE\r\n",
     patches=(
+        Patch("a function whose caller keeps values in registers", "util.c", "util.o", HERE / "redis" / "digits.c", "", "",
+              (b"$5", b"+PONG")),
         Patch("one function", "server.c", "server.o", HERE / "redis" / "echo.c", "", "", (b"+echo: hello", b"+PONG")),
         Patch("a whole file", "server.c", "server.o", None, "            addReply(c,shared.pong);",
               '            addReplyStatus(c,"PONG, from a new server.c");', (b"$5", b"+PONG, from a new server.c")),

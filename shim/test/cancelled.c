@@ -9,7 +9,7 @@
  *
  * Arguments: KIND of gate, STRIDE (3: on the longest ways only every third n), COARSE (4: everywhere n grows by a quarter of
  * itself as well, where steps are slow; 0: it does not), and the offsets of the three "pending" and the three "redirect"
- * routines from psu_runtime, as for conventions.c. */
+ * routines from psu_runtime, as for conventions.c; that of psu_full_otherwise. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <signal.h>
@@ -32,6 +32,7 @@ static struct shared {
 
 static int request[2], answer[2];       /* pipes to and from the parent */
 static int coarse;                      /* see above */
+static uint64_t *otherwise;             /* of full gates */
 static uint64_t counted_before;         /* a gate to call first, so that the thread has a block; 0: none */
 
 static void cancel(int number)
@@ -172,15 +173,20 @@ static void all_states(uint32_t kind, uint32_t index, uint32_t preserve, const u
     work_slot = settled;
     every_instruction("first call", kind, index, stride);
     psu_runtime.silent = 1;
-    every_instruction("no block", kind, index, longest);
-    work_slot = other;
-    every_instruction("no block, retired", kind, index, longest);
+    for (uint64_t n = 0; n < (kind == PSU_FULL ? 2 : 1); n++) {
+        otherwise[10] = otherwise[11] = n; /* PSU_ON_STACK */
+        work_slot = settled;
+        every_instruction(n ? "no block, on the stack" : "no block", kind, index, longest);
+        work_slot = other;
+        every_instruction(n ? "no block, on the stack, retired" : "no block, retired", kind, index, longest);
+    }
     psu_runtime.silent = 0;
 }
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 10);
+    CHECK(argc == 11);
+    otherwise = (uint64_t *)((char *)&psu_runtime + strtol(argv[10], 0, 0));
     uint64_t routines[6];
     uint32_t kind = (uint32_t)atoi(argv[1]);
     coarse = atoi(argv[3]);

@@ -3,10 +3,12 @@
  * conventions.c: what a call through a gate may change.  `probe` fills every register, pushes stack arguments and
  * calls; the version `record` writes down what arrived, spoils what it may, and returns.  Compared for each kind of
  * gate in each state that a gate can be in: settled, commit under way (before and after the store), going back,
- * retired, on a thread's first call, and without memory for counters (not where NO_SECCOMP is set: in an emulator that
- * cannot forbid system calls).
+ * retired, on a thread's first call, and without memory for counters: because there is none (not where NO_SECCOMP is set:
+ * in an emulator that cannot forbid system calls), and because psu_runtime.silent forbids to ask for it.  A full gate keeps
+ * registers then, too, in each of the ways that shim/poor.c has.
  *
- * Arguments: offsets of the three "pending" routines from psu_runtime (they are not exported): plain side full.
+ * Arguments: offsets of the three "pending" and "redirect" routines from psu_runtime (they are not exported), plain side
+ * full; offsets of psu_full_otherwise and of poor.c's spares, and how many of these there are.
  */
 #define _GNU_SOURCE
 #include <linux/filter.h>
@@ -21,6 +23,10 @@
 
 static uint64_t pending[PSU_GATE_KINDS], redirect[PSU_GATE_KINDS];
 static uint64_t slot, plain_slot = 1, side_slot = 1;
+static uint64_t *otherwise;        /* of full gates */
+static char *spares;
+static int spares_count;
+#define SPARE_SIZE (sizeof(struct psu_side) + SAVE_SIZE)
 
 static uint64_t delta; /* to the gates' copies near the program */
 static struct psu_gate *gate_data(int kind, int gate)
@@ -62,10 +68,12 @@ static void forbid(int number)
     CHECK(!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) && !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
 }
 
+static int silent;
 static void *poor_calls(void *argument)
 {
     struct job *j = argument;
-    forbid(SYS_mmap); /* this thread only */
+    if (!silent)
+        forbid(SYS_mmap); /* this thread only */
     for (int i = 0; i < 3; i++)
         call_and_compare(j->kind, j->mode, j->target, j->preserve, j->moved);
     return 0;
@@ -75,6 +83,49 @@ static void in_thread(void *(*start)(void *), struct job *j)
 {
     pthread_t t;
     CHECK(pthread_create(&t, 0, start, j) == 0 && pthread_join(t, 0) == 0);
+}
+
+/* Gates 10, settled, 11, pending with 10 before it, and 12, retired with 10 after it.  Where each call stays counted in,
+ * nothing is restored. */
+static void poor(int kind, uint32_t index, uint32_t preserve, int moved_to_stack, uint32_t *calls, int32_t *inside, int stays)
+{
+    static const char *const what[] = {"poor", "poor, pending", "poor, retired"};
+    int moved = kind == PSU_PLAIN ? 1 : moved_to_stack;
+    uint32_t enters;
+    for (int n = 0; n < 3; n++) {
+        in_thread(poor_calls, &(struct job){kind, stays ? 0 : preserve, what[n], gate_address(kind, 10 + n), moved});
+        int32_t now = host_inside(index, &enters);
+        *inside += stays ? 3 : 0;
+        CHECK(now == *inside, "kind %d, %s: %d, not %d inside", kind, what[n], now, *inside);
+        CHECK(enters == (*calls += n ? 6 : 3), "kind %d, %s: %u enters", kind, what[n], enters);
+    }
+}
+
+static void not_reached(void) { CHECK(0, "the version is called"); }
+
+static void poor_full(uint32_t index, uint32_t preserve, uint32_t *calls, int32_t *inside)
+{
+    struct psu_gate *a = gate_data(PSU_FULL, 10);
+    for (int g = 10; g < 13; g++)
+        otherwise[g] = PSU_ON_STACK;
+    poor(PSU_FULL, index, preserve, STACKED_BYTES(preserve), calls, inside, 0);
+    for (int g = 10; g < 13; g++)
+        otherwise[g] = 0;
+    poor(PSU_FULL, index, preserve, 0, calls, inside, 0); /* a spare area */
+    for (int i = 0; i < spares_count; i++)
+        CHECK(!((struct psu_side *)(spares + (size_t)i * SPARE_SIZE))->sp, "area %d is not given back", i);
+    /* All of them taken, at no place of any stack. */
+    for (int i = 0; i < spares_count; i++)
+        ((struct psu_side *)(spares + (size_t)i * SPARE_SIZE))->sp = 1;
+    for (int g = 10; g < 13; g++)
+        otherwise[g] = (uint64_t)record;
+    a->code = a->body = (uint64_t)not_reached;
+    poor(PSU_FULL, index, 0, 0, calls, inside, 0); /* the original, which the program's callers know */
+    a->code = a->body = (uint64_t)record;
+    for (int g = 10; g < 13; g++)
+        otherwise[g] = 0;
+    poor(PSU_FULL, index, preserve, 0, calls, inside, 1);
+    memset(spares, 0, (size_t)spares_count * SPARE_SIZE);
 }
 
 static void all_states(int kind, uint32_t index, uint32_t preserve)
@@ -128,21 +179,17 @@ static void all_states(int kind, uint32_t index, uint32_t preserve)
     call_and_compare(kind, "retired, newer gate", at_c, preserve, moved);
     balanced(index, calls += 2, "retired, newer gate");
 
-    if (getenv("NO_SECCOMP"))
-        return;
-    /* Without memory a side-frame gate steps aside: its call counts as never ended, and nothing is preserved. */
-    int32_t stay = kind == PSU_PLAIN ? 0 : 3;
-    in_thread(poor_calls, &(struct job){kind, stay ? 0 : preserve, "no memory", at_a, moved});
-    uint32_t enters;
-    int32_t inside_now = host_inside(index, &enters);
-    CHECK(inside_now == stay, "kind %d: %d", kind, inside_now);
-    CHECK(enters == (calls += 3), "kind %d: %u enters", kind, enters);
     b->exit_txn = 0;
     b->enter_txn = now + 1;
-    in_thread(poor_calls, &(struct job){kind, 0, "no memory, pending", at_b, moved});
-    in_thread(poor_calls, &(struct job){kind, 0, "no memory, retired", at_c, moved});
-    inside_now = host_inside(index, &enters);
-    CHECK(inside_now == stay * 3, "kind %d: %d", kind, inside_now);
+    int32_t stays = 0;
+    for (silent = getenv("NO_SECCOMP") != 0; silent < 2; silent++) {
+        psu_runtime.silent = (uint64_t)silent;
+        if (kind == PSU_FULL)
+            poor_full(index, preserve, &calls, &stays);
+        /* A side-frame gate steps aside: its call counts as never ended. */
+        poor(kind, index, preserve, 0, &calls, &stays, kind == PSU_SIDE);
+        psu_runtime.silent = 0;
+    }
 }
 
 /* Real commits of functions of this program make the copies: of whole pages of gates, 10 to 12 among them. */
@@ -160,7 +207,11 @@ static void near_copies(void)
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 7);
+    CHECK(argc == 10);
+    otherwise = (uint64_t *)((char *)&psu_runtime + strtol(argv[7], 0, 0));
+    spares = (char *)&psu_runtime + strtol(argv[8], 0, 0);
+    spares_count = atoi(argv[9]) / (int)SPARE_SIZE;
+    CHECK(spares_count == 64);
     for (int k = 0; k < PSU_GATE_KINDS; k++) {
         pending[k] = (uint64_t)&psu_runtime + (uint64_t)strtol(argv[1 + k], 0, 0);
         redirect[k] = (uint64_t)&psu_runtime + (uint64_t)strtol(argv[4 + k], 0, 0);

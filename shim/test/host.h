@@ -119,6 +119,7 @@ static inline void *host_jump_to(void *function)
     return host_place(code, code_jump(code, function));
 }
 
+static uint64_t host_otherwise; /* psu_switch.otherwise of all switches */
 struct host_switch { volatile uint64_t *slot; uint64_t original, body; uint32_t kind, gate, preserve; };
 
 /* The data of gate `n`, here or near the program: where it is in use. */
@@ -167,7 +168,7 @@ static inline int64_t host_commit(uint32_t index, void *page, const struct host_
     for (uint32_t i = 0; i < n; i++) {
         struct psu_switch w = {(uint64_t)s[i].slot, s[i].original, s[i].body, s[i].kind, s[i].gate, index,
             s[i].preserve,
-                               PSU_NO_GATE, PSU_NO_GATE, 0, 0};
+                               PSU_NO_GATE, PSU_NO_GATE, 0, 0, host_otherwise};
         host_gate_of(s[i].slot, &w.old_kind, &w.old_gate);
         memcpy(at, &w, sizeof w);
         at += sizeof w;

@@ -396,6 +396,17 @@ static void environment(void)
     host_agent(); /* on request, always */
     patch(version, 0, -1);
     CHECK(in_thread() == 101);
+    /* A child that it forks from then on has one with its first thread: its short threads' blocks are used again. */
+    pid_t child = fork();
+    if (!child) {
+        for (int i = 0; i < 5000; i++)
+            CHECK(in_thread() == 101);
+        CHECK(agent_is((uint32_t)getpid()));
+        CHECK(count_blocks() < 2500, "%d blocks", count_blocks());
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0, "%x", (unsigned)status);
 }
 
 int main(int argc, char **argv)

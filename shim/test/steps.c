@@ -39,6 +39,19 @@ int main(void)
     /* A slot near the shim, as a library's would be, so that the gates are those in the shim, which debuggers know. */
     uint64_t *slot = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     *slot = work_slot;
+    /* Without memory: registers on the stack, and in an area that all threads share.  First, while there is no block. */
+    psu_runtime.silent = 1;
+    for (uint32_t n = 0; n < 2; n++) {
+        void *page = host_jump_to(version);
+        struct host_switch s = {slot, 0, (uint64_t)page, PSU_FULL, 4 + n, 0x60006};
+        host_otherwise = n ? 0 : PSU_ON_STACK;
+        CHECK(host_commit(5 + n, page, &s, 1, n ? 5 : -1) == 0);
+        host_gate(PSU_FULL, 4 + n)->code = (uint64_t)version;
+        work_slot = *slot;
+        CHECK(caller(n ? "spare" : "stacked") >= 21);
+    }
+    CHECK(!psu_runtime.blocks);
+    psu_runtime.silent = 0;
     struct psu_gate *old = 0;
     uint64_t old_entry = 0;
     for (uint32_t kind = 0; kind < PSU_GATE_KINDS; kind++) {

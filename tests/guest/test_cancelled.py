@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "unit"))
 from shim_host import SHIM, Emulated, build  # noqa: E402
-from test_shim import routine_offsets  # noqa: E402
+from test_shim import poor_offsets, routine_offsets  # noqa: E402
 
 SKIPPED = 77
 
@@ -29,7 +29,8 @@ def test_a_call_cancelled_anywhere_is_counted_out_at_most_once(tmp_path, cpu):
     shim = tmp_path / "libpsu_shim.so"
     subprocess.run(["make", "-s", "-C", str(SHIM), f"CC={compiler}", f"OUT={shim}"], check=True)
     program = build(shim, "cancelled.c", compiler)
-    script = "; ".join(shlex.join([str(program), str(kind), "11", "2", *routine_offsets(shim)]) for kind in (0, 1, 2))
+    script = "; ".join(shlex.join([str(program), str(kind), "11", "2", *routine_offsets(shim), poor_offsets(shim)[0]])
+                       for kind in (0, 1, 2))
     done = subprocess.run([ROOT / "scripts" / "arm64-guest", "--cpu", cpu, "--smp", "1", "--timeout", "300", "--scratch",
                            tmp_path, "--", "sh", "-c", script], capture_output=True, text=True, timeout=600)
     if done.returncode == SKIPPED:

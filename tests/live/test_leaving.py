@@ -42,6 +42,22 @@ def test_threads_that_block_right_after_a_jump(lab):
     assert {p["state"] for p in psu_bin("status", running.pid, "--json").json["patches"]} == {"freed"}
 
 
+@pytest.mark.parametrize("how", ["exit", "cancel", "return"])
+@pytest.mark.parametrize("kind, flags", [("plain", ()), ("side", ("-DSIDE",)), ("full", (FULL,))])
+def test_start_routines_that_end_their_threads(lab, how, kind, flags):
+    running = lab.start(lab.program("starting", *flags), how)
+    versions = Versions(lab, "starting", "patch.c", *flags)
+    running.expect("^ready$")
+    for v in range(1, 4):
+        versions.attach(running.pid, v)
+        running.say("")
+        running.expect(f"^version {v}$")
+    # The stacks of the threads of the last version are not used again.
+    psu_bin("revert", running.pid, "--original")
+    psu_bin("wait", running.pid, "--timeout", 20)
+    assert {p["state"] for p in psu_bin("status", running.pid, "--json").json["patches"]} == {"freed"}
+
+
 @pytest.mark.parametrize("place", ["heap", "mapping", "static", "frame", "alternate"])
 def test_calls_left_for_good_and_one_that_only_sleeps(lab, place):
     running = lab.start(lab.program("parked"), place)

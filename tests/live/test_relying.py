@@ -5,6 +5,7 @@ PSU_TEST_RELYING: number of updates (100).
 
 import os
 import re
+import subprocess
 
 import capstone
 import pytest
@@ -82,6 +83,74 @@ def test_a_register_that_no_gate_can_keep(lab):
     assert re.fullmatch(r"psu-bin: \S+: high is not updatable in \S+ \(.*analyze.*\)\n", refused.err)
     Versions(lab, "relying", "patch.c", "-DNARROW").attach(running.pid, 1)
     running.expect("^version 1$")
+
+
+# Callers of real programs and the registers that each keeps (testprogs/sites).
+SITES = {"sqlite_site": ("rowSetNDeepTree", {"rcx", "rdx", "r9"}),
+         "ull2string": ("digits10", {"rsi", "rdi", "r8"}),
+         "split_slab_page_into_freelist": ("do_slabs_free_chunked", {"r9", "r10", "r11"})}
+
+
+def read_behind(path, caller, callee):
+    """Registers that `caller` reads behind a call of `callee`, on some way, before it sets them."""
+    binary = Binary.read(path)
+    table = binary.symtab
+    where = {table.name(i): (int(table.entries["st_value"][i]), int(table.entries["st_size"][i]))
+             for i in range(len(table.entries))}
+    [(start, size)] = [w for name, w in where.items() if name.split(".")[0] == caller]
+    offset = binary.offset_of(start)
+    cs = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    cs.detail = True
+    code = {i.address: i for i in cs.disasm(binary.data[offset:offset + size], start)}
+    whole = {"e" + r[1:]: r for r in GENERAL} | {f"r{n}d": f"r{n}" for n in range(8, 12)}
+    ways = [(i.address + i.size, frozenset()) for i in code.values() if i.op_str == hex(where[callee][0])
+            and i.mnemonic == "call"]
+    assert ways
+    out, seen = set(), set()
+    while ways:
+        at, written = ways.pop()
+        if (at, written) in seen or at not in code:
+            continue
+        seen.add((at, written))
+        i = code[at]
+        read, sets = ({whole.get(cs.reg_name(r), cs.reg_name(r)) for r in registers} for registers in i.regs_access())
+        out |= (read & GENERAL) - written
+        written |= sets & GENERAL
+        if i.mnemonic == "ret" or i.mnemonic == "call":
+            continue
+        if i.mnemonic.startswith("j"):
+            ways.append((int(i.op_str, 16), written))
+        if i.mnemonic != "jmp":
+            ways.append((at + i.size, written))
+    return out
+
+
+def test_call_sites_of_sqlite_redis_and_memcached(lab):
+    program = lab.program("sites")
+    binary = Binary.read(program)
+    functions = descriptor.decode(binary.contents(binary.section(descriptor.SECTION_DESCRIPTOR)), "sites").functions
+    preserve = {f.name: f.preserve for f in functions}
+    numbers = {"rcx": 1, "rdx": 2, "rsi": 6, "rdi": 7, "r8": 8, "r9": 9, "r10": 10, "r11": 11}
+    for caller, (callee, kept) in SITES.items():
+        # The compiler really did what the test is about.
+        assert read_behind(lab.folder / "main", caller, callee) >= kept
+        assert preserve[callee] & (wanted := sum(1 << numbers[r] for r in kept)) == wanted
+    be_replaced(lab, lab.start(program), UPDATES)
+
+
+def test_call_sites_whose_threads_get_no_memory(lab):
+    """What gates keep is on the threads' own stacks then; nothing stays behind."""
+    be_replaced(lab, lab.start(lab.program("sites"), "poor"), UPDATES // 2)
+
+
+def be_replaced(lab, running, updates):
+    versions = Versions(lab, "sites")
+    running.expect("^version 0$")
+    versions.run(running.pid, 1, updates)
+    running.expect(f"^version {updates}$")
+    psu_bin("revert", running.pid, "--original")
+    psu_bin("wait", running.pid, "--timeout", 60)
+    assert running.alive()
 
 
 def test_a_call_site_of_memcached(tmp_path):

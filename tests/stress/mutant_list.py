@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mutant import Mutant
 from mutants_inside import BARRIERS, CALLS_INSIDE, SETTLE_LOOP
+from mutants_poor import POOR
 
 BASIC = "tests/unit/test_shim.py::test_patch_repatch_revert_and_refuse"
 CONVENTIONS = "tests/unit/test_shim.py::test_gates_keep_registers_flags_and_stack_arguments"
@@ -391,6 +392,7 @@ MARK plain_counted
         "a fork child inherits a half-made commit",
         (BARRIERS,),
     ),
+    *POOR,
 )
 
 # Of every kind, half a minute in all: tests/stress/test_mutants.py.

@@ -17,7 +17,7 @@ from once import made_once
 
 from psu_bin import descriptor
 from psu_bin.attach import inner, linker, patch
-from psu_bin.attach.view import ModuleView
+from psu_bin.attach.view import known_variables, ModuleView
 from psu_bin.arch import for_machine
 from psu_bin.elf import EM_X86_64, PT_TLS, STT_FILE, Binary
 
@@ -319,7 +319,8 @@ class Host:
                         self.protect(x.stub, 4096, 7)
                     functions[x.identity] = x.stub
             constants += store.constants
-            variables.update({i: (a, s) for i, a, s in store.variables})
+            made = known_variables([*((i, a, s) for i, (a, s) in variables.items()), *store.variables])
+            variables.update(made)
         old = self.view
         self.view = ModuleView(old.path, old.load_bias, old.descriptor, old.tls_offset, variables, functions,
                                tuple(constants), {}, self.read)

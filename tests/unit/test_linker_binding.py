@@ -70,6 +70,32 @@ def test_a_static_that_its_file_does_not_have_is_new(host):
     assert list(host.view.known_variables) == [("a.c", "only_b")]
 
 
+# Both variables are g's only: the function of one of them is inlined.
+TWO = ("static inline __attribute__((always_inline)) int f(void) { static int count; return ++count; }"
+       "int %s(int x) { static int count; count += 10; return f() * 1000 + count; }")
+ONE = "int %s(int x) { static int count; return count += 10; }"
+
+
+def test_two_new_static_locals_of_one_name_and_one_function_are_never_taken_for_one_another(host):
+    host.attach(compile_c(TWO % "a_run", "-O1", "-fPIE", name="a.c"))
+    assert [host.call("a_run", 0), host.call("a_run", 0)] == [1010, 2020]
+    for later in (TWO, ONE):
+        with pytest.raises(PsuError, match=r"static local count\.\d is one of several of that name"):
+            host.link(compile_c(later % "a_run", "-O1", "-fPIE", name="a.c"))
+    assert host.call("a_run", 0) == 3030
+
+
+def test_a_second_static_local_of_the_name_of_an_earlier_patchs_is_refused(host):
+    host.attach(compile_c(ONE % "a_run", "-O1", "-fPIE", name="a.c"))
+    assert [host.call("a_run", 0), host.call("a_run", 0)] == [10, 20]
+    with pytest.raises(PsuError, match=r"static local count\.\d is one of several of that name"):
+        host.link(compile_c(TWO % "a_run", "-O1", "-fPIE", name="a.c"))
+    # Of another function as well: by that they are told apart.
+    apart = TWO.replace("inline __attribute__((always_inline))", "__attribute__((noinline))")
+    host.attach(compile_c(apart % "a_run", "-O1", "-fPIE", name="a.c"))
+    assert [host.call("a_run", 0), host.call("a_run", 0)] == [1030, 2040]
+
+
 def test_new_variables_are_found_again_by_the_next_patch(host):
     source = ("static int mine = 5; int shared_new = 50; int tentative[4];"
               "int a_run(int x) { static int counts = %d; counts += 2; tentative[2]++;"

@@ -3,7 +3,7 @@
 import pytest
 from linking_host import Host, compile_c, program
 
-from psu_bin.attach.gates import FULL, PLAIN, SIDE
+from psu_bin.attach.gates import FULL, MOVABLE, ORIGINAL_WILL_DO, PLAIN, SIDE
 
 PROGRAM = r"""
 #include <stdarg.h>
@@ -112,7 +112,7 @@ def test_registers_that_a_patch_relies_on_are_reported_and_kept_by_later_gates()
         host.view = dataclasses.replace(host.view, relied=relied)
         later = host.link(compile_c(NEW_LEAF, "-O2", "-fPIE", name="ipa.c"))
         gates = {x.name: (x.kind, x.preserve) for x in later.modules[0][0][0].replaced}
-        assert gates == {"leaf": (FULL, relied[leaf]), "user": (PLAIN, 0)}
+        assert gates == {"leaf": (FULL, relied[leaf] | MOVABLE), "user": (PLAIN, 0)}
 
 
 SAME_PATCH = r"""
@@ -132,7 +132,28 @@ def test_a_caller_in_the_same_patch_finds_registers_that_the_gate_would_change()
         rsi = 1 << 6
         assert relied[host.symbol("sum")] & rsi and relied[host.symbol("pair")] & rsi
         assert gates["sum"][0] == FULL and gates["sum"][1] & rsi, "SIDE would change rsi on the way back"
+        assert not gates["sum"][1] & (MOVABLE | ORIGINAL_WILL_DO), "it has a stack argument, the program's callers rely on less"
         assert gates["pair"] == (PLAIN, 0), "PLAIN leaves rsi alone"
+
+
+NEW_SUM = r"""
+__attribute__((noinline, noclone)) static int sum(int a, int b, int c, int d, int e, int f, int g) {
+    asm volatile("mov $-1,%%rsi\n mov $-1,%%rcx" ::: "rsi", "rcx");
+    return a + b + c + d + e + f + g + 1; }
+int seven(int a, int b, int c, int d, int e, int f, int g) { return sum(a, b, c, d, e, f, g); }
+"""
+
+
+def test_without_memory_the_original_will_do_where_callers_rely_on_what_it_leaves_alone():
+    with Host(program(SAME_PATCH, "-O2", "-fPIE", name="sum.c")) as host:
+        import dataclasses
+        found = host.view.descriptor
+        functions = tuple(dataclasses.replace(f, preserve=1 << 6 | 1 << 1) if f.name == "sum" else f
+                          for f in found.functions)
+        host.view = dataclasses.replace(host.view, descriptor=dataclasses.replace(found, functions=functions))
+        linked = host.link(compile_c(NEW_SUM, "-O2", "-fPIE", name="sum.c"))
+        gates = {x.name: (x.kind, x.preserve) for x in linked.modules[0][0][0].replaced}
+        assert gates["sum"][0] == FULL and gates["sum"][1] & (MOVABLE | ORIGINAL_WILL_DO) == ORIGINAL_WILL_DO
 
 
 NEW_DEEP = r"""

@@ -49,15 +49,23 @@ def routine_offsets(shim: Path) -> list[str]:  # noqa: F811
             for routine in ("pending", "redirect") for kind in ("plain", "side", "full")]
 
 
+def poor_offsets(shim: Path) -> list[str]:  # noqa: F811
+    """Where psu_full_otherwise and poor.c's spares are, from psu_runtime, and the size of the latter."""
+    out = subprocess.run(["nm", "-S", str(shim)], capture_output=True, text=True, check=True).stdout
+    at = {words[-1]: (int(words[0], 16), int(words[1], 16)) for words in map(str.split, out.splitlines()) if len(words) == 4}
+    base = at["psu_runtime"][0]
+    return [str(at["psu_full_otherwise"][0] - base), str(at["spares"][0] - base), str(at["spares"][1])]
+
+
 def test_gates_keep_registers_flags_and_stack_arguments(shim: Path) -> None:  # noqa: F811
-    assert run(build(shim, "conventions.c"), *routine_offsets(shim)) == "ok\n"
+    assert run(build(shim, "conventions.c"), *routine_offsets(shim), *poor_offsets(shim)) == "ok\n"
 
 
 # Each instruction costs as many steps as there are before it: the longest, rarest ways are tried at some of theirs.
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_a_call_cancelled_at_any_instruction_is_counted_out_at_most_once(shim: Path,  # noqa: F811
                                                                          kind: int) -> None:
-    out = run(build(shim, "cancelled.c"), str(kind), "3", "0", *routine_offsets(shim), timeout=300)
+    out = run(build(shim, "cancelled.c"), str(kind), "3", "0", *routine_offsets(shim), poor_offsets(shim)[0], timeout=300)
     assert out.endswith("\nok\n")
 
 
@@ -73,6 +81,21 @@ def test_a_signal_at_any_instruction_of_a_call_leaves_entries_with_one_owner(shi
     assert out.endswith("\nok\n")
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("where", ["stacked", "spare"])
+def test_a_signal_at_any_instruction_of_a_call_without_memory(shim: Path, where: str, way: str) -> None:  # noqa: F811
+    out = run(build(shim, "jumped.c"), way, "2", "13", *routine_offsets(shim), where, *poor_offsets(shim), timeout=300)
+    assert out.endswith("\nok\n")
+
+
+def test_start_routines_that_end_their_threads_are_counted_out_once(shim: Path) -> None:  # noqa: F811
+    assert run(build(shim, "starting.c"), *routine_offsets(shim)) == "ok\n"
+
+
+def test_free_entries_are_found_when_the_list_is_a_circle_and_memory_is_short(shim: Path) -> None:  # noqa: F811
+    assert run(build(shim, "lists.c")) == "ok\n"
+
+
 def test_a_thread_that_starts_the_agent_is_not_left_halfway_by_a_handler(shim: Path) -> None:  # noqa: F811
     assert run(build(shim, "jumped.c"), "start", "0", "10", *routine_offsets(shim), timeout=300).endswith("\nok\n")
 
@@ -80,7 +103,7 @@ def test_a_thread_that_starts_the_agent_is_not_left_halfway_by_a_handler(shim: P
 UNWINDERS = [["-O2"], ["-fno-omit-frame-pointer"], ["-static-libgcc", "-static-libstdc++"]]
 
 
-@pytest.mark.parametrize("where", ["program", "library"])
+@pytest.mark.parametrize("where", ["program", "library", "poor"])
 @pytest.mark.parametrize("flags", UNWINDERS)
 def test_exceptions_cancellation_and_longjmp_through_gates(shim: Path,  # noqa: F811
                                                            flags: list[str], where: str) -> None:
@@ -90,6 +113,12 @@ def test_exceptions_cancellation_and_longjmp_through_gates(shim: Path,  # noqa: 
 @pytest.mark.parametrize("flags", UNWINDERS)
 def test_unwind_rules_of_injected_code_are_found_and_forgotten(shim: Path, flags: list[str]) -> None:  # noqa: F811
     assert run(build(shim, "frames.cc", "g++", *flags)) == "ok\n"
+
+
+def test_unwind_rules_are_not_those_of_an_object_that_is_changing(shim: Path) -> None:  # noqa: F811
+    if platform.libc_ver()[0] != "glibc" or tuple(map(int, platform.libc_ver()[1].split("."))) < (2, 35):
+        pytest.skip("the C library has no _dl_find_object")
+    assert run(build(shim, "found.c"), timeout=120).endswith("\nok\n")
 
 
 @pytest.mark.skipif(not shutil.which("gdb"), reason="no gdb")
@@ -102,5 +131,5 @@ def test_backtrace_is_right_at_every_instruction_of_every_gate(shim: Path) -> No
     assert lines["wrong"] == "wrong 0", done.stdout
     assert int(lines["steps"].split()[1]) > 1500
     for routine in ("psu_plain_gates", "psu_side_gates", "psu_full_gates", "psu_plain_slow", "psu_plain_redirect",
-                    "psu_side_redirect", "psu_full_leave"):
+                    "psu_side_redirect", "psu_full_leave", "psu_full_stacked"):
         assert f"'{routine}'" in lines["seen"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from shim_host import SHIM, Emulated, build, run
-from test_shim import routine_offsets
+from test_shim import poor_offsets, routine_offsets
 
 CPUS = ("max", "cortex-a53")
 pytestmark = pytest.mark.skipif(platform.machine() == "aarch64", reason="test_shim.py does it natively")
@@ -71,7 +71,7 @@ def test_patch_repatch_revert_and_refuse(cross_shim: Path, emulated: Emulated) -
 
 
 def test_gates_keep_registers_flags_and_stack_arguments(cross_shim: Path, emulated: Emulated) -> None:
-    check(cross_shim, emulated, "conventions.c", *routine_offsets(cross_shim), NO_SECCOMP="1")
+    check(cross_shim, emulated, "conventions.c", *routine_offsets(cross_shim), *poor_offsets(cross_shim), NO_SECCOMP="1")
 
 
 @pytest.mark.parametrize("flags", [("-O2",), ("-fno-omit-frame-pointer", "-mbranch-protection=standard"),
@@ -79,6 +79,11 @@ def test_gates_keep_registers_flags_and_stack_arguments(cross_shim: Path, emulat
 def test_exceptions_cancellation_and_longjmp_through_gates(cross_shim: Path, emulated: Emulated,
                                                            flags: tuple[str, ...]) -> None:
     check(cross_shim, emulated, "unwind.cc", "30", "program", flags=flags)
+    check(cross_shim, emulated, "unwind.cc", "30", "poor", flags=flags)
+
+
+def test_start_routines_that_end_their_threads_are_counted_out_once(cross_shim: Path, emulated: Emulated) -> None:
+    check(cross_shim, emulated, "starting.c", *routine_offsets(cross_shim))
 
 
 @pytest.mark.parametrize("flags", [("-O2",), ("-static-libgcc", "-static-libstdc++")])

@@ -129,6 +129,16 @@ static inline struct psu_call psu_frame_full_call(const struct psu_frame *f) { r
 /* Volatile general register n of psu_gate.preserve, 0 if that is none: x0 to x15. */
 static inline uint64_t *psu_frame_register(struct psu_frame *f, uint32_t n) { return n < 16 ? &f->x[n] : 0; }
 
+/* A call with its registers on the stack (poor.c, psu_full_stacked): its frame pointer is at &psu_frame.fp. */
+#define PSU_FRAME_POINTER 29
+extern const char psu_stacked_back[];
+static inline struct psu_frame *psu_stacked_frame(uint64_t fp)
+{
+    return (struct psu_frame *)(fp - __builtin_offsetof(struct psu_frame, fp));
+}
+static inline void psu_frame_stack(struct psu_frame *f) { (void)f; /* fp and lr are a frame record */ }
+static inline uint32_t psu_stacked_size(uint32_t vectors) { return vectors ? 24 * 256 : 0; }
+
 /* psu_gate.preserve, upper half: bits 0 to 7 are v0 to v7, bit 8 + n is both of v16+2n and v17+2n.  (v8 to v15 are
  * callee-saved.)  With SVE in full length, which is up to 2048 bits. */
 #define PSU_SAVED_VECTORS 24

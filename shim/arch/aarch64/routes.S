@@ -195,12 +195,72 @@ FUNCTION psu_full_enter
         .cfi_escape 0x10, 30, 2, 0x8d, SIDE_RETURN
         ret     x17
         .cfi_restore_state
-1:      ldr     x17, [sp, #FRAME_TARGET]
+1:      cmp     w0, #1
+        .cfi_remember_state
+        b.ne    psu_full_stacked
+        ldr     x17, [sp, #FRAME_TARGET]
         RESTORE
         DROP_FRAME
         mov     x16, x17
         br      x16
+        .cfi_restore_state
 END_FUNCTION psu_full_enter
+
+/* x0 to x15 and x18 to or from the psu_frame at \base, which is none of these: the caller does the flags. */
+.macro REGISTERS pair, one, base
+        \pair   x0, x1, [\base]
+        \pair   x2, x3, [\base, #16]
+        \pair   x4, x5, [\base, #32]
+        \pair   x6, x7, [\base, #48]
+        \pair   x8, x9, [\base, #64]
+        \pair   x10, x11, [\base, #80]
+        \pair   x12, x13, [\base, #96]
+        \pair   x14, x15, [\base, #112]
+        \one    x18, [\base, #144]
+.endm
+
+/* Jumped to: psu_full_enter's psu_frame stays on the stack and keeps the registers (poor.c); w0 >> 8 bytes go below it.  The
+ * frame pointer is at its `fp`, a frame record. */
+FUNCTION psu_full_stacked
+        .cfi_personality 0x1b, psu_stacked_personality
+        .cfi_def_cfa sp, FRAME_SIZE
+        .cfi_offset x29, FRAME_FP - FRAME_SIZE
+        .cfi_offset x30, FRAME_LR - FRAME_SIZE
+        add     x29, sp, #FRAME_FP
+        .cfi_def_cfa x29, FRAME_SIZE - FRAME_FP
+        lsr     w1, w0, #8
+        mov     x0, sp
+        sub     sp, sp, x1
+        bl      psu_stacking
+        sub     x16, x29, #FRAME_FP
+        ldr     x17, [x16, #FRAME_FLAGS]
+        msr     nzcv, x17
+        REGISTERS ldp, ldr, x16
+        ldr     x16, [x16, #FRAME_TARGET]
+        blr     x16
+        .globl  psu_stacked_back
+        .hidden psu_stacked_back
+psu_stacked_back:                               // what it returned
+        sub     sp, sp, #FRAME_SIZE
+        REGISTERS stp, str, sp
+        mrs     x16, nzcv
+        str     x16, [sp, #FRAME_FLAGS]
+        mov     x0, sp
+        sub     x1, x29, #FRAME_FP
+        bl      psu_unstacking
+        ldr     x16, [sp, #FRAME_FLAGS]
+        msr     nzcv, x16
+        REGISTERS ldp, ldr, sp
+        str     xzr, [x29, #FRAME_BACK - FRAME_FP]      // whoever searches the stacks finds the gate no more
+        add     x16, x29, #FRAME_SIZE - FRAME_FP
+        .cfi_def_cfa x16, 0
+        ldp     x29, x30, [x29]
+        .cfi_restore x29
+        .cfi_restore x30
+        mov     sp, x16
+        .cfi_def_cfa sp, 0
+        ret
+END_FUNCTION psu_full_stacked
 
         .section psu_leaving, "ax", %progbits
 /* Jumped to by a FULL gate, when the version has returned: x29 is the entry. */

@@ -143,6 +143,21 @@ static inline uint64_t *psu_frame_register(struct psu_frame *f, uint32_t n)
     return n < 16 && place[n] >= 0 ? (uint64_t *)f + place[n] : 0;
 }
 
+/* A call with its registers on the stack (poor.c, psu_full_stacked): its frame pointer is at &psu_frame.left. */
+#define PSU_FRAME_POINTER 6
+extern const char psu_stacked_back[];
+static inline struct psu_frame *psu_stacked_frame(uint64_t fp)
+{
+    return (struct psu_frame *)(fp - __builtin_offsetof(struct psu_frame, left));
+}
+static inline void psu_frame_stack(struct psu_frame *f) /* a frame record */
+{
+    f->left[0] = f->rbp;
+    f->left[1] = f->above[0];
+}
+/* Bytes below psu_frame, so that the version finds the stack aligned as it would have been. */
+static inline uint32_t psu_stacked_size(uint32_t vectors) { return 8 + (vectors ? 16 * 64 : 0); }
+
 /* psu_gate.preserve, upper half: bit n is vector register n, up to 512 bits long. */
 #define PSU_SAVED_VECTORS 16
 #define PSU_VECTOR_SIZE 64

@@ -273,9 +273,71 @@ FUNCTION psu_full_enter
         .cfi_escape 0x10, 16, 2, 0x76, SIDE_RETURN      # DW_CFA_expression return address: breg6 + SIDE_RETURN
         ret
         .cfi_restore_state
-1:      DROP_SHADOW
+1:      mov     %eax, %ebx
+        DROP_SHADOW
+        cmp     $1, %ebx
+        .cfi_remember_state
+        jne     psu_full_stacked
         FINISH_JUMP 1
+        .cfi_restore_state
 END_FUNCTION psu_full_enter
+
+/* Jumped to: psu_full_enter's psu_frame stays on the stack and keeps the registers (poor.c); ebx >> 8 bytes go below it.  The
+ * frame pointer is at its `left`, so all that is popped by others lies at fixed distances from it: rbx is 96 below, flags
+ * 8 below, `target` 16 above, `back` 24, the caller's return address 32. */
+FUNCTION psu_full_stacked
+        .cfi_personality 0x1b, psu_stacked_personality
+        .cfi_def_cfa rsp, 136
+        .cfi_offset rbp, -56
+        .cfi_offset rbx, -136
+        lea     96(%rsp), %rbp
+        .cfi_def_cfa rbp, 40
+        shr     $8, %ebx
+        sub     %rbx, %rsp
+        lea     -96(%rbp), %rdi
+        mov     %rsp, %rbx
+        and     $-16, %rsp
+        call    psu_stacking
+        mov     %rbx, %rsp
+        pushq   -8(%rbp)
+        popfq
+        mov     -96(%rbp), %rbx
+        mov     -88(%rbp), %r11
+        mov     -80(%rbp), %r10
+        mov     -72(%rbp), %r9
+        mov     -64(%rbp), %r8
+        mov     -56(%rbp), %rdi
+        mov     -48(%rbp), %rsi
+        mov     -40(%rbp), %rdx
+        mov     -32(%rbp), %rcx
+        mov     -24(%rbp), %rax
+        notrack call *16(%rbp)
+        .globl  psu_stacked_back
+        .hidden psu_stacked_back
+psu_stacked_back:                               # what it returned, in the order of psu_frame
+        pushfq
+        .irp    r, rbp, rax, rcx, rdx, rsi, rdi, r8, r9, r10, r11, rbx
+        push    %\r
+        .endr
+        cld
+        mov     %rsp, %rdi
+        lea     -96(%rbp), %rsi
+        mov     %rsp, %rbx
+        and     $-16, %rsp
+        call    psu_unstacking
+        mov     %rbx, %rsp
+        .irp    r, rbx, r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax, rbp
+        pop     %\r
+        .endr
+        popfq
+        .cfi_restore rbx
+        movq    $0, 24(%rbp)                    # whoever searches the stacks finds the gate no more
+        lea     32(%rbp), %rsp
+        .cfi_def_cfa rsp, 8
+        mov     -48(%rsp), %rbp                 # still nobody else's (red zone)
+        .cfi_restore rbp
+        ret
+END_FUNCTION psu_full_stacked
 
         .section psu_leaving, "ax", @progbits
 /* Jumped to by a FULL gate, when the version has returned: rbp is the entry, the caller's return address is in it. */

@@ -101,7 +101,7 @@ static void call_and_compare(int kind, const char *mode, uint64_t target, uint32
             continue;
         int used = quick && (i == X9 || i == X10);
         if (i == SP)
-            SAME(inside.general[i], before.general[i] - (moved_stack ? 16 : 0), "sp inside", i);
+            SAME(inside.general[i], before.general[i] - (uint64_t)(moved_stack == 1 ? 16 : moved_stack), "sp inside", i);
         else if (!used && (i != X29 || kind < 0))
             SAME(inside.general[i], before.general[i], "register inside", i);
         int kept = i >= X19 || (i < 16 && (preserve >> i & 1));
@@ -125,3 +125,7 @@ static void call_and_compare(int kind, const char *mode, uint64_t target, uint32
 
 /* What a PSU_FULL gate is to restore: x1, x6, x8 to x11, x15, v2, v7, v16, v17, v30, v31 */
 #define PROBE_PRESERVE (1u << 1 | 1u << 6 | 0xf00 | 1u << 15 | 1u << 18 | 1u << 23 | 1u << 24 | 1u << 31)
+
+/* How far the version's stack is moved when registers are kept there; of struct psu_save. */
+#define STACKED_BYTES(preserve) (192 + ((preserve) >> 16 ? 24 * 256 : 0))
+#define SAVE_SIZE (64 + 16 * 8 + 24 * 256)

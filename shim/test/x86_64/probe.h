@@ -111,10 +111,10 @@ static void call_and_compare(int kind, const char *mode, uint64_t target, uint32
     memset(&after, 0, sizeof after);
     probe_target = (void *)target;
     probe();
-    int full = kind == PSU_FULL, through_plain = kind == PSU_PLAIN && moved_stack;
+    int full = kind == PSU_FULL, through_plain = kind == PSU_PLAIN && moved_stack == 1;
     for (int i = 0; i < REGISTERS; i++) {
         if (i == RSP)
-            SAME(inside.general[RSP], before.general[RSP] - 8 - (moved_stack ? 16 : 0), "rsp inside");
+            SAME(inside.general[RSP], before.general[RSP] - 8 - (uint64_t)(moved_stack == 1 ? 16 : moved_stack), "rsp inside");
         else if (i != RBP && (i != R11 || (kind != PSU_SIDE && !through_plain))) /* an undone gate changed nothing */
             SAME(inside.general[i], before.general[i], names[i]);
         int kept = i == RBX || i == RSP || i == RBP || i >= R12 || (preserve >> i & 1) || (through_plain && i == R11);
@@ -143,3 +143,7 @@ static void call_and_compare(int kind, const char *mode, uint64_t target, uint32
 
 /* What a PSU_FULL gate is to restore: rcx, rsi, rdi, r8 to r11, xmm2, xmm15 */
 #define PROBE_PRESERVE (1u << RCX | 1u << RSI | 1u << RDI | 0xf00 | 1u << 18 | 1u << 31)
+
+/* How far the version's stack is moved when registers are kept there; of struct psu_save. */
+#define STACKED_BYTES(preserve) (128 + 16 + ((preserve) >> 16 ? 1024 : 0))
+#define SAVE_SIZE (64 + 16 * 8 + 16 * 64)
