@@ -31,12 +31,12 @@ static inline void psu_count(uint32_t *word)
                      : "=&r"(value), "=&r"(failed), "+Q"(*word) : : "memory");
 }
 
-/* *word: 0 -> value, against signal handlers of this thread only.  Returns what was there before. */
+/* *word: 0 -> value.  Returns what was there before.  Signal handlers of this thread may want it, too: gates.S, SIDE. */
 static inline uint64_t psu_claim_word(volatile uint64_t *word, uint64_t value)
 {
     uint64_t old;
     uint32_t failed;
-    __asm__ volatile("1: ldxr %0, %2\n\tcbnz %0, 2f\n\tstxr %w1, %3, %2\n\tcbnz %w1, 1b\n2:"
+    __asm__ volatile("1: ldaxr %0, %2\n\tcbnz %0, 2f\n\tstxr %w1, %3, %2\n\tcbnz %w1, 1b\n2:"
                      : "=&r"(old), "=&r"(failed), "+Q"(*word) : "r"(value) : "memory");
     return old;
 }
@@ -46,7 +46,7 @@ static inline int psu_take_word(volatile uint64_t *word, uint64_t value)
 {
     uint64_t old;
     uint32_t failed;
-    __asm__ volatile("1: ldxr %0, %2\n\tcmp %0, %3\n\tb.ne 2f\n\tstxr %w1, xzr, %2\n\tcbnz %w1, 1b\n2:"
+    __asm__ volatile("1: ldaxr %0, %2\n\tcmp %0, %3\n\tb.ne 2f\n\tstxr %w1, xzr, %2\n\tcbnz %w1, 1b\n2:"
                      : "=&r"(old), "=&r"(failed), "+Q"(*word) : "r"(value) : "memory", "cc");
     return old == value;
 }
