@@ -1,7 +1,7 @@
 """Full gates, which keep values in volatile registers for callers, where calls do not simply return (testprogs/full)."""
 
 import pytest
-from conftest import MACHINE, psu_bin
+from conftest import MACHINE, WAIT, psu_bin, updates
 from updating import Versions
 
 from psu_bin import descriptor
@@ -9,7 +9,7 @@ from psu_bin.elf import Binary
 
 pytestmark = pytest.mark.skipif(MACHINE != "x86_64", reason="testprogs/full is written in x86-64 assembly")
 
-UPDATES = 100
+UPDATES = updates(100)
 REPLACED = {"down", "worked", "jumping", "yielding"}
 RELIED_ON = 0x3030300        # r8, r9, xmm8, xmm9; xmm0 and xmm1 count as results
 
@@ -43,7 +43,7 @@ def test_values_are_kept(lab, program, how):
         now = running.expect(r"^turns (\d+) (\d+)$")
         if int(now[1]) > turns + 1 and (how != "storm" or int(now[2]) > handled + 200):
             break
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     status = psu_bin("status", running.pid, "--json").json
     assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [UPDATES]
     assert memory(running.pid) < before + 2000      # pages; what calls left without a return kept is found again
@@ -67,4 +67,4 @@ def test_until_the_stack_is_used_up(lab, program):
     running.say("")
     running.expect("^levels ")
     running.expect("^version 0$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)

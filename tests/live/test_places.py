@@ -6,8 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import LIBRARIES, LOADER, psu_bin
+from conftest import LIBRARIES, LOADER, WAIT, psu_bin, updates
 from updating import Versions
+
+LAST = updates(100) + 2
 
 
 def patched(lab, running, pid, v):
@@ -22,9 +24,9 @@ def test_a_musl_program(lab):
     running.expect("^version 0$")
     for v in (1, 2):
         assert patched(lab, running, running.pid, v)["threads_stopped"] == 0
-    Versions(lab, "spin").run(running.pid, 3, 102)
-    running.expect("^version 102$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    Versions(lab, "spin").run(running.pid, 3, LAST)
+    running.expect(f"^version {LAST}$")
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     psu_bin("revert", running.pid, "--original")
     running.expect("^version 0$", reject="")
 
@@ -57,9 +59,9 @@ def test_a_process_in_a_pid_namespace_with_another_root(lab):
     assert status["agent"] is not None
     for v in (1, 2):
         assert patched(lab, running, inside, v)["threads_stopped"] == 0
-    Versions(lab, "spin").run(inside, 3, 102)
-    running.expect("^version 102$")
-    psu_bin("wait", inside, "--timeout", 60)
+    Versions(lab, "spin").run(inside, 3, LAST)
+    running.expect(f"^version {LAST}$")
+    psu_bin("wait", inside, "--timeout", WAIT)
 
 
 @pytest.mark.skipif(not os.path.exists(LOADER), reason="another dynamic linker")
@@ -100,7 +102,7 @@ def test_several_patches_in_one_transaction(lab):
     result = psu_bin("attach", running.pid, lab.folder / "one.o", lab.folder / "two.o", "--json").json
     assert sorted(result["functions"])[:2] == ["first", "second"]
     running.expect("^version 7$")
-    psu_bin("revert", running.pid, "--wait", "--timeout", 60)
+    psu_bin("revert", running.pid, "--wait", "--timeout", WAIT)
     running.expect("^version 0$", reject="")
 
 

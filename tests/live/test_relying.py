@@ -8,7 +8,7 @@ import re
 
 import capstone
 import pytest
-from conftest import MACHINE, ROOT, psu_bin
+from conftest import MACHINE, ROOT, WAIT, psu_bin, updates
 from updating import Versions
 
 from psu_bin import descriptor
@@ -16,7 +16,7 @@ from psu_bin.elf import Binary
 
 pytestmark = pytest.mark.skipif(MACHINE != "x86_64", reason="testprogs/relying is written in x86-64 assembly")
 
-UPDATES = int(os.environ.get("PSU_TEST_RELYING", "100"))
+UPDATES = int(os.environ.get("PSU_TEST_RELYING", updates(100)))
 GENERAL = {"rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"}
 VECTOR = {f"xmm{n}" for n in range(16)}
 WIDE = {f"ymm{n}" for n in range(16)}
@@ -67,7 +67,7 @@ def test_values_in_every_volatile_register_survive(lab):
     running.expect(f"^version {UPDATES}$")
     psu_bin("revert", running.pid, "--original")
     running.expect("^version 0$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
 
 
 def test_a_register_that_no_gate_can_keep(lab):

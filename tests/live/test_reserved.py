@@ -6,7 +6,7 @@ import resource
 import subprocess
 import sys
 
-from conftest import ROOT, psu_bin
+from conftest import ROOT, WAIT, psu_bin
 
 
 def test_calls_that_were_left_are_found(lab):
@@ -16,7 +16,7 @@ def test_calls_that_were_left_are_found(lab):
     for n in (1, 2):
         psu_bin("attach", p.pid, lab.patch("reserved", f"patch{n}.c", out=f"patch{n}.o"))
         p.expect(f"version {n}")
-    done = subprocess.run([sys.executable, "-m", "psu_bin", "wait", str(p.pid), "--timeout", "120"], cwd=ROOT,
+    done = subprocess.run([sys.executable, "-m", "psu_bin", "wait", str(p.pid), "--timeout", str(WAIT)], cwd=ROOT,
                           capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)))
     assert done.returncode == 0, done.stderr
     assert p.alive()

@@ -3,7 +3,7 @@
 import pytest
 import subprocess
 
-from conftest import psu_bin
+from conftest import WAIT, psu_bin
 from updating import Versions
 
 
@@ -40,7 +40,7 @@ def test_a_patched_library_stays_and_is_found_again(lab, host):
     versions.attach(host.pid, 20000)
     ask(host, f"load {host.plugin}", "^loaded$")
     ask(host, "call", "^plugin 20003$")
-    psu_bin("revert", host.pid, "--original", "--wait", "--timeout", 60)
+    psu_bin("revert", host.pid, "--original", "--wait", "--timeout", WAIT)
     ask(host, "unload", "^unloaded 0 there$")
     ask(host, f"load {host.plugin}", "^loaded$")
     ask(host, "call", "^plugin 4$")
