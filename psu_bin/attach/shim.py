@@ -13,7 +13,7 @@ from psu_bin.attach.process import Process
 from psu_bin.errors import PsuError
 
 MAGIC = 0x314E55525F555350
-VERSION = 4
+VERSION = 5
 
 PLAIN, SIDE, FULL = range(3)
 NO_GATE = 0xFFFFFFFF

@@ -126,12 +126,15 @@ static inline struct psu_call psu_frame_side_call(const struct psu_frame *f)
     return (struct psu_call){(uint64_t)(f + 1), f->lr, f->fp};
 }
 static inline struct psu_call psu_frame_full_call(const struct psu_frame *f) { return psu_frame_side_call(f); }
-/* Volatile general register n of psu_gate.preserve, 0 if that is none: x0 to x15. */
-static inline uint64_t *psu_frame_register(struct psu_frame *f, uint32_t n) { return n < 16 ? &f->x[n] : 0; }
+/* The volatile general registers of psu_gate.preserve: bits 0 to 15 x0 to x15, 22 x18. */
+#define PSU_GENERAL_BITS (0xffffu | 1u << 22)
+#define PSU_SAVED_GENERAL 23
+static inline uint64_t *psu_frame_register(struct psu_frame *f, uint32_t n) { return &f->x[n == 22 ? 18 : n]; }
 
-/* psu_gate.preserve, upper half: bits 0 to 7 are v0 to v7, bit 8 + n is both of v16+2n and v17+2n.  (v8 to v15 are
- * callee-saved.)  With SVE in full length, which is up to 2048 bits. */
-#define PSU_SAVED_VECTORS 24
+/* psu_gate.preserve, upper half, as vectors.S has it: bits 0 to 3 are v0 to v3, in which results may be; 4 is v4 to v7; 5
+ * is v8 to v15, whose lower halves callees keep, and callers may rely on the rest, too; bit 8 + n is both of v16+2n and
+ * v17+2n.  With SVE in full length, which is up to 2048 bits. */
+#define PSU_SAVED_VECTORS 32
 #define PSU_VECTOR_SIZE 256
 
 /* The gates, what they read, and the routines that they call. */
