@@ -6,7 +6,7 @@ extern volatile int seen[CALLEES];
 #define EACH24(X) EACH16(X) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23)
 
 /* SPOIL_GENERAL, SPOIL_VECTOR, SPOIL_WIDE: change every register that the ABI lets a function change.
- * EACH_GENERAL, EACH_VECTOR, EACH_WIDE: a value for each such register, and for some more. */
+ * EACH_GENERAL, EACH_VECTOR, EACH_WIDE: a value for each such register, or for some more. */
 #ifdef __x86_64__
 typedef long wide_type __attribute__((vector_size(32)));
 typedef long v512 __attribute__((vector_size(64)));
@@ -14,6 +14,7 @@ typedef long v512 __attribute__((vector_size(64)));
 #define EACH_GENERAL EACH16
 #define EACH_VECTOR EACH16
 #define EACH_WIDE EACH16
+#define FIRST_HERE(sum)
 #define FILL(n) "pcmpeqd %%xmm" #n ", %%xmm" #n "\n"
 #define FILL_WIDE(n) "vpcmpeqd %%ymm" #n ", %%ymm" #n ", %%ymm" #n "\n"
 #define SPOIL_GENERAL __asm__ volatile("mov $-1, %%rax\n mov %%rax, %%rcx\n mov %%rax, %%rdx\n mov %%rax, %%rsi\n" \
@@ -29,6 +30,8 @@ typedef long wide_type __attribute__((vector_size(16)));
 #define EACH_GENERAL EACH24
 #define EACH_VECTOR EACH24
 #define EACH_WIDE(X) EACH24(X) X(24) X(25) X(26) X(27) X(28)
+/* Known behind the call only, so that no sum is made before it; x86-64's compilers do not try. */
+#define FIRST_HERE(sum) { long nothing = 0; __asm__ volatile("" : "+r"(nothing)); sum = sum + nothing; }
 #define FILL(n) "mov x" #n ", #-1\n"
 #define FILL_WIDE(n) "movi v" #n ".2d, #-1\n"
 #define SPOIL_GENERAL __asm__ volatile(EACH16(FILL) FILL(16) FILL(17) FILL(18) "cmp x0, #1" \

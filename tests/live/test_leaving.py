@@ -3,7 +3,7 @@
 import platform
 
 import pytest
-from conftest import WAIT, psu_bin, updates
+from conftest import SLOWNESS, WAIT, psu_bin, updates
 from updating import FULL, Versions
 
 from psu_bin.attach import status, surplus
@@ -11,12 +11,13 @@ from psu_bin.attach import status, surplus
 UPDATES = updates(100)
 # Where a return address may be in a register only, a thread must wait before it can be told that it is in no old version.
 IN_REGISTERS = platform.machine() == "aarch64"
+PAUSE = (round(300 * SLOWNESS),) if IN_REGISTERS else ()      # ms, longer than a look takes
 
 
 @pytest.mark.parametrize("way, flags", [
     ("longjmp", ()), ("siglongjmp", ()), ("exit", ()), ("cancel", ()), ("async", ()), ("siglongjmp", (FULL,)), ("alternate", ())])
 def test_old_versions_are_freed(lab, way, flags):
-    running = lab.start(lab.program("leaving", *flags), way, 4)
+    running = lab.start(lab.program("leaving", *flags), way, 4, *PAUSE)
     versions = Versions(lab, "leaving")
     running.expect("^ready$")
     versions.run(running.pid, 1, UPDATES)
@@ -114,7 +115,7 @@ def test_exceptions(lab, cc, monkeypatch):
     running.expect("^ready$")
     versions.run(running.pid, 1, UPDATES)
     running.expect(f"^version {UPDATES}$")
-    status.wait(running.pid, 60)
+    status.wait(running.pid, WAIT)
     assert [p.id for p in status.read(running.pid).patches if p.state != "freed"] == [UPDATES]
     turns = int(running.expect(r"^turns (\d+)$")[1])
     running.expect(f"^turns {turns + 20000}$")
