@@ -20,6 +20,7 @@ from psu_bin.attach.transaction import attach
 from psu_bin.errors import PsuError
 
 USER = 12345
+NR_PTRACE = {"x86_64": 101, "aarch64": 117}[MACHINE]
 NR_SECCOMP_FILTER, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, PR_CAPBSET_DROP, CAP_SYS_PTRACE = 2, 38, 22, 24, 19
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -167,8 +168,8 @@ def test_a_sandbox_around_psu_bin(open_lab):
 
     def prepare():
         import struct
-        # ptrace (101) fails with EPERM, process_vm_readv (310) works
-        rows = [(0x20, 0, 0, 0), (0x15, 0, 1, 101), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]
+        # ptrace fails with EPERM, process_vm_readv works
+        rows = [(0x20, 0, 0, 0), (0x15, 0, 1, NR_PTRACE), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]
         code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *r) for r in rows))
         head = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(rows), ctypes.addressof(code)))
         assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
