@@ -4,10 +4,10 @@
  *
  * Proves: full gates nest as deep as the stack allows, may be interrupted anywhere by handlers that go through full
  * gates themselves, may be left for good, and may be left on another thread than they were entered on.
- * Usage: main deep | storm | jump | contexts.
+ * Usage: main deep | storm | jump [PAUSE] | contexts.
  *   deep      a thread calls itself until its stack is nearly used up: "bottom VERSION", waits for a line, "levels N"
  *   storm     one thread sends signals to two that work; handlers do the same work
- *   jump      two threads leave every call by setting the stack pointer back
+ *   jump      two threads leave every call by setting the stack pointer back, and wait PAUSE milliseconds now and then
  *   contexts  two threads run eight contexts in turns: each is suspended inside a full gate
  * Prints "version N" when a call ran in it and, but for deep, "turns N HANDLED" for ten thousands of turns; "ERROR ..."
  * when a value was lost. */
@@ -24,6 +24,7 @@ volatile int seen;
 __thread char *limit;
 static volatile long lost, wrong_result;
 static long turns, handled;
+static unsigned rest_for;
 static volatile int arrived, go;
 static volatile long reached;
 
@@ -120,8 +121,11 @@ static void *storm(void *threads)
 }
 static void *leap(void *unused)
 {
-    for (;; turn())
+    for (unsigned own = 1;; own++, turn()) {
         enter(&mark, jump);
+        if (rest_for && own % 5000 == 0)
+            usleep(1000 * rest_for);
+    }
     return unused;
 }
 static void *schedule(void *unused)
@@ -154,6 +158,7 @@ int main(int argc, char **argv)
     static pthread_t t[3];
     char line[100];
     const char *how = argc > 1 ? argv[1] : "";
+    rest_for = argc > 2 ? (unsigned)atoi(argv[2]) : 0;
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     pthread_attr_t size;
     setvbuf(stdout, 0, _IOLBF, 0);
