@@ -26,7 +26,7 @@ SECTION_DESCRIPTOR = ".psu.desc"
 SHIM_SONAME = "libpsu_shim.so"
 
 MAGIC = b"PSUDESC\0"
-VERSION = 3
+VERSION = 4
 # magic, version, header size, machine, module flags, functions, stub size, stubs, slots, packed size, unpacked size,
 # build-id length, build-id of the input file
 HEADER = struct.Struct("<8sIIIIIIQQIII32s")
@@ -59,7 +59,8 @@ class Function:
     original: int         # what the slot holds at first: the entry, or the moved copy of a detoured function
     size: int
     flags: int
-    preserve: int         # volatile registers that callers rely on: bit 0..15 GPR number, 16..31 vector register
+    preserve: int         # volatile registers that callers rely on: bit 0..15 GPR number, 16..31 vector register (AArch64:
+    #                       arch/aarch64_registers.py, _preserve)
     callers: int          # direct call sites (0 and not ADDRESS_TAKEN: inlined everywhere or unused)
 
 

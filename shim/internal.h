@@ -57,7 +57,7 @@ struct psu_save {
     struct psu_save *next;
     uint64_t in_use;
     uint64_t reserved[6];
-    uint64_t general[16];
+    uint64_t general[PSU_SAVED_GENERAL];
     uint8_t vector[PSU_SAVED_VECTORS][PSU_VECTOR_SIZE];
 };
 extern __thread uint64_t psu_self;            /* the only thread-local variable: what PSU_SELF gives, 0: no block yet */

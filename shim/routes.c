@@ -188,10 +188,10 @@ PSU_LEAVING uint32_t psu_route(struct psu_frame *f, uint32_t how)
 
 /* ---- PSU_FULL --------------------------------------------------------------------------------------- */
 
-/* Copies the general registers in `which` from or to the area. */
+/* Copies the general registers in `which`, bits of psu_gate.preserve, from or to the area. */
 static void copy_general(struct psu_frame *f, struct psu_save *save, uint32_t which, int restore)
 {
-    for (which &= 0xffff; which; which &= which - 1) {
+    for (which &= PSU_GENERAL_BITS; which; which &= which - 1) {
         uint32_t n = (uint32_t)__builtin_ctz(which);
         uint64_t *in_frame = psu_frame_register(f, n);
         if (!in_frame) /* callee-saved: not ours to restore */

@@ -79,8 +79,8 @@ struct psu_gate {
     uint64_t code;         /*  0: what the gate calls: body, or a routine of the shim (pending, redirect) */
     uint32_t counter;      /*  8: 8 * index: byte offset in psu_block.count */
     uint32_t preserve;     /* 12: PSU_FULL: registers to restore after the call: bit 0..15 GPR by hardware number,
-                                  16..31 vector registers: x86-64: 0 to 15; AArch64: bits 16 to 23: v0 to v7, bit
-                                  24 + n: v16+2n and v17+2n.  Other kinds: 0, they read counter as 64 bits */
+                                  16..31 vector registers: x86-64: 0 to 15; AArch64: see its arch.h.  Other kinds: 0, they
+                                  read counter as 64 bits */
     uint64_t slot;         /* 16: address of the function's slot; 0: this gate was never used */
     uint64_t body;         /* 24: entry of the injected version */
     uint64_t enter_txn;    /* 32: before commit_seq reaches this, calls go to `before` */

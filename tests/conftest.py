@@ -27,8 +27,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "testprogs"
 # A variable of the environment; set, psu-bin is not started from nothing each time.
 PRELOADED = "PSU_TEST_PRELOADED"
-# Seconds until a missing line is a failure; never a pause.
-PATIENCE = float(os.environ.get("PSU_TEST_PATIENCE", "30"))
+# How many times slower than a desktop this machine is: limits of time grow by it, and numbers of updates shrink.
+SLOWNESS = float(os.environ.get("PSU_TEST_SLOWNESS", "1"))
+# Seconds until a missing line is a failure, and until psu-bin's own waits are; never a pause.
+PATIENCE, WAIT = 30 * SLOWNESS, 60 * SLOWNESS
 MACHINE = platform.machine()
 # Compiler options for branches and returns that the processor checks: CET; BTI and pointer authentication.
 GUARDED = {"x86_64": "-fcf-protection=full", "aarch64": "-mbranch-protection=standard"}[MACHINE]
@@ -38,6 +40,12 @@ LIBRARIES = f"/lib/{MACHINE}-linux-gnu"
 
 # A shell starts background commands with SIGINT ignored, and what they start inherits that; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+
+def updates(number: int) -> int:
+    """How many updates a test makes where a fast machine makes `number`: no fewer than 10."""
+    return max(10, round(number / SLOWNESS))
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def psu_bin(*arguments: object, check: bool = True, env: dict[str, str] | None =
         ran = Ran(answer["status"], answer["out"], answer["err"])
     else:
         done = subprocess.run([sys.executable, "-m", "psu_bin", *map(str, arguments)], capture_output=True, text=True,
-                              cwd=ROOT, timeout=300, env=environment)
+                              cwd=ROOT, timeout=300 * SLOWNESS, env=environment)
         ran = Ran(done.returncode, done.stdout, done.stderr)
     if check and ran.status:
         pytest.fail(f"psu-bin {' '.join(map(str, arguments))}: status {ran.status}: {ran.err}")

@@ -8,7 +8,8 @@ side: a vector register counts as replaced only where that is certain, and as re
 counts as needed costs a gate some instructions; the opposite crashes the program.
 
 Bits: 0 to 15 x0 to x15, 16 to 31 v0 to v15, 32 to 47 v16 to v31, 48 to 62 x16 to x30, 63 condition flags and with them
-predicates (p0 to p15) and ffr.  The stack pointer has none.
+predicates (p0 to p15) and ffr.  The stack pointer has none.  Of v8 to v15 the bit stands for the upper half, which alone a
+callee may change: what reads d8 does not read it, what writes d8 clears it.
 
 Specification: Arm Architecture Reference Manual (DDI 0487), C4.1; AAPCS64 (IHI 0055), 6.1.
 """
@@ -24,16 +25,27 @@ from capstone import arm64
 from psu_bin.arch.code import Code, Effects, Kind, RegisterFacts
 
 FLAGS = 1 << 63
-_V0_7, _V16_31 = 0xFF << 16, 0xFFFF << 32
+_V0_7, _V8_15, _V16_31 = 0xFF << 16, 0xFF << 24, 0xFFFF << 32
 _X0_15, _X16, _X17, _X18 = 0xFFFF, 1 << 48, 1 << 49, 1 << 50
 
+
+def _preserve(bits: int) -> int:
+    """`bits` as descriptor.Function.preserve: 0 to 15 and 16 to 19 as they are; 20 v4 to v7; 21 v8 to v15; 22 x18; from 24
+    on v16 and v17, and so on in pairs (shim/arch/aarch64/vectors.S)."""
+    found = bits & (_X0_15 | 0xF << 16)
+    for bit, together in ((20, 0xF << 20), (21, _V8_15), (22, _X18), *((24 + n, 3 << 32 + 2 * n) for n in range(8))):
+        if bits & together:
+            found |= 1 << bit
+    return found
+
+
 FACTS = RegisterFacts(
-    volatile=_X0_15 | _X16 | _X17 | _X18 | _V0_7 | _V16_31 | FLAGS,
+    volatile=_X0_15 | _X16 | _X17 | _X18 | _V0_7 | _V8_15 | _V16_31 | FLAGS,
     arguments=0x1FF | _V0_7,               # x8: where a large result goes
     variadic=0,                            # nested functions get their frame in x18, from callers that say so
     results=0b11 | 0xF << 16,              # v0 to v3: homogeneous aggregates
-    representable=_X0_15 | _V0_7,
-    odd=_V16_31 | _X18 | FLAGS, spoiled=1 << 9 | 1 << 10 | FLAGS, stub=_X16 | _X17,      # gates use x17, too
+    representable=_X0_15 | _X18 | _V0_7 | _V8_15 | _V16_31, preserve=_preserve,
+    odd=FLAGS, spoiled=1 << 9 | 1 << 10 | FLAGS, stub=_X16 | _X17,      # gates use x17, too
     dwarf_volatile=0x7FFFF)                # x0 to x18
 
 
@@ -198,6 +210,7 @@ def _wide(general_bits: np.ndarray) -> np.ndarray:
 def _vector_loads(word: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(reads, writes, kills) of vector registers by loads and stores, in the bits of Effects."""
     v = np.array([1 << (16 + n) for n in range(32)], dtype=np.uint64)
+    upper = np.uint64(_V8_15)
     rt, rt2 = v[word & np.uint32(31)], v[(word >> np.uint32(10)) & np.uint32(31)]
     zero = np.zeros(len(word), dtype=np.uint64)
     simd = (word & np.uint32(0x0E000000)) == 0x0C000000
@@ -206,11 +219,12 @@ def _vector_loads(word: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     literal = (word & np.uint32(0x3B000000)) == 0x18000000
     store = np.where(pair, word & np.uint32(1 << 22), word & np.uint32(1 << 22)) == 0
     which = np.where(pair, rt | rt2, rt)
+    whole = np.where(pair | literal, word >> np.uint32(30) == 2, word & np.uint32(1 << 23) != 0)       # 128 bits
     first = (word & np.uint32(31)).astype(np.int64)
     four = v[first] | v[(first + 1) & 31] | v[(first + 2) & 31] | v[(first + 3) & 31]
     plain = simd & ~structure
     store &= ~literal
-    reads = np.where(plain & store, which, np.where(structure, four, zero))
+    reads = np.where(plain & store, np.where(whole, which, which & ~upper), np.where(structure, four, zero))
     # Of one element (bit 24): opcode<0> and R count the registers; of all elements: the opcode does (Arm ARM, C4.1).
     opcode = (word >> np.uint32(12)) & np.uint32(15)
     single = (opcode >> np.uint32(1) & np.uint32(1)) * 2 + (word >> np.uint32(21) & np.uint32(1)) + 1
@@ -268,11 +282,14 @@ class _Reader:
     def __init__(self) -> None:
         self._cs = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
         self._cs.detail = True
-        self._bits: dict[int, int] = {}
+        self._bits: dict[int, tuple[int, int]] = {}
 
-    def _register(self, number: int) -> int:
+    def _both(self, number: int) -> tuple[int, int]:
+        """(what is read, what is written) where the register is."""
         if number not in self._bits:
-            self._bits[number] = _bit_of(self._cs.reg_name(number) or "")
+            name = self._cs.reg_name(number) or ""
+            bit = _bit_of(name)
+            self._bits[number] = (bit & ~_V8_15 if name[:1] in "bhsd" else bit, bit)
         return self._bits[number]
 
     def read(self, word: int) -> tuple[int, int, int, int]:
@@ -286,10 +303,10 @@ class _Reader:
             return FACTS.volatile, 0, 0, 1
         reads = writes = 0
         for number in read_numbers:
-            reads |= self._register(number)
+            reads |= self._both(number)[0]
         for number in written_numbers:
-            writes |= self._register(number)
-        named = [self._register(o.reg) for o in insn.operands if o.type == arm64.ARM64_OP_REG]
+            writes |= self._both(number)[1]
+        named = [self._both(o.reg)[0] for o in insn.operands if o.type == arm64.ARM64_OP_REG]
         name = insn.mnemonic
         if name in ("fcmp", "fcmpe", "fccmp", "fccmpe"):
             for bit in named:
@@ -302,14 +319,15 @@ class _Reader:
         kills = 0
         first = insn.operands[0] if insn.operands else None
         if first is not None and first.type == arm64.ARM64_OP_REG and first.vector_index < 0 and _whole(name, word):
-            bit = named[0]
-            kills = bit
-            writes |= bit
-            if bit not in named[1:]:
-                reads &= ~bit
+            kills = self._both(first.reg)[1]
+            writes |= kills
+            for bit in (named[0], kills):
+                if bit not in named[1:]:
+                    reads &= ~bit
         elif named:
             reads |= named[0]                 # inserts, accumulates, or is not known: the old value may matter
-            writes |= named[0] if not name.startswith("st") else 0
+            target = next(o.reg for o in insn.operands if o.type == arm64.ARM64_OP_REG)
+            writes |= self._both(target)[1] if not name.startswith("st") else 0
         if insn.group(arm64.ARM64_GRP_SVE2) or word & 0x1E000000 == 0x04000000:
             kills = 0
             for bit in named:

@@ -7,6 +7,7 @@ of instructions.  Addresses are file addresses; NONE stands for "no address".
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,7 @@ class Code:
 class Effects:
     """Registers of each instruction: `shape` gives the row of the other arrays, which hold one bit a register (uint64).
 
-    Bits 0 to 15 and 16 to 31 as in descriptor.Function.preserve; what further bits stand for is the architecture's.
+    Which bit stands for which register is the architecture's (RegisterFacts).
     """
     shape: np.ndarray     # uint32, one an instruction
     reads: np.ndarray     # uint64: registers whose value matters
@@ -102,6 +103,7 @@ class RegisterFacts:
     variadic: int         # may carry an extra argument to variadic functions and nested functions (al, r10)
     results: int          # may carry results
     representable: int    # volatile ones that descriptor.Function.preserve can name
+    preserve: Callable[[int], int]      # such ones as there, where several may have one bit
     odd: int              # kept only by the gates of functions with a convention of their own: condition flags
     spoiled: int          # plain and side gates may change them on the way out, results in odd places with them
     stub: int             # changed by stubs: nothing may be in them at an entry

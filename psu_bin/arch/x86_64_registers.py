@@ -34,7 +34,7 @@ FACTS = RegisterFacts(
     arguments=RDI | RSI | RDX | RCX | R8 | R9 | 0xFF << 16,
     variadic=RAX | R10,
     results=RAX | RDX | 3 << 16,
-    representable=RAX | RCX | RDX | RSI | RDI | R8 | R9 | R10 | R11 | _XMM,
+    representable=RAX | RCX | RDX | RSI | RDI | R8 | R9 | R10 | R11 | _XMM, preserve=lambda bits: bits,
     odd=FLAGS, spoiled=RCX | RSI | R11 | FLAGS, stub=0,
     dwarf_volatile=0b111100110111)         # rax rdx rcx . rsi rdi . . r8 to r11
 

@@ -56,10 +56,10 @@ def start_agent(target: Target) -> int:
         if not process.alive():
             raise process.gone()    # its threads are listed until they are waited for
         waiting_only = time.monotonic() - began < PATIENCE_WAITING
-        found = _candidate(process, machine, waiting_only)
-        if found is not None:
+        thread = _candidate(process, machine, waiting_only)
+        if thread is not None:
             stops += 1
-            if _guarded(lambda: _stop_and_borrow(target, machine, *found, runtime.borrow)):
+            if _guarded(lambda: _stop_and_borrow(target, machine, thread, runtime.borrow)):
                 return _await_agent(target, began, stops)
         time.sleep(0.002)
     raise PsuError(process.where, f"no thread could be borrowed to start the agent within {PATIENCE:.0f} s: "
@@ -69,13 +69,32 @@ def start_agent(target: Target) -> int:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a thread did before it was stopped."""
-    waiting: Waiting | None    # None: it ran
-    switches: int              # how often it had waited until then
+    """What /proc said of a thread before it was stopped, word for word; read in this order."""
+    status: str         # how often it had waited until then, among others
+    syscall: str        # in which call it waits
 
 
-def _stop_and_borrow(target: Target, machine, thread: Thread, seen: _Seen, entry: int) -> bool:  # noqa: ANN001
+def _look(process: Process, tid: int) -> _Seen:
+    """The thread now.  Raises OSError.  Nothing is made of it yet: until the thread is stopped, time matters."""
+    folder = f"/proc/{process.pid}/task/{tid}"
+    with open(f"{folder}/status", "rb", buffering=0) as status, open(f"{folder}/syscall", "rb", buffering=0) as call:
+        first = status.read()
+        second = call.read()
+    return _Seen(*(text.decode("utf-8", "surrogateescape") for text in (first, second)))
+
+
+def _waiting(process: Process, tid: int, seen: _Seen) -> Waiting | None:
+    """The call in which it waited; None: it ran."""
+    return proc.syscall(seen.syscall, f"/proc/{process.pid}/task/{tid}/syscall")
+
+
+def _stop_and_borrow(target: Target, machine, thread: Thread, entry: int) -> bool:  # noqa: ANN001
     with Seized(target.process, thread) as seized:
+        # Anew: to make this process took milliseconds, and some threads never wait longer than one.
+        try:
+            seen = _look(target.process, thread.tid)
+        except OSError:
+            return False
         return seized.interrupt() and _borrow(target, machine, seized, seen, entry)
 
 
@@ -122,28 +141,25 @@ def _await_agent(target: Target, began: float, stops: int) -> int:
                    "is the process stopped, or starved of processor time?")
 
 
-def _candidate(process: Process, machine, waiting_only: bool) -> tuple[Thread, _Seen] | None:  # noqa: ANN001
+def _candidate(process: Process, machine, waiting_only: bool) -> Thread | None:  # noqa: ANN001
     for thread in process.threads():
         if thread.state == "D" or in_freezer(process, thread):     # it would not stop: a frozen control group, a file server that is gone
             continue
         try:
-            switches = _switches(process, thread.tid)
-            where = f"/proc/{process.pid}/task/{thread.tid}/syscall"
-            waiting = proc.syscall(proc.read(where), where)
+            waiting = _waiting(process, thread.tid, _look(process, thread.tid))
         except OSError:
             continue
         if waiting is None:
             if not waiting_only and thread.state in "RS":
-                return thread, _Seen(None, switches)
+                return thread
         elif waiting.number in machine.WAITING_CALLS:
-            return thread, _Seen(waiting, switches)
+            return thread
     return None
 
 
-def _switches(process: Process, tid: int) -> int:
-    """How often the thread gave up its processor to wait.  Raises OSError."""
-    where = f"/proc/{process.pid}/task/{tid}/status"
-    return proc.number(proc.status(proc.read(where)), "voluntary_ctxt_switches", where)
+def _switches(process: Process, tid: int, status: str) -> int:
+    """How often the thread gave up its processor to wait, by the text of its status."""
+    return proc.number(proc.status(status), "voluntary_ctxt_switches", f"/proc/{process.pid}/task/{tid}/status")
 
 
 class _Iovec(ctypes.Structure):
@@ -172,9 +188,10 @@ def _fit(machine, tid: int) -> bool:  # noqa: ANN001
 def _undisturbed(process: Process, tid: int, seen: _Seen) -> Waiting | None:
     """The call in which the thread was seen, if it has not waited in any other since: the stop itself is one wait."""
     try:
-        return seen.waiting if _switches(process, tid) == seen.switches + 1 else None
+        now = _switches(process, tid, proc.read(f"/proc/{process.pid}/task/{tid}/status"))
     except OSError:
         return None
+    return _waiting(process, tid, seen) if now == _switches(process, tid, seen.status) + 1 else None
 
 
 def _borrow(target: Target, machine, seized: Seized, seen: _Seen, entry: int) -> bool:  # noqa: ANN001

@@ -25,7 +25,7 @@ from psu_bin.attach.patch import PatchFunction, without_clone
 from psu_bin.attach.references import Reader
 
 if TYPE_CHECKING:
-    from psu_bin.arch.code import Code, Effects
+    from psu_bin.arch.code import Code, Effects, RegisterFacts
 
 
 class _Site(NamedTuple):
@@ -47,11 +47,11 @@ def find(closed: Closed, reader: Reader, arch: Arch) -> dict[BoundFunction, int]
     out: dict[BoundFunction, int] = {}
     for site in wanted:
         closure = _closure(site.callee, callees)
-        mask = effects.live_after(site, arch.scan.REGISTERS.representable & ~closed.changed(closure),
+        mask = effects.live_after(site, arch.scan.REGISTERS.representable & ~effects.changed_by(closure),
                                   inside[site.caller.function.section], callees)
         for f in closure:
             if mask and reader.has_stub(f):
-                out[f] = out.get(f, 0) | mask
+                out[f] = out.get(f, 0) | arch.scan.REGISTERS.preserve(mask)
     return out
 
 
@@ -105,6 +105,7 @@ class Closed:
         functions = list(layout.binder.functions[layout.n].values())
         self.callees, self.sites = _closed_callees(layout, reader, arch, functions)
         self.effects = _SectionEffects(layout, arch)
+        self._arch = arch
 
     def closure(self, f: BoundFunction) -> set[BoundFunction] | None:
         """The function and all that it calls; None where that is not known."""
@@ -112,10 +113,8 @@ class Closed:
 
     def changed(self, closure: set[BoundFunction]) -> int:
         """The registers (as descriptor.Function.preserve) that these functions may change."""
-        out = 0
-        for f in closure:
-            out |= self.effects.changed(f)
-        return out
+        facts: RegisterFacts = self._arch.scan.REGISTERS
+        return facts.preserve(self.effects.changed_by(closure) & facts.representable)
 
 
 def _parts(layout: Layout, f: PatchFunction) -> list[PatchFunction]:
@@ -165,6 +164,13 @@ class _SectionEffects:
         if f not in self._changed:
             self._changed[f] = self._all(_parts(self._layout, f.function), "writes")
         return self._changed[f]
+
+    def changed_by(self, closure: set[BoundFunction]) -> int:
+        """Registers that any of these functions writes."""
+        out = 0
+        for f in closure:
+            out |= self.changed(f)
+        return out
 
     def _all(self, parts: Iterable[PatchFunction], what: str) -> int:
         """What any instruction of these functions "reads" or "writes"; all registers where one is not known."""

@@ -85,7 +85,9 @@ def find(arch: Arch, functions: Functions, frames: Frames, code: Code, reference
     odd = (hidden != 0) | _returns_oddly(b, calls, changed, facts)[home] | ((needed & np.uint64(facts.odd)) != 0)
     beyond = needed & ~np.uint64(facts.representable | facts.odd) | hidden & np.uint64(facts.stub)
     crooked = alignment.misaligned(arch, frames, code, effects, b, calls.callee, _open_units(functions, code, b, taken))
-    return Reliance(needed & np.uint64(facts.representable), odd, crooked[home], frozenset(np.flatnonzero(beyond).tolist()))
+    masks, which = np.unique(needed & np.uint64(facts.representable), return_inverse=True)
+    preserve = np.array([facts.preserve(int(mask)) for mask in masks], dtype=np.uint64)[which]
+    return Reliance(preserve, odd, crooked[home], frozenset(np.flatnonzero(beyond).tolist()))
 
 
 def _calls(functions: Functions, code: Code, b: Blocks) -> _Calls:

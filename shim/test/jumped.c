@@ -26,6 +26,7 @@
 #include <ucontext.h>
 
 #include "host.h"
+#include "step.h"
 
 long work(long a, long b, long c);
 long work_original(long a, long b, long c) { return a + b + c; }
@@ -162,6 +163,8 @@ static void step_and_signal(pid_t process)
     stopped(process);
     shared->calling = 2;
     for (shared->made = 0; shared->made < shared->steps && !shared->done; shared->made += shared->calling == 3) {
+        if (stepped(process))
+            continue;
         CHECK(ptrace(PTRACE_SINGLESTEP, process, 0, 0) == 0);
         stopped(process);
     }

@@ -6,7 +6,11 @@
 typedef unsigned long u64;
 typedef const void *p_t;
 typedef __int128 i128;
+#ifdef __x86_64__
 typedef __float128 f128;
+#else
+typedef long double f128;
+#endif
 typedef _Complex float cfloat;
 typedef _Complex double cdouble;
 typedef _Complex long double clongdouble;
@@ -17,12 +21,20 @@ typedef double v256d __attribute__((vector_size(32)));
 typedef float v512 __attribute__((vector_size(64)));
 typedef long v512i __attribute__((vector_size(64)));
 
+/* Conventions for single functions. */
+#ifdef __x86_64__
 #define MS_ABI __attribute__((ms_abi))
-#ifdef __clang__
+#else
+#define MS_ABI __attribute__((aarch64_vector_pcs))
+#endif
+#if defined __clang__ && defined __x86_64__
 #define REGCALL __attribute__((regcall))
-#define PRESERVE_MOST __attribute__((preserve_most))
 #else
 #define REGCALL
+#endif
+#ifdef __clang__
+#define PRESERVE_MOST __attribute__((preserve_most))
+#else
 #define PRESERVE_MOST
 #endif
 

@@ -8,23 +8,27 @@ it).  A function hashes every byte of every argument that is not padding, and ma
 caller knows both in advance.  So a bit that is lost on the way in or out, in whatever register or stack word, is seen.
 
 The rules that are exercised: System V psABI, AMD64 supplement, 3.2.3 (classes of arguments and results, MEMORY above 16
-bytes, x87 results), and those that compilers offer for single functions: Microsoft's (ms_abi), clang's regcall
+bytes, x87 results); AAPCS64, 6.8 and 6.9 (homogeneous aggregates of floating-point and vector types, aggregates by
+reference, indirect results by x8, arguments split by none), aarch64_vector_pcs; and those that compilers offer for single functions: Microsoft's (ms_abi), clang's regcall
 and preserve_most (clang 14 itself loses results of vectorcall and preserve_all, and of preserve_most in rax).  A convention of its own is known by the function's code and by its direct
 callers, so these are not called through pointers.
 """
 
 from __future__ import annotations
 
+import platform
 import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+X86 = platform.machine() == "x86_64"
+LONG_DOUBLE = 10 if X86 else 16
 # C name -> bytes that carry the value.
 SCALARS = {"char": 1, "_Bool": 1, "short": 2, "int": 4, "long": 8, "p_t": 8, "float": 4, "double": 8, "i128": 16,
-           "long double": 10, "f128": 16, "cfloat": 8, "cdouble": 16}
+           "long double": LONG_DOUBLE, "f128": 16, "cfloat": 8, "cdouble": 16}
 VECTORS = {"v128": 16, "v128d": 16, "v256": 32, "v256d": 32, "v512": 64, "v512i": 64}
-NEEDS = {"v256": "avx2", "v256d": "avx2", "v512": "avx512f", "v512i": "avx512f"}
+NEEDS = {"v256": "avx2", "v256d": "avx2", "v512": "avx512f", "v512i": "avx512f"} if X86 else {}
 # name -> (attributes, fields as (type, name, number of elements)).
 STRUCTS: dict[str, tuple[str, tuple[tuple[str, str, int], ...]]] = {
     "s_empty": ("", ()),
@@ -48,6 +52,10 @@ STRUCTS: dict[str, tuple[str, tuple[tuple[str, str, int], ...]]] = {
     "s_aligned": ("__attribute__((aligned(32)))", (("long", "a", 1), ("float", "b", 1))),
     "s_aligned64": ("__attribute__((aligned(64)))", (("double", "a", 3),)),
     "s_vector": ("", (("v128", "a", 1),)),
+    "s_vector4": ("", (("v128", "a", 3), ("v128d", "b", 1))),
+    "s_double4": ("", (("double", "a", 2), ("cdouble", "b", 1))),
+    "s_double5": ("", (("double", "a", 5),)),
+    "s_float4": ("", (("cfloat", "a", 1), ("float", "b", 2))),
     "s_cfloat_int": ("", (("cfloat", "a", 1), ("int", "b", 1))),
     "s_word": ("", (("int", "a", 1), ("short", "b", 2))),
 }
@@ -125,7 +133,7 @@ def header(found: list[Function]) -> str:
            "#ifdef VALUES\n#define BODY(f, ...) f { __VA_ARGS__ }\n#else\n#define BODY(f, ...) f;\n#endif\n"]
     for name, size in {**SCALARS, **VECTORS}.items():
         out.append(make_and_hash(name, [("x", "bool" if name == "_Bool" else str(size))]))
-    out.append(make_and_hash(COMPLEX_X87, [("x", "10"), ("(char *)x + 16", "10")]))
+    out.append(make_and_hash(COMPLEX_X87, [("x", str(LONG_DOUBLE)), ("(char *)x + 16", str(LONG_DOUBLE))]))
     for name, (attributes, fields) in STRUCTS.items():
         members = " ".join(f"{t} {n}[{count}];" for t, n, count in fields)
         out.append(f"typedef struct {attributes} {{ {members} }} {name};\n")

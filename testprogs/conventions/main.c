@@ -75,6 +75,7 @@ static void call_variadic(u64 *seed)
         wrong("variadic_double");
 }
 
+#ifdef __x86_64__
 static void call_assembly(u64 *seed)
 {
     u64 a = next(seed), b = next(seed), c = next(seed), d = next(seed), e = next(seed);
@@ -131,6 +132,65 @@ static void call_assembly(u64 *seed)
             wrong("bare_vector");
     }
 }
+#else
+static void call_assembly(u64 *seed)
+{
+    u64 a = next(seed), b = next(seed), c = next(seed), d = next(seed), e = next(seed);
+#define X(n) register u64 x##n __asm__("x" #n)
+#define CHANGED "x16", "x17", "x30", "cc", "memory"
+    {
+        X(9) = a; X(10) = b; X(13) = c; X(11); X(12);
+        __asm__ volatile("bl naked_sum" : "=r"(x11), "=r"(x12), "+r"(x9), "+r"(x10), "+r"(x13) : : CHANGED);
+        u64 o[] = {x11, x12, x9, x10, x13};
+        if (o[0] != a + 2 * b || o[1] != c - a || o[2] != a || o[3] != b || o[4] != c)
+            wrong("naked_sum");
+    }
+    {
+        X(0) = a; X(1) = b; X(2); X(3); X(4); X(5);
+        __asm__ volatile("bl naked_pair" : "+r"(x0), "+r"(x1), "=r"(x2), "=r"(x3), "=r"(x4), "=r"(x5)
+                         : : "x9", "x10", CHANGED);
+        u64 o[] = {x0, x1, x2, x3, x4, x5};
+        if (o[0] != a + 1 || o[1] != b + 2 || o[2] != a + 3 || o[3] != a + b + 4 || o[4] != b + 5 || o[5] != a + 6)
+            wrong("naked_pair");
+    }
+    {
+        X(0) = a; X(9);
+        __asm__ volatile("bl naked_r11" : "=r"(x9), "+r"(x0) : : CHANGED);
+        if (x9 != 2 * a + 1)
+            wrong("naked_r11");
+    }
+    {
+        X(9); X(10); X(19) = e;
+        __asm__ volatile("str %2, [sp, #-16]!\n bl naked_stack\n add sp, sp, #16" : "=r"(x9), "=r"(x10) : "r"(x19) : CHANGED);
+        u64 o[] = {x9, x10};
+        if (o[0] != e + 1 || o[1] != e + 2)
+            wrong("naked_stack");
+    }
+    for (u64 carry = 0; carry < 2; carry++) {
+        u64 out;
+        __asm__ volatile("cmp %1, #1\n bl naked_flags\n cset %0, cs" : "=r"(out) : "r"(carry)
+                         : "x0", "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", CHANGED);
+        if (out != !carry)
+            wrong("naked_flags");
+    }
+    {
+        X(8) = a; X(9) = b; X(10) = c; X(11) = d; X(19) = e;
+        __asm__ volatile("str %4, [sp, #-16]!\n bl bare_pair\n add sp, sp, #16" : "+r"(x8), "+r"(x9), "+r"(x10), "+r"(x11)
+                         : "r"(x19) : CHANGED);
+        u64 o[] = {x8, x9, x10, x11};
+        if (o[0] != d + e || o[1] != c || o[2] != b || o[3] != a)
+            wrong("bare_pair");
+    }
+    {
+        register v128 v30 __asm__("v30") = {(int)a, (int)b, (int)c, (int)d}, v31 __asm__("v31") = {(int)e, 2, 3, 4};
+        __asm__ volatile("bl bare_vector" : "+w"(v30), "+w"(v31) : : "v0", CHANGED);
+        v128 p = v30, q = v31;
+        if (p[0] != (int)e || p[1] != 2 || p[2] != 3 || p[3] != 4 || q[0] != (int)a || q[1] != (int)b || q[2] != (int)c
+            || q[3] != (int)d)
+            wrong("bare_vector");
+    }
+}
+#endif
 
 static void call_nested(u64 *seed)
 {
@@ -155,8 +215,12 @@ static int ables, watched[SEEN], watches;
 
 static int possible(const char *needs)
 {
+#ifdef __x86_64__
     __builtin_cpu_init();
     return !*needs || (!strcmp(needs, "avx2") ? __builtin_cpu_supports("avx2") : __builtin_cpu_supports("avx512f"));
+#else
+    return !*needs;
+#endif
 }
 
 static void *work(void *argument)

@@ -1,13 +1,13 @@
-/* Full gates in hard places.  Callers keep values in r8, r9, xmm8 and xmm9 over calls of small functions that leave
- * these alone, and check them.  The functions' new versions change them all, and do what the old ones did not: they call
+/* Full gates in hard places.  Callers keep values in r8, r9, xmm8 and xmm9 (x11, x12, v16 and v17) over calls of small functions
+ * that leave these alone, and check them.  The functions' new versions change them all, and do what the old ones did not: they call
  * themselves, leave without a return, wait in another context.
  *
  * Proves: full gates nest as deep as the stack allows, may be interrupted anywhere by handlers that go through full
  * gates themselves, may be left for good, and may be left on another thread than they were entered on.
- * Usage: main deep | storm | jump | contexts.
+ * Usage: main deep | storm | jump [PAUSE] | contexts.
  *   deep      a thread calls itself until its stack is nearly used up: "bottom VERSION", waits for a line, "levels N"
  *   storm     one thread sends signals to two that work; handlers do the same work
- *   jump      two threads leave every call by setting the stack pointer back
+ *   jump      two threads leave every call by setting the stack pointer back, and wait PAUSE milliseconds now and then
  *   contexts  two threads run eight contexts in turns: each is suspended inside a full gate
  * Prints "version N" when a call ran in it and, but for deep, "turns N HANDLED" for ten thousands of turns; "ERROR ..."
  * when a value was lost. */
@@ -24,31 +24,22 @@ volatile int seen;
 __thread char *limit;
 static volatile long lost, wrong_result;
 static long turns, handled;
+static unsigned rest_for;
 static volatile int arrived, go;
 static volatile long reached;
 
-/* f(argument), with values kept over it; unwinders are not asked here, so the stack may well be aligned in between. */
-#define KEEP(f, argument) ({ \
-        long result_, bad_, passed_ = (argument); \
-        long key_ = (long)__builtin_frame_address(0) * 0x9e3779b97f4a7c15 + passed_; \
-        __asm__ volatile( \
-            "mov %%rsp, %%r12\n and $-16, %%rsp\n mov %%rbx, %%r8\n lea 1(%%rbx), %%r9\n movq %%r8, %%xmm8\n" \
-            "movq %%r9, %%xmm9\n call " #f "\n mov %%r12, %%rsp\n movq %%xmm8, %%rcx\n xor %%rbx, %%rcx\n" \
-            "xor %%rbx, %%r8\n or %%r8, %%rcx\n dec %%r9\n xor %%rbx, %%r9\n or %%r9, %%rcx\n movq %%xmm9, %%rdx\n" \
-            "dec %%rdx\n xor %%rbx, %%rdx\n or %%rdx, %%rcx" \
-            : "=a"(result_), "=&c"(bad_), "+D"(passed_) : "b"(key_) \
-            : "rdx", "rsi", "r8", "r9", "r10", "r11", "r12", "cc", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", \
-            "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"); \
-        if (bad_) \
-            lost = lost + 1; \
-        result_; })
+#ifdef __x86_64__
+#include "x86_64.inc"
+#else
+#include "aarch64.inc"
+#endif
 
 /* What a new version calls. */
 __attribute__((noipa)) void bottom(void)
 {
     arrived = seen;
     while (!go)
-        __builtin_ia32_pause();
+        PAUSE;
     arrived = 0;
 }
 __attribute__((noipa)) long down(long level) { seen = 0; return level; }
@@ -57,19 +48,8 @@ __attribute__((noipa)) long worked(long x) { seen = 0; return x * 3; }
 __attribute__((noipa)) long jumping(long x) { seen = 0; return x; }
 __attribute__((noipa)) long yielding(long x) { seen = 0; return x * 5; }
 
-/* switch_stack(&own, other): go on where `other` was left, to go on here when somebody goes to `own`. */
-__asm__(".text\n.globl switch_stack\n.type switch_stack, @function\nswitch_stack:\n.cfi_startproc\n"
-        "push %rbx\n push %rbp\n push %r12\n push %r13\n push %r14\n push %r15\n mov %rsp, (%rdi)\n mov %rsi, %rsp\n"
-        "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbp\n pop %rbx\n ret\n.cfi_endproc\n"
-        ".size switch_stack, . - switch_stack\n"
-        /* enter(&mark, f): f(), from which leave_to(mark) comes back. */
-        ".globl enter\n.type enter, @function\nenter:\n.cfi_startproc\n"
-        "push %rbx\n push %rbp\n push %r12\n push %r13\n push %r14\n push %r15\n mov %rsp, (%rdi)\n sub $8, %rsp\n"
-        "call *%rsi\n ud2\n"
-        ".cfi_endproc\n.size enter, . - enter\n"
-        ".globl leave_to\n.type leave_to, @function\nleave_to:\n.cfi_startproc\n"
-        "mov %rdi, %rsp\n pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbp\n pop %rbx\n ret\n.cfi_endproc\n"
-        ".size leave_to, . - leave_to\n");
+/* switch_stack(&own, other): go on where `other` was left, to go on here when somebody goes to `own`.
+ * enter(&mark, f): f(), from which leave_to(mark) comes back. */
 void switch_stack(void **own, void *other), enter(void **mark, void (*f)(void)), leave_to(void *mark);
 
 static __thread void *mark;
@@ -141,8 +121,11 @@ static void *storm(void *threads)
 }
 static void *leap(void *unused)
 {
-    for (;; turn())
+    for (unsigned own = 1;; own++, turn()) {
         enter(&mark, jump);
+        if (rest_for && own % 5000 == 0)
+            usleep(1000 * rest_for);
+    }
     return unused;
 }
 static void *schedule(void *unused)
@@ -162,10 +145,10 @@ static void begin_contexts(void)
 {
     for (int i = 0; i < CONTEXTS; i++) {
         char *stack = malloc(1 << 16);
-        void **top = (void **)(((unsigned long)stack + (1 << 16)) & ~15ul) - 2;
-        *top = (void *)live;
-        contexts[i].sp = top - 6;
-        memset(top - 6, 0, 6 * sizeof *top);
+        void **top = (void **)(((unsigned long)stack + (1 << 16)) & ~15ul) - 2 - SAVED;
+        memset(top, 0, SAVED * sizeof *top);
+        top[WAY_BACK] = (void *)live;
+        contexts[i].sp = top;
         free_ones[i] = &contexts[i];
     }
 }
@@ -175,6 +158,7 @@ int main(int argc, char **argv)
     static pthread_t t[3];
     char line[100];
     const char *how = argc > 1 ? argv[1] : "";
+    rest_for = argc > 2 ? (unsigned)atoi(argv[2]) : 0;
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     pthread_attr_t size;
     setvbuf(stdout, 0, _IOLBF, 0);

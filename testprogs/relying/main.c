@@ -14,51 +14,60 @@
 volatile int seen[CALLEES];
 static int wide_is_possible;
 
+#ifdef __x86_64__
 __attribute__((target("avx512f"))) CALLEE high(void) { seen[HIGH] = V; }
 /* Vector registers from 16 on: no gate keeps these. */
 __attribute__((noinline, target("avx512f"))) v512 rely_high(volatile v512 *in)
 {
     BODY(high, v512, EACH24)
 }
+static int wide_possible(void) { return __builtin_cpu_supports("avx2"); }
+#else
+static int wide_possible(void) { return 1; }
+#endif
+#define ONE(n) + 1
+enum { GENERALS = EACH_GENERAL(ONE), VECTORS = EACH_VECTOR(ONE), WIDES = EACH_WIDE(ONE) };
 
 static long next(long *seed) { return (*seed = *seed * 6364136223846793005 + 1442695040888963407) >> 8; }
 
-#define CHECK(f, type) do { \
+#define CHECK(f, type, values) do { \
         type want = {0}; \
-        for (int i = 0; i < 16; i++) \
+        for (int i = 0; i < values; i++) \
             want = want * 3 + ((type *)in)[i]; \
         if (f((volatile type *)in) != want) \
             printf("ERROR %s\n", #f); \
     } while (0)
 
-__attribute__((target("avx2"))) static void check_wide(v256 *in)
+WIDE_TARGET static void check_wide(wide_type *in)
 {
-    v256 want = {0};
-    for (int i = 0; i < 16; i++)
+    wide_type want = {0};
+    for (int i = 0; i < WIDES; i++)
         want = want * 3 + in[i];
-    v256 got = rely_wide(in);
-    for (int i = 0; i < 4; i++)
+    wide_type got = rely_wide(in);
+    for (int i = 0; i < (int)(sizeof got / sizeof got[0]); i++)
         if (got[i] != want[i])
             printf("ERROR rely_wide %d\n", i);
 }
 
 static void check(long *seed)
 {
-    v256 space[16];
+    wide_type space[32];
     long *in = (long *)space;
-    for (int i = 0; i < 64; i++)
+    for (int i = 0; i < (int)(sizeof space / sizeof *in); i++)
         in[i] = next(seed);
-    CHECK(rely_general, long);
-    CHECK(rely_through, long);
-    CHECK(rely_late, long);
+    CHECK(rely_general, long, GENERALS);
+    CHECK(rely_through, long, GENERALS);
+    CHECK(rely_late, long, GENERALS);
+#ifdef __x86_64__
     if (rely_rdx(in) != in[0])
         puts("ERROR rely_rdx");
+#endif
     if (wide_is_possible)
         check_wide(space);
-    for (int i = 0; i < 16; i++)
-        ((double *)in)[i] = next(seed) & 0xffff;
-    CHECK(rely_vector, double);
-    CHECK(rely_late_vector, double);
+    for (int i = 0; i < VECTORS; i++)
+        ((double *)in)[i] = next(seed) & 0xff;      /* the sums are exact */
+    CHECK(rely_vector, double, VECTORS);
+    CHECK(rely_late_vector, double, VECTORS);
 }
 
 static void *work(void *seed)
@@ -70,11 +79,14 @@ static void *work(void *seed)
 
 int main(int argc, char **argv)
 {
+    (void)argc, (void)argv;
     pthread_t t[2];
     setvbuf(stdout, 0, _IOLBF, 0);
-    wide_is_possible = __builtin_cpu_supports("avx2");
+    wide_is_possible = wide_possible();
+#ifdef __x86_64__
     if (argc > 2)                                 /* never, but the compiler does not know */
         rely_high((v512 *)argv);
+#endif
     for (long i = 0; i < 2; i++)
         pthread_create(&t[i], 0, work, (void *)(i + 1));
     for (int last = -1;; usleep(1000)) {

@@ -1,7 +1,6 @@
 /* The callees, version V: every register that the ABI lets them change, and the flags, is changed. */
 #include "relying.h"
 #define CALLEE(name) static void __attribute__((used, noinline)) name(void)
-#define SPOIL_WIDE __asm__ volatile(EACH16(FILL_WIDE) : : : SPOILT)
 
 #ifdef NARROW                                     /* a processor without wider ones */
 #undef SPOIL_WIDE

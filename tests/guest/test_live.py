@@ -25,6 +25,9 @@ CHOSEN = [
     "test_leaving.py::test_calls_left_for_good_and_one_that_only_sleeps[heap]",
     "test_versions.py::test_arguments_on_the_stack_arrive[gcc--O2]",
     "test_versions.py::test_virtual_functions_and_exceptions",
+    # values that callers keep in x1 to x15, x18 and v0 to v31, and in scalable vectors, on which the kernel has its own views
+    "test_relying.py::test_values_in_every_volatile_register_survive",
+    "test_sve.py::test_scalable_vectors_arrive_and_are_kept[gcc]",
     "test_turning.py::test_many_times_open_and_closed",
     "test_state.py::test_new_versions_share_the_variables",
     "test_state.py::test_an_atomic_operation_that_the_program_has_not",

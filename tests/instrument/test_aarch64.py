@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from crossing import UNDER, cross_compiled
-from rewriting import instrument
+from rewriting import instrument, run
 from test_ways import check, check_cxx, check_library, name
 
 from psu_bin import descriptor
+from psu_bin.elf import Binary
+from psu_bin.errors import PsuError
 from psu_bin.instrument import driver
 from psu_bin.instrument.plan_types import Reroute
 
@@ -65,3 +67,29 @@ CXX = [("g++", "-O0"), ("g++", "-O2 -no-pie -mbranch-protection=standard"), ("cl
 def test_cxx(cross: Path, cc: str, flags: str) -> None:
     i = instrument(cross_compiled(cross / name(cc, flags), "ways.cc", *flags.split(), "-g", cc=cc))
     check_cxx(i, cross / "change.so", UNDER)
+
+
+ERRATA = ("-Wl,--fix-cortex-a53-843419=adrp", "-Wl,--fix-cortex-a53-835769")
+
+
+@pytest.mark.parametrize("flags", [(), ("-no-pie",), ("-mbranch-protection=standard",)], ids=" ".join)
+def test_functions_that_leave_for_a_linker_s_stub(cross: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    program = cross_compiled(tmp_path / "program", "erratum_aarch64.c", "-O1", "-rdynamic", *ERRATA, *flags)
+    assert {"e843419", "__erratum_835769_veneer_0"} <= stubs_in(program), "the linker made no stub"
+    i = instrument(program)
+    assert run(program, under=UNDER) == run(i.path, under=UNDER) == "before 7 135 135\nafter 7 135 135\n"
+    changed = run(i.path, env=i.changes({"target": "other", "second": "third"}), preload=cross / "change.so", under=UNDER)
+    assert changed == "before 7 135 135\nafter 1003 142 142\n"
+
+
+def stubs_in(path: Path) -> set[str]:
+    """The first words of the symbols' names, which linkers give their stubs."""
+    b = Binary.read(path)
+    return {b.symtab.name(n).split("@")[0] for n in range(len(b.symtab.entries))}
+
+
+def test_what_a_branch_does_not_span_is_refused(tmp_path: Path) -> None:
+    big = tmp_path / "big.c"
+    big.write_text("char big[200 << 20]; int use(long i) { return big[i]; }")
+    with pytest.raises(PsuError, match="too large: code and data span 2.. MiB, branches reach 128 MiB"):
+        instrument(cross_compiled(tmp_path / "program", "small.c", big, "-O1"))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import psu_bin
+from conftest import MACHINE, psu_bin
 
 from psu_bin.attach import transaction
 
@@ -55,7 +55,7 @@ def test_files_that_are_no_patches(lab, spin):
     assert "cannot be read" in refused("attach", spin.pid, lab.folder / "nothing.o")
     assert "32-bit" in refused("attach", spin.pid, as_32_bit(lab, good))
     other = bytearray(good.read_bytes())
-    other[18:20] = (183).to_bytes(2, "little")
+    other[18:20] = {"x86_64": 183, "aarch64": 62}[MACHINE].to_bytes(2, "little")      # the other one's
     cut.write_bytes(other)
     assert "architecture" in refused("attach", spin.pid, cut)
     # A damaged one in the middle of good ones refuses them all.

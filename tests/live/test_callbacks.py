@@ -1,9 +1,9 @@
 """Functions that the C library, the dynamic linker or the kernel's new thread calls; main; and threads that never return."""
 
-from conftest import psu_bin
+from conftest import PATIENCE, WAIT, psu_bin, updates
 from updating import Versions
 
-UPDATES = 100
+UPDATES = updates(100)
 
 
 def held(pid):
@@ -30,11 +30,11 @@ def test_callbacks_start_routines_and_main(lab):
     assert now[1]["state"] == "retired" and now[1]["activations"] == 1
     assert " in stay" in now[1]["kept_because"] and "1 call in progress of thread " in now[1]["kept_because"]
     running.say("let go")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     assert set(held(running.pid)) == {UPDATES}
     # main began in the program's own version and ends in it; what exit calls is the newest.
     running.say("end")
     running.expect("^main 0$")
     running.expect(f"^exit {UPDATES}$")
     running.expect(f"^destroyed {UPDATES}$")
-    assert running.process.wait(timeout=30) == 0
+    assert running.process.wait(timeout=PATIENCE) == 0

@@ -12,7 +12,8 @@ def test_objects_are_not_made_again(lab, level):
     psu_bin("attach", running.pid, lab.patch("globals", "main.cc", level, '-DVERSION="v1"', cc="g++"))
     running.say("")
     running.expect("^v1 first 102 second 202 local 1002 made 3$", reject="destroyed")
-    added = lab.patch("globals", "main.cc", level, '-DVERSION="v2"', '-DADDED', cc="g++", out="third.o")
+    # Not through the address of another variable, which GCC for AArch64 likes, and which is refused before the constructor is.
+    added = lab.patch("globals", "main.cc", level, "-fno-section-anchors", '-DVERSION="v2"', '-DADDED', cc="g++", out="third.o")
     ran = psu_bin("attach", running.pid, added, check=False)
     assert ran.status == 1 and "a constructor uses third, which is new" in ran.err
     running.process.stdin.close()

@@ -1,10 +1,10 @@
 """Coroutines that are suspended in patched functions and go on in another thread."""
 
 import pytest
-from conftest import psu_bin
+from conftest import WAIT, psu_bin, updates
 from updating import FULL, Versions
 
-UPDATES = 100
+UPDATES = updates(100)
 
 
 @pytest.mark.parametrize("flags", [(), (FULL,)])
@@ -17,6 +17,6 @@ def test_a_call_that_begins_on_one_thread_and_ends_on_another(lab, flags):
     running.fresh()
     moved = int(running.expect(r"^moved (\d+)$")[1])
     running.expect(f"^moved {moved + 2}$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     status = psu_bin("status", running.pid, "--json").json
     assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [UPDATES]

@@ -9,16 +9,14 @@ import subprocess
 import sys
 
 import pytest
-from conftest import MACHINE, PROGRAMS, psu_bin
+from conftest import MACHINE, PROGRAMS, WAIT, psu_bin, updates
 from updating import Versions
 
-pytestmark = pytest.mark.skipif(MACHINE != "x86_64", reason="testprogs/conventions is written in x86-64 assembly")
-
-UPDATES = int(os.environ.get("PSU_TEST_CONVENTIONS", "100"))
+UPDATES = int(os.environ.get("PSU_TEST_CONVENTIONS", updates(100)))
 PARTS = 4        # patches that together hold all functions
 SEED = os.environ.get("PSU_TEST_SEED", "1")
 # Callers in inline assembly push return addresses: no red zone.  -w: notes about conventions that changed long ago.
-FLAGS = ("-w", "-Wno-psabi", "-mno-red-zone", "-g0")
+FLAGS = ("-w", "-Wno-psabi", "-g0", *(("-mno-red-zone",) if MACHINE == "x86_64" else ()))
 
 
 @pytest.mark.parametrize("cc, level, updates", [("gcc", "-O1", UPDATES), ("clang", "-O1", UPDATES)])
@@ -36,6 +34,6 @@ def test_every_bit_arrives_in_every_version(lab, cc, level, updates):
     running.fresh()
     for _ in range(2):
         running.expect("^rounds ")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     psu_bin("revert", running.pid, "--original")
     running.expect("^version 0$")

@@ -8,12 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import PROGRAMS, psu_bin
+from conftest import PATIENCE, PROGRAMS, WAIT, psu_bin, updates
 
 from psu_bin.attach.transaction import attach
 
 pytestmark = pytest.mark.skipif(not shutil.which("gdb"), reason="gdb is not installed")
-UPDATES = 100
+UPDATES = updates(100)
 SOURCE = (PROGRAMS / "crash" / "patch.c").read_text().splitlines()
 LIST = ("p $entry = __jit_debug_descriptor.first", "while $entry", "printf \"entry %#lx\\n\", $entry->symfile",
         "set $entry = $entry->next", "end", "echo end of the list\\n")
@@ -36,7 +36,7 @@ def gdb(folder, *arguments, run=()):
     script = folder / "commands.gdb"
     script.write_text("\n".join(run) + "\n")
     done = subprocess.run(["gdb", "-nx", "-q", "-batch", *map(str, arguments), "-x", str(script)], capture_output=True,
-                          text=True, timeout=120, stdin=subprocess.DEVNULL)
+                          text=True, timeout=2 * WAIT, stdin=subprocess.DEVNULL)
     return done.stdout + done.stderr
 
 
@@ -89,7 +89,7 @@ def test_a_core_dump_that_the_debugger_makes(lab, patched):
         while (text := debugger.stdout.readline()) and "attached" not in text:
             pass
         running.say("crash")
-        text = debugger.communicate(timeout=120)[0]
+        text = debugger.communicate(timeout=2 * WAIT)[0]
     finally:
         debugger.kill()
         debugger.wait()
@@ -106,7 +106,7 @@ def test_a_core_dump_of_the_kernel(lab, patched):
         pytest.skip("core dumps are forbidden here: RLIMIT_CORE")
     running = patched(cores=True)
     running.say("crash")
-    assert running.process.wait(timeout=30) == -signal.SIGSEGV
+    assert running.process.wait(timeout=PATIENCE) == -signal.SIGSEGV
     cores = [f for f in lab.folder.iterdir() if f.is_file() and f.read_bytes()[:17].startswith(b"\x7fELF")
              and f.read_bytes()[16:18] == b"\4\0"]
     assert cores, list(lab.folder.iterdir())

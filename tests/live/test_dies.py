@@ -6,7 +6,7 @@ tests/stress/test_killed.py kills it after every kind of system call, on machine
 import os
 
 import pytest
-from conftest import preloaded, psu_bin
+from conftest import WAIT, preloaded, psu_bin
 
 
 @pytest.mark.parametrize("step", ["process_vm_writev bytes", "process_vm_writev command_seq", "ptrace CONT"])
@@ -34,6 +34,6 @@ def test_killed_around_the_commit(lab, step):
     for job, v in enumerate((0, 2, began, 4)):
         running.say(f"end {job}")
         running.expect(f"job {job} ended in {v}")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     states = {p["name"]: p["state"] for p in psu_bin("status", running.pid, "--json").json["patches"]}
     assert states.pop("v4.o") == "current" and set(states.values()) == {"freed"}

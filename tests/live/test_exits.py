@@ -3,13 +3,14 @@
 import os
 
 import pytest
+from conftest import WAIT, updates
 from updating import Versions
 
 from psu_bin.attach import borrow, target
 from psu_bin.attach.process import Process
 from psu_bin.errors import PsuError
 
-UPDATES = 100
+UPDATES = updates(100)
 
 
 @pytest.mark.parametrize("ends", ["between updates", "during updates"])
@@ -29,7 +30,7 @@ def test_exit_runs_the_newest_handlers(lab, ends):
     found = int(running.expect(r"^handler (\d+)$")[1])
     # An update that was under way when the process ended may have been committed.
     assert UPDATES <= found <= last + (ends == "during updates")
-    status = running.process.wait(timeout=60)
+    status = running.process.wait(timeout=WAIT)
     assert any(status == v % 100 for v in range(UPDATES, found + 1)), (status, found)
 
 

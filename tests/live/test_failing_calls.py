@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, WAIT
 from updating import Versions
 
 from psu_bin.attach import revert, status
@@ -156,7 +156,7 @@ def test_each_call_of_a_revert_fails(start):
     refused = 0
     for at in range(1, 200):
         updates.versions.attach(updates.pid, at)
-        status.wait(updates.pid, 60)
+        status.wait(updates.pid, WAIT)
         before = layout(updates.pid), states(updates.pid)
         updates.failing.arm(AGENT, errno.ENOMEM, at)
         try:
@@ -166,7 +166,7 @@ def test_each_call_of_a_revert_fails(start):
             done = False
         _, failed, last, _ = updates.failing.disarm()
         if done:
-            status.wait(updates.pid, 60)
+            status.wait(updates.pid, WAIT)
             assert {state for _, state in states(updates.pid)} == {"freed"}
         else:
             assert (layout(updates.pid), states(updates.pid)) == before or last == MUNMAP

@@ -5,10 +5,13 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import GUARDED, psu_bin
+from conftest import GUARDED, MACHINE, psu_bin
 
 BUILDS = [pytest.param(cc, flags, marks=pytest.mark.skipif(not shutil.which(cc), reason=f"{cc} is not installed"))
           for cc, flags in (("gcc", (GUARDED, "-Wl,-z,now")), ("clang", ()))]
+
+# What holds an address in few bits: a word of 32; a page's number of 21 bits, relative to the instruction's.
+SHORT = {"x86_64": "R_X86_64_32", "aarch64": "R_AARCH64_ADR_PREL_PG_HI21"}[MACHINE]
 
 
 def start(lab, cc, *flags):
@@ -38,7 +41,7 @@ def test_the_address_of_a_library_function_in_32_bits(lab, cc, flags):
     running = start(lab, cc, *flags)
     assert answer(running) == "0 unsorted same"
     patch = lab.patch("fixed", "patch.c", "-fno-pic", "-DV=1", "-DFIRST", cc=cc, out="first.o")
-    assert re.search("R_X86_64_32S? .* strcmp", relocations(patch))
+    assert re.search(f"{SHORT}S? .* strcmp", relocations(patch))
     psu_bin("attach", running.pid, patch)
     assert answer(running) == "1 sorted same"
     # The next versions have the same address for it, whatever they are compiled with, and nothing grows.
@@ -61,7 +64,7 @@ def test_the_address_of_library_data_in_32_bits_is_refused(lab):
     running = start(lab, "gcc")
     patch = lab.patch("fixed", "patch.c", "-fno-pic", "-DV=1", "-DFIRST", "-DDATA")
     ran = psu_bin("attach", running.pid, patch, check=False)
-    assert ran.status == 1 and "environ is out of reach of R_X86_64_32" in ran.err
+    assert ran.status == 1 and f"environ is out of reach of {SHORT}" in ran.err
     assert "compile the patch with -fPIC" in ran.err and "position-independent" not in ran.err
     assert answer(running) == "0 unsorted same" and not stores(running.pid).imports
     psu_bin("attach", running.pid, lab.patch("fixed", "patch.c", "-fPIC", "-DV=1", "-DFIRST", "-DDATA"))

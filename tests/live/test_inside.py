@@ -1,7 +1,7 @@
 """Calls inside one patch object go to the body at once, and to the newest version from the moment that there is one."""
 
 import pytest
-from conftest import psu_bin
+from conftest import WAIT, psu_bin
 from updating import Versions
 
 THREADS = 3
@@ -33,7 +33,7 @@ def test_a_loop_of_an_old_version_calls_the_newest(lab, cc, flags):
     running.say("leave")
     for _ in range(THREADS):
         running.expect("^left 1$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     # `loop` is still that of version 21, the others too; then the others only.
     full.attach(running.pid, 22)
     partial.attach(running.pid, 23)
@@ -41,7 +41,7 @@ def test_a_loop_of_an_old_version_calls_the_newest(lab, cc, flags):
     running.say("leave")
     for _ in range(THREADS):
         running.expect("^left 21$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     partial.attach(running.pid, 24)
     for _ in range(THREADS):
         running.expect("^version 24$")
@@ -75,5 +75,5 @@ def test_reverts(lab):
     running.expect("^left 0$")
     psu_bin("revert", running.pid, "--original")
     running.expect("^ERROR [02] [02] 0 after 2$", reject="")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     assert {p["state"] for p in patches(running.pid).values()} == {"freed"}

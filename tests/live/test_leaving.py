@@ -3,25 +3,26 @@
 import platform
 
 import pytest
-from conftest import psu_bin
+from conftest import SLOWNESS, WAIT, psu_bin, updates
 from updating import FULL, Versions
 
 from psu_bin.attach import status, surplus
 
-UPDATES = 100
+UPDATES = updates(100)
 # Where a return address may be in a register only, a thread must wait before it can be told that it is in no old version.
 IN_REGISTERS = platform.machine() == "aarch64"
+PAUSE = (round(300 * SLOWNESS),) if IN_REGISTERS else ()      # ms, longer than a look takes
 
 
 @pytest.mark.parametrize("way, flags", [
     ("longjmp", ()), ("siglongjmp", ()), ("exit", ()), ("cancel", ()), ("async", ()), ("siglongjmp", (FULL,)), ("alternate", ())])
 def test_old_versions_are_freed(lab, way, flags):
-    running = lab.start(lab.program("leaving", *flags), way, 4)
+    running = lab.start(lab.program("leaving", *flags), way, 4, *PAUSE)
     versions = Versions(lab, "leaving")
     running.expect("^ready$")
     versions.run(running.pid, 1, UPDATES)
     running.expect(f"^version {UPDATES}$")
-    psu_bin("wait", running.pid, "--timeout", 20)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     status = psu_bin("status", running.pid, "--json").json
     assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [UPDATES]
     turns = int(running.expect(r"^turns (\d+)$")[1])
@@ -38,7 +39,7 @@ def test_threads_that_block_right_after_a_jump(lab):
     running.say("rest")
     running.expect("^resting$")
     psu_bin("revert", running.pid, "--original")
-    psu_bin("wait", running.pid, "--timeout", 20)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     assert {p["state"] for p in psu_bin("status", running.pid, "--json").json["patches"]} == {"freed"}
 
 
@@ -81,7 +82,7 @@ def test_calls_left_for_good_and_one_that_only_sleeps(lab, place):
     running.say("resume")
     running.expect("^finished 1$")
     running.expect("^resumed$")
-    psu_bin("wait", running.pid, "--timeout", 20)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     running.say("version")
     running.expect("^version 3$")
 
@@ -94,7 +95,7 @@ def test_jumping_threads_that_wait_now_and_then_or_never(lab, pause):
     versions.run(running.pid, 1, 3)
     running.expect("^version 3$")
     kept = IN_REGISTERS and not pause
-    psu_bin("wait", running.pid, "--timeout", 5 if kept else 60, check=not kept)
+    psu_bin("wait", running.pid, "--timeout", 5 if kept else WAIT, check=not kept)
     patches = psu_bin("status", running.pid, "--json").json["patches"]
     assert patches[0]["state"] == ("retired" if kept else "freed")
     if kept:
@@ -116,7 +117,7 @@ def test_a_call_whose_way_back_may_be_in_a_register_only(lab):
     running.say("resume")
     running.expect("^finished 1$")
     running.expect("^resumed$")
-    psu_bin("wait", running.pid, "--timeout", 20)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     running.say("version")
     running.expect("^version 2$")
 
@@ -130,7 +131,7 @@ def test_exceptions(lab, cc, monkeypatch):
     running.expect("^ready$")
     versions.run(running.pid, 1, UPDATES)
     running.expect(f"^version {UPDATES}$")
-    status.wait(running.pid, 60)
+    status.wait(running.pid, WAIT)
     assert [p.id for p in status.read(running.pid).patches if p.state != "freed"] == [UPDATES]
     turns = int(running.expect(r"^turns (\d+)$")[1])
     running.expect(f"^turns {turns + 20000}$")

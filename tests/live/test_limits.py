@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import updating
-from conftest import LIBRARIES, LOADER, ROOT, psu_bin
+from conftest import LIBRARIES, LOADER, ROOT, WAIT, psu_bin, updates
 from updating import Versions
 
 from psu_bin.attach import status
@@ -18,7 +18,7 @@ from psu_bin.attach.transaction import attach
 from psu_bin.errors import PsuError
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-UPDATES = 100
+UPDATES = updates(100)
 MOST = 400                 # pages that an attach may need, at the most
 USED = {resource.RLIMIT_AS: "VmSize", resource.RLIMIT_DATA: "VmData"}
 LIMITS = pytest.mark.parametrize("limit", [pytest.param(limit, id=name) for limit, name in USED.items()])
@@ -97,7 +97,7 @@ def test_no_memory_for_a_revert(lab, limit):
     versions = Versions(lab, "spin")
     versions.run(running.pid, 1, 2)
     running.expect("^version 2$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     resource.prlimit(running.pid, limit, (used(running.pid, limit), resource.RLIM_INFINITY))
     before = layout(running.pid)
     ran = psu_bin("revert", running.pid, check=False)
@@ -187,7 +187,7 @@ def test_a_process_in_a_container(lab):
         running.expect(f"^version {v}$")
     Versions(lab, "spin").run(inside, 3, UPDATES + 2)
     running.expect(f"^version {UPDATES + 2}$")
-    psu_bin("wait", inside, "--timeout", 60)
+    psu_bin("wait", inside, "--timeout", WAIT)
     psu_bin("revert", inside)
     running.expect(f"^version {UPDATES + 1}$", reject="version 0")
     # Another build in its place, there and not here.

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import psu_bin
+from conftest import psu_bin, updates
 from test_limits import layout
 from updating import Versions
 
@@ -13,7 +13,7 @@ from psu_bin.attach.pressure import folders
 from psu_bin.errors import PsuError
 
 LITTLE, ENOUGH = 64 << 10, 64 << 20
-UPDATES = 100
+UPDATES = updates(100)
 
 
 @pytest.fixture

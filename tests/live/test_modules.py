@@ -4,7 +4,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import GUARDED, PROGRAMS, psu_bin
+from conftest import GUARDED, PROGRAMS, WAIT, psu_bin
 
 LINE = "^plt {p} total {p} pointer {p} handed {p} named {p} back {d} same 1 sold 1$"
 
@@ -46,7 +46,7 @@ def test_a_program_and_its_library(lab, flags):
     settled(running, 196, -4)
     psu_bin("revert", running.pid)
     settled(running, 98, -2)
-    psu_bin("revert", running.pid, "--original", "--wait", "--timeout", 60)
+    psu_bin("revert", running.pid, "--original", "--wait", "--timeout", WAIT)
     settled(running, 9, -1)
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 
 import pytest
-from conftest import psu_bin
+from conftest import PATIENCE, psu_bin, updates
 from updating import Versions
 
 from psu_bin.attach import linker
@@ -47,8 +47,9 @@ def test_setuid_does_not_wait_for_the_update(lab, program, in_the_middle):
     versions = Versions(lab, "moments")
     versions.attach(program.pid, 1)
     program.expect("^version 1$")
-    versions.run(program.pid, 2, 101)
-    program.expect("^version 101$")
+    last = updates(100)
+    versions.run(program.pid, 2, last)
+    program.expect(f"^version {last}$")
     for task in os.listdir(f"/proc/{program.pid}/task"):
         with open(f"/proc/{program.pid}/task/{task}/status") as f:
             assert "Uid:\t12345\t12345\t12345\t12345\n" in f.readlines(), task
@@ -58,7 +59,7 @@ def test_setuid_does_not_wait_for_the_update(lab, program, in_the_middle):
 def test_the_target_ends(lab, program, in_the_middle, order, status):
     def end():
         program.say(order)
-        assert program.process.wait(timeout=30) == status    # its parent learns of it at once
+        assert program.process.wait(timeout=PATIENCE) == status    # its parent learns of it at once
     in_the_middle(end)
     with pytest.raises(PsuError, match="ended meanwhile"):
         Versions(lab, "moments").attach(program.pid, 1)

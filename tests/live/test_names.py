@@ -6,7 +6,7 @@ import os
 import shutil
 
 import pytest
-from conftest import psu_bin
+from conftest import WAIT, psu_bin
 
 # What Python takes for ends of lines, no UTF-8, what looks like a field of stat and of status.
 NAMES = [b"\xff\xfe \x85", b"a) Z 1 (\r", b"\rTgid:\t1", b"\x0bState: Z\x1c", b"\n \\n", b"\xe2\x80\xa8 x"]
@@ -30,4 +30,4 @@ def test_attach_status_and_revert(lab, name):
     assert [x["state"] for x in status["patches"]] == ["current"] and status["agent"]
     psu_bin("revert", p.pid)
     p.expect("version 0")
-    psu_bin("wait", p.pid, "--timeout", 60)
+    psu_bin("wait", p.pid, "--timeout", WAIT)

@@ -5,7 +5,7 @@ PSU_SOAK says how many updates; scripts/torture soak makes it 10,000."""
 import os
 from pathlib import Path
 
-from conftest import psu_bin
+from conftest import WAIT, psu_bin
 from updating import Versions
 
 from psu_bin.attach import status
@@ -17,7 +17,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 def memory(pid):
     """(resident bytes, number of mappings), once nothing is left to free."""
-    status.wait(pid, 60)
+    status.wait(pid, WAIT)
     resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
     return resident, len(Path(f"/proc/{pid}/maps").read_text().splitlines())
 

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import MACHINE, psu_bin
+from conftest import MACHINE, PATIENCE, psu_bin, updates
 from updating import Versions
 
 from psu_bin.attach import status
@@ -20,6 +20,7 @@ from psu_bin.attach.transaction import attach
 from psu_bin.errors import PsuError
 
 USER = 12345
+NR_PTRACE = {"x86_64": 101, "aarch64": 117}[MACHINE]
 NR_SECCOMP_FILTER, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, PR_CAPBSET_DROP, CAP_SYS_PTRACE = 2, 38, 22, 24, 19
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -104,14 +105,15 @@ def test_setuid_after_the_start(open_lab):
     running.expect("^version 1$")
     running.say(f"setuid {USER} {USER}")
     running.expect("^setuid 0$")
-    versions.run(running.pid, 2, 102)
-    running.expect("^version 102$")
-    said = as_user(running.pid, 103, versions)
+    last = updates(100)
+    versions.run(running.pid, 2, last)
+    running.expect(f"^version {last}$")
+    said = as_user(running.pid, last + 1, versions)
     assert "not dumpable or has capabilities that you lack (run psu-bin as root" in said
     running.say("dumpable 1")
     running.expect("^dumpable 0$")
-    assert as_user(running.pid, 104, versions) == "103"     # the number of the patch
-    running.expect("^version 104$", reject="version 103")
+    assert as_user(running.pid, last + 2, versions) == str(last + 1)     # the number of the patch
+    running.expect(f"^version {last + 2}$", reject=f"version {last + 1}")
     agent = status.read(running.pid).agent
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{running.pid}/task/{agent}/status").read_text().splitlines())
     assert fields["Uid"].split() == [str(USER)] * 4 and int(fields["CapEff"], 16) == 0
@@ -130,16 +132,18 @@ def test_a_program_of_another_group(open_lab):
 def test_a_program_that_is_not_dumpable(open_lab):
     running = start(open_lab, "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
     versions = Versions(open_lab, "moments")
-    assert as_user(running.pid, 1, versions, 50) == "50"
+    part = updates(50)
+    assert as_user(running.pid, 1, versions, part) == str(part)
     running.say("dumpable 0")
     running.expect("^dumpable 0$")
-    assert "not dumpable" in as_user(running.pid, 51, versions)
-    versions.run(running.pid, 52, 152)
-    running.expect("^version 152$", reject="version 51")
+    assert "not dumpable" in as_user(running.pid, part + 1, versions)
+    versions.run(running.pid, part + 2, 2 * part)
+    running.expect(f"^version {2 * part}$", reject=f"version {part + 1}")
     running.say("dumpable 1")
     running.expect("^dumpable 0$")
-    assert as_user(running.pid, 153, versions, 202) == "201"
-    running.expect("^version 202$")
+    last = 3 * part
+    assert as_user(running.pid, 2 * part + 1, versions, last) == str(last - 1)      # one was refused
+    running.expect(f"^version {last}$")
 
 
 def test_without_the_capability(open_lab):
@@ -164,8 +168,8 @@ def test_a_sandbox_around_psu_bin(open_lab):
 
     def prepare():
         import struct
-        # ptrace (101) fails with EPERM, process_vm_readv (310) works
-        rows = [(0x20, 0, 0, 0), (0x15, 0, 1, 101), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]
+        # ptrace fails with EPERM, process_vm_readv works
+        rows = [(0x20, 0, 0, 0), (0x15, 0, 1, NR_PTRACE), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]
         code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *r) for r in rows))
         head = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", len(rows), ctypes.addressof(code)))
         assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
@@ -207,7 +211,7 @@ def test_a_debugger_holds_the_process(open_lab):
         assert f"is being traced already by gdb (process {gdb.pid})" in ran.err
         gdb.stdin.write("quit\n")
         gdb.stdin.flush()
-        gdb.wait(timeout=30)
+        gdb.wait(timeout=PATIENCE)
     finally:
         gdb.kill()
         gdb.wait()
@@ -227,7 +231,7 @@ def test_strace_holds_the_threads(open_lab):
         assert ran.status == 1
         assert f"is being traced already by strace (process {strace.pid}) (wait for it, or detach it)" in ran.err
         strace.send_signal(signal.SIGINT)
-        strace.wait(timeout=30)
+        strace.wait(timeout=PATIENCE)
     finally:
         strace.kill()
         strace.wait()

@@ -5,10 +5,10 @@ import re
 import signal
 
 import pytest
-from conftest import psu_bin
+from conftest import WAIT, psu_bin, updates
 from updating import Versions
 
-UPDATES = 100
+UPDATES = updates(100)
 
 
 def roles(running, names):
@@ -57,7 +57,7 @@ def test_parent_and_children_are_patched_on_their_own(lab, children):
         now[role] = last
         settled(running, now)
     for role, pid in pids.items():
-        psu_bin("wait", pid, "--timeout", 60)
+        psu_bin("wait", pid, "--timeout", WAIT)
         alive = [p for p in psu_bin("status", pid, "--json").json["patches"] if p["state"] != "freed"]
         assert [p["id"] for p in alive] == [now[role]]
     psu_bin("revert", pids["child0"], "--original")
@@ -88,7 +88,7 @@ def test_children_that_were_forked_from_a_patched_process_are_patched_and_revert
         versions.attach(running.pid, v)
         if v % 10 == 0:
             running.expect(f"^children {v}$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
 
 
 def test_programs_started_with_vfork(lab):
@@ -98,5 +98,5 @@ def test_programs_started_with_vfork(lab):
     versions.run(running.pid, 1, UPDATES)
     running.expect(f"^programs {UPDATES}$")
     # The borrowed memory of vfork left no count behind.
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     assert not any(re.search("ERROR", line) for line in running.seen)

@@ -3,11 +3,11 @@
 import resource
 
 import pytest
-from conftest import psu_bin
+from conftest import WAIT, psu_bin, updates
 from updating import FULL, Versions
 
 LEVELS = 200_000
-TURNS = 25       # of four updates each
+TURNS = updates(25)       # of four updates each
 
 
 @pytest.mark.parametrize("flags", [(), (FULL,)])
@@ -29,7 +29,7 @@ def test_levels_of_many_versions_on_one_stack(lab, flags):
     for _ in range(4):
         running.say("")
         running.expect(f"^down {v}$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     status = psu_bin("status", running.pid, "--json").json
     assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [v]
 

@@ -8,12 +8,12 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, psu_bin
+from conftest import ROOT, psu_bin, updates
 from updating import Versions
 
 from psu_bin.errors import PsuError
 
-UPDATES = 100
+UPDATES = updates(100)
 MEMBARRIER, MPROTECT_EXEC, CLONE, CLONE3, PRCTL, SYSINFO = 324, 10001, 56, 435, 157, 99
 # read write fstat mmap mprotect munmap brk rt_sigaction rt_sigprocmask rt_sigreturn getpid clone exit gettid futex clock_nanosleep
 # exit_group set_robust_list rseq clone3 newfstatat madvise getrandom: what a C program with threads uses

@@ -1,10 +1,10 @@
 """Handlers that call patched functions, at a high rate, nested and on an alternate stack, while the program is updated."""
 
 import pytest
-from conftest import psu_bin
+from conftest import WAIT, psu_bin, updates
 from updating import FULL, Versions
 
-UPDATES = 100
+UPDATES = updates(100)
 
 
 @pytest.mark.parametrize("how, flags", [("storm", ()), ("timer", ()), ("storm", (FULL,))])
@@ -17,6 +17,6 @@ def test_handlers_that_call_patched_functions(lab, how, flags):
     running.fresh()
     handled = int(running.expect(r"^handled (\d+)$")[1])
     running.expect(f"^handled {handled + 2}$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     status = psu_bin("status", running.pid, "--json").json
     assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [UPDATES]

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from conftest import psu_bin
+from conftest import WAIT, psu_bin
 
 SOURCES = ("main.c", "other.c")
 
@@ -18,7 +18,7 @@ def test_new_versions_share_the_variables(lab):
     assert shared > int(before[1]) and other > int(before[4]) > 5000
     assert calls > int(before[2]) and int(before[3]) < thread < 1000 and thread > 50
     assert new - 42 == rounds - 71 == fresh - 1
-    psu_bin("attach", running.pid, lab.patch("state", "patch2/main.c"), "--wait", "--timeout", 60)
+    psu_bin("attach", running.pid, lab.patch("state", "patch2/main.c"), "--wait", "--timeout", WAIT)
     line = running.expect(r"^worker v2 global (\d+) shared (\d+) calls (\d+) thread (\d+) new (\d+) rounds (\d+) "
                           r"\[kept after the version is gone\]")
     assert int(line[2]) > shared and int(line[3]) > calls and int(line[4]) > thread

@@ -1,9 +1,9 @@
 """Threads that come and go while the program is updated as fast as it can be."""
 
-from conftest import psu_bin
+from conftest import WAIT, psu_bin, updates
 from updating import Versions
 
-UPDATES = 100
+UPDATES = updates(100)
 
 
 def test_threads_that_live_for_a_moment(lab):
@@ -14,7 +14,7 @@ def test_threads_that_live_for_a_moment(lab):
     running.expect(f"^version {UPDATES}$")
     lived = int(running.expect(r"^lived (\d+)$")[1])
     running.expect(f"^lived {lived + 2}$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     status = psu_bin("status", running.pid, "--json").json
     assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [UPDATES]
 
@@ -25,7 +25,7 @@ def test_a_thousand_threads_at_once(lab):
     running.expect("^ready$")
     versions.run(running.pid, 1, UPDATES)
     running.expect(f"^version {UPDATES}$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     status = psu_bin("status", running.pid, "--json").json
     assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [UPDATES]
     assert running.alive()

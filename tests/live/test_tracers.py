@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, psu_bin
+from conftest import PATIENCE, ROOT, WAIT, psu_bin
 
 
 TRACED = (r"psu-bin: process \d+: is being traced already by {name} \(process {pid}\) "
@@ -32,7 +32,7 @@ def tracer(*command):
             p.stdin.close()        # the end of its commands: it detaches
         else:
             p.send_signal(signal.SIGINT)
-        p.wait(timeout=30)
+        p.wait(timeout=PATIENCE)
     finally:
         p.kill()
         p.wait()
@@ -84,7 +84,7 @@ def test_only_the_agent_matters(lab):
         assert psu_bin("status", running.pid, "--json").json["patches"][-1]["state"] == "current"
     psu_bin("revert", running.pid)
     running.expect("^version 1$", reject="version 0")
-    assert psu_bin("wait", running.pid, "--timeout", 60).status == 0
+    assert psu_bin("wait", running.pid, "--timeout", WAIT).status == 0
 
 
 @pytest.mark.parametrize("program, ready, line", [("spin", "^version 0$", "^version {}$"), ("crash", "^ready$", None)])
@@ -98,19 +98,19 @@ def test_several_at_once(lab, program, ready, line):
         started = [subprocess.Popen([sys.executable, "-m", "psu_bin", "attach", str(running.pid), str(p)], text=True,
                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) for p in patches.values()]
         for p in started:
-            out, err = p.communicate(timeout=120)
+            out, err = p.communicate(timeout=2 * WAIT)
             if p.returncode:
                 assert p.returncode == 1 and not out, (out, err)
                 assert re.fullmatch(TRACED.format(name=".*", pid=r"\d+"), err), err
             else:
                 done += 1
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     listed = psu_bin("status", running.pid, "--json").json["patches"]
     assert done and max(p["id"] for p in listed) == done
     assert [p["id"] for p in listed if p["state"] == "current"] == [done]
     if line:
         running.expect(line.format(listed[-1]["name"][1]), reject="")
     psu_bin("attach", running.pid, patches["p3.o"])
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     assert psu_bin("status", running.pid, "--json").json["patches"][-1]["id"] == done + 1
     assert running.alive()

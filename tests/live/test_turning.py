@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import GUARDED, psu_bin
+from conftest import GUARDED, psu_bin, updates
 from psu_bin import arch as arch_package
 from psu_bin.attach import mirrors, target, turning
 from psu_bin.attach.process import Process
@@ -60,7 +60,7 @@ def test_many_times_open_and_closed(lab):
     running.expect("ready")
     stubs = Calls(running.pid)
     patch = lab.patch("near", "patch.c", "-DV=1")
-    for _ in range(50):
+    for _ in range(updates(50)):
         attach(running.pid, (patch,))
         running.say("call")
         running.expect("^version 1001$")

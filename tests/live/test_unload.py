@@ -3,7 +3,7 @@
 import pytest
 import subprocess
 
-from conftest import psu_bin
+from conftest import WAIT, psu_bin, updates
 from updating import Versions
 
 
@@ -40,7 +40,7 @@ def test_a_patched_library_stays_and_is_found_again(lab, host):
     versions.attach(host.pid, 20000)
     ask(host, f"load {host.plugin}", "^loaded$")
     ask(host, "call", "^plugin 20003$")
-    psu_bin("revert", host.pid, "--original", "--wait", "--timeout", 60)
+    psu_bin("revert", host.pid, "--original", "--wait", "--timeout", WAIT)
     ask(host, "unload", "^unloaded 0 there$")
     ask(host, f"load {host.plugin}", "^loaded$")
     ask(host, "call", "^plugin 4$")
@@ -62,14 +62,15 @@ def test_a_library_that_comes_and_goes_while_it_is_patched(lab, host):
     host.say(f"cycle {host.plugin} 400000")
     host.expect("^cycling")
     done = 0
+    wanted = updates(100)
     for _ in range(3000):
         try:
             versions.attach(host.pid, done + 1)
             done += 1
         except PsuError as e:
             assert not done, e
-        if done == 100:
+        if done == wanted:
             break
-    assert done == 100
+    assert done == wanted
     host.expect(rf"^cycling {done}\d\d\d\d?\d?\d?$")
     assert host.alive()

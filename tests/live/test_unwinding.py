@@ -1,10 +1,10 @@
 """backtrace() inside patched functions and in handlers that interrupt them, while they are replaced."""
 
 import pytest
-from conftest import psu_bin
+from conftest import WAIT, psu_bin, updates
 from updating import Versions
 
-UPDATES = 100
+UPDATES = updates(100)
 
 
 @pytest.mark.parametrize("flags", [("-O2",), ("-O1", "-fno-omit-frame-pointer")], ids=" ".join)
@@ -17,6 +17,6 @@ def test_stacks_are_whole_in_every_moment(lab, flags):
     running.fresh()
     looked = int(running.expect(r"^looked (\d+)$")[1])
     running.expect(f"^looked {looked + 1}$")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     status = psu_bin("status", running.pid, "--json").json
     assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [UPDATES]

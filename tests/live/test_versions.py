@@ -4,7 +4,7 @@ import platform
 import re
 
 import pytest
-from conftest import GUARDED, psu_bin
+from conftest import GUARDED, WAIT, psu_bin
 
 
 def patches(status):
@@ -22,7 +22,7 @@ def test_versions_never_go_back_and_switch_together(lab, threads, alarm):
         assert sorted(result["functions"]) == ["first", "second"]
         assert result["threads_stopped"] == 0
         running.expect(f"^version {v}$", reject=f"ERROR|^version (?!{v}$|{v - 1}$)")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     status = patches(psu_bin("status", running.pid, "--json").json)
     assert status[11]["state"] == "current"
     assert all(p["state"] == "freed" and p["bytes"] == 0 for i, p in status.items() if i != 11)
@@ -83,7 +83,7 @@ def test_a_thread_that_never_stops_running_keeps_its_version(lab):
                                    status[1]["kept_because"]), status[1]["kept_because"]
     running.say("end 0")
     running.expect("busy 0 ended in 1")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
 
 
 def test_a_call_in_progress_finishes_in_its_version_and_keeps_just_that(lab):
@@ -111,7 +111,7 @@ def test_a_call_in_progress_finishes_in_its_version_and_keeps_just_that(lab):
     assert [status[i]["state"] for i in (1, 2, 3)] == ["freed", "retired", "current"]
     running.say("end 2")
     running.expect("job 2 ended in 2")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)
     running.say("end 0")
     running.expect("job 0 ended in 0")
     running.say("end 3")
@@ -126,7 +126,7 @@ def test_arguments_on_the_stack_arrive(lab, optimisation, cc):
     for v in (1, 2, 3):
         psu_bin("attach", running.pid, lab.patch("stackargs", "patch.c", optimisation, f"-DV={v}", cc=cc))
         running.expect(f"^version {v}$")
-    psu_bin("revert", running.pid, "--original", "--wait", "--timeout", 60)
+    psu_bin("revert", running.pid, "--original", "--wait", "--timeout", WAIT)
     running.expect("^version 0$")
 
 
@@ -136,7 +136,7 @@ def test_virtual_functions_and_exceptions(lab):
     psu_bin("attach", running.pid, lab.patch("cxx", "patch.cc", cc="g++"))
     running.expect("^area 1600 version 1 caught 1 alive 0$")
     running.expect("^area 1600 version 1 caught none alive 0$")
-    psu_bin("revert", running.pid, "--wait", "--timeout", 60)
+    psu_bin("revert", running.pid, "--wait", "--timeout", WAIT)
     running.expect("^area 16 version 0 caught 0 alive 0$")
 
 
@@ -178,4 +178,4 @@ def test_wait_that_times_out_says_that_the_patch_is_in(lab):
                   check=False)
     assert ran.status == 1 and ran.json["patch"] == 2 and "the change is in" in ran.err
     running.say("end 0")
-    psu_bin("wait", running.pid, "--timeout", 60)
+    psu_bin("wait", running.pid, "--timeout", WAIT)

@@ -6,7 +6,7 @@ are what a processor may do, however it reorders.  The axioms are Arm's own (Arm
 aarch64.cat of herd7, https://github.com/herd/herdtools7), as far as the instructions below need them.
 
 Instructions: MOV W,#n; MOV W,W; ADD W,W,W; LDR, LDAR, STR, STLR of a word [X]; STADD, STADDL (ARMv8.1);
-LDXR, STXR, STLXR; DMB ISH, DMB ISHLD; CMP W,W; CBZ, CBNZ, B.NE, B.EQ forwards; labels.  Not modelled: instruction
+LDXR, LDAXR, STXR, STLXR; DMB ISH, DMB ISHLD; CMP W,W; CBZ, CBNZ, B.NE, B.EQ forwards; labels.  Not modelled: instruction
 fetches, addresses that are computed, accesses of other sizes, an exclusive store that fails.
 
     python armv8.py FILE.litmus...       says of each whether its condition can be met
@@ -95,14 +95,14 @@ def traces(thread: int, test: Litmus, values: dict[str, set[int]]) -> Iterator[T
             name, *words = re.split(r"[ ,]+", line.replace("[", "").replace("]", ""))
             if name == "DMB":
                 trace.events.append(Event(thread, "F", words[0]))
-            elif name in ("LDR", "LDAR", "LDXR"):
+            elif name in ("LDR", "LDAR", "LDXR", "LDAXR"):
                 place = points[words[1]]
                 for value in sorted(values[place]):
                     branch = Trace([*trace.events])
-                    branch.events.append(Event(thread, "R", place, value, acquire=name == "LDAR", control=control))
+                    branch.events.append(Event(thread, "R", place, value, acquire="A" in name, control=control))
                     number = len(branch.events) - 1
                     yield from go(at, branch, {**regs, words[0]: (value, frozenset({number}))}, control, flags,
-                                  number if name == "LDXR" else reserved)
+                                  number if "X" in name else reserved)
                 return
             elif name in ("STR", "STLR"):
                 value, since = regs[words[0]] if words[0] != "WZR" else (0, frozenset())

@@ -10,6 +10,7 @@ What stands for what:
   MEMBARRIER             membarrier(2): between call and return every running thread executes a barrier.  So here: the
                          agent asks and waits for the answer, a thread answers at one point of its program, with a
                          DMB between.  Every point is tried, each as a test of its own
+  sp, next, frame        a side entry (gates.S, SIDE; counters.c): 0 in the first is free
   munmap, CODE           a store after the comparison of the sums; code words of gates: 1, 2, ...
   fence                  psu_route(): __atomic_thread_fence(__ATOMIC_ACQUIRE) is DMB ISHLD
 
@@ -115,6 +116,25 @@ TESTS = (
         "1:X2=1 1:X3=0",
         {"no barrier": NO_MEMBARRIER,
          "turned behind the barrier": ((0, "STLR W9,[X2]; MEMBARRIER", "MEMBARRIER; STLR W9,[X2]"),)}),
+    Protocol(
+        "entry-owner", "a side entry that two lists lead to has one owner (gates.S, SIDE)",
+        {"sp": 0}, ("X0=sp", "X0=sp"),
+        ("MOV W9,#1; LDAXR W2,[X0]; STXR W7,W9,[X0]", "MOV W9,#2; LDAXR W3,[X0]; STXR W8,W9,[X0]"),
+        "0:X2=0 1:X3=0 0:X7=0 1:X8=0",
+        {"a look and a store": ((0, "LDAXR W2,[X0]; STXR W7,W9,[X0]", "MOV W7,#0; LDR W2,[X0]; STR W9,[X0]"),)}),
+    Protocol(
+        "entry-next", "who takes a side entry that another thread gave back finds where it leads (psu_side_release)",
+        {"sp": 1, "next": 0}, ("X0=sp X1=next", "X0=sp X1=next"),
+        ("MOV W9,#1; STR W9,[X1]; STLR WZR,[X0]",
+         "MOV W9,#2; LDAXR W2,[X0]; CBNZ W2,L1; STXR W7,W9,[X0]; LDR W3,[X1]; L1:"),
+        "1:X2=0 1:X7=0 1:X3=0",
+        {"a plain store": ((0, "STLR", "STR"),), "a plain load": ((1, "LDAXR", "LDXR"),)}),
+    Protocol(
+        "entry-frame", "what is in a side entry has been read when the next owner writes into it",
+        {"sp": 1, "frame": 1}, ("X0=sp X1=frame", "X0=sp X1=frame"),
+        ("MOV W9,#2; LDAXR W2,[X0]; CBNZ W2,L1; STXR W7,W9,[X0]; STR WZR,[X1]; L1:", "LDR W3,[X1]; STLR WZR,[X0]"),
+        "0:X2=0 0:X7=0 1:X3=0",
+        {"a plain store": ((1, "STLR", "STR"),)}),
 )
 
 

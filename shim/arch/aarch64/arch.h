@@ -31,12 +31,12 @@ static inline void psu_count(uint32_t *word)
                      : "=&r"(value), "=&r"(failed), "+Q"(*word) : : "memory");
 }
 
-/* *word: 0 -> value, against signal handlers of this thread only.  Returns what was there before. */
+/* *word: 0 -> value.  Returns what was there before.  Signal handlers of this thread may want it, too: gates.S, SIDE. */
 static inline uint64_t psu_claim_word(volatile uint64_t *word, uint64_t value)
 {
     uint64_t old;
     uint32_t failed;
-    __asm__ volatile("1: ldxr %0, %2\n\tcbnz %0, 2f\n\tstxr %w1, %3, %2\n\tcbnz %w1, 1b\n2:"
+    __asm__ volatile("1: ldaxr %0, %2\n\tcbnz %0, 2f\n\tstxr %w1, %3, %2\n\tcbnz %w1, 1b\n2:"
                      : "=&r"(old), "=&r"(failed), "+Q"(*word) : "r"(value) : "memory");
     return old;
 }
@@ -46,7 +46,7 @@ static inline int psu_take_word(volatile uint64_t *word, uint64_t value)
 {
     uint64_t old;
     uint32_t failed;
-    __asm__ volatile("1: ldxr %0, %2\n\tcmp %0, %3\n\tb.ne 2f\n\tstxr %w1, xzr, %2\n\tcbnz %w1, 1b\n2:"
+    __asm__ volatile("1: ldaxr %0, %2\n\tcmp %0, %3\n\tb.ne 2f\n\tstxr %w1, xzr, %2\n\tcbnz %w1, 1b\n2:"
                      : "=&r"(old), "=&r"(failed), "+Q"(*word) : "r"(value) : "memory", "cc");
     return old == value;
 }
@@ -126,8 +126,16 @@ static inline struct psu_call psu_frame_side_call(const struct psu_frame *f)
     return (struct psu_call){(uint64_t)(f + 1), f->lr, f->fp};
 }
 static inline struct psu_call psu_frame_full_call(const struct psu_frame *f) { return psu_frame_side_call(f); }
-/* Volatile general register n of psu_gate.preserve, 0 if that is none: x0 to x15. */
-static inline uint64_t *psu_frame_register(struct psu_frame *f, uint32_t n) { return n < 16 ? &f->x[n] : 0; }
+/* The volatile general registers of psu_gate.preserve: bits 0 to 15 x0 to x15, 22 x18. */
+#define PSU_GENERAL_BITS (0xffffu | 1u << 22)
+#define PSU_SAVED_GENERAL 23
+static inline uint64_t *psu_frame_register(struct psu_frame *f, uint32_t n) { return &f->x[n == 22 ? 18 : n]; }
+
+/* psu_gate.preserve, upper half, as vectors.S has it: bits 0 to 3 are v0 to v3, in which results may be; 4 is v4 to v7; 5
+ * is v8 to v15, whose lower halves callees keep, and callers may rely on the rest, too; bit 8 + n is both of v16+2n and
+ * v17+2n.  With SVE in full length, which is up to 2048 bits. */
+#define PSU_SAVED_VECTORS 32
+#define PSU_VECTOR_SIZE 256
 
 /* A call with its registers on the stack (poor.c, psu_full_stacked): its frame pointer is at &psu_frame.fp. */
 #define PSU_FRAME_POINTER 29
@@ -137,12 +145,7 @@ static inline struct psu_frame *psu_stacked_frame(uint64_t fp)
     return (struct psu_frame *)(fp - __builtin_offsetof(struct psu_frame, fp));
 }
 static inline void psu_frame_stack(struct psu_frame *f) { (void)f; /* fp and lr are a frame record */ }
-static inline uint32_t psu_stacked_size(uint32_t vectors) { return vectors ? 24 * 256 : 0; }
-
-/* psu_gate.preserve, upper half: bits 0 to 7 are v0 to v7, bit 8 + n is both of v16+2n and v17+2n.  (v8 to v15 are
- * callee-saved.)  With SVE in full length, which is up to 2048 bits. */
-#define PSU_SAVED_VECTORS 24
-#define PSU_VECTOR_SIZE 256
+static inline uint32_t psu_stacked_size(uint32_t vectors) { return vectors ? PSU_SAVED_VECTORS * PSU_VECTOR_SIZE : 0; }
 
 /* The gates, what they read, and the routines that they call. */
 extern uint8_t psu_gate_area[];

@@ -170,9 +170,23 @@ psu_plain_gates:
 /* ---- SIDE ---------------------------------------------------------------------------------------------
  * The stack pointer never moves, so that the callee finds its arguments where it expects them.  The frame record is in
  * an entry of the thread's free list (struct psu_side), which x29 points at.  x29 is callee-saved: on return it names
- * the entry again.  A signal handler may use the list anywhere in between, and need not leave it as it was
- * (counters.c); its own calls are over when it returns, so that between the look at SIDE_SP and the store an entry may
- * come and go.  (Not so if the handler switched to another context, which keeps the entry: a scheduler that preempts.)
+ * the entry again.
+ *
+ * A signal handler may use the list anywhere in between, and need not leave it as it was (counters.c): it may make calls,
+ * leave them by longjmp, or go on with another context, whose calls keep their entries (a scheduler that preempts).  So
+ * an exclusive pair makes the entry ours.  Between the look at SIDE_SP (ldaxr) and the store, others run on this thread
+ * only if an exception is taken, and each return from an exception clears the monitor (Arm ARM, ERET): then the store
+ * fails, and we look again.  A store that succeeds found the entry free in the same moment, so it has one owner, and
+ * whoever comes later finds it in use.  What is done after that, in an entry which is nobody else's, may be interrupted
+ * anywhere; the two accesses of the list itself are a hint, whatever happened in between.
+ *
+ * The pair holds between threads, too: a list may lead to an entry that another thread gave back, when a call ended
+ * there, and both may want it.  Neither has to look at SIDE_HOME, as x86-64's gates must, which take without a lock; it
+ * is written for counters.c.  Giving back is a store-release, taking a load-acquire: the giver's reads of the entry, and its
+ * SIDE_NEXT, come before what the taker reads and writes.
+ *
+ * The pair's two instructions are apart by a branch and an addition, and by no access of memory: it makes progress by the
+ * architecture's own guarantee ("Load-Exclusive and Store-Exclusive instruction usage restrictions" there).  gdb steps over it as a whole, as over every such pair with one branch.
  *
  * The caller's sp would be the CFA, but during the call it equals the version's CFA, and unwinders tell frames apart by
  * it: libgcc would take the gate for the handler that it found in the gate's caller, and abort.  So we say that the CFA
@@ -189,15 +203,15 @@ MARK side_start
         cbz     x16, 8f
         ldur    x17, [x16, #BLOCK_FREE]
         cbz     x17, 8f
-1:      ldr     x10, [x17, #SIDE_HOME]
-        sub     x10, x10, x16                   // flags are kept
-        cbnz    x10, 8f
-        ldr     x10, [x17, #SIDE_SP]
+1:      add     x17, x17, #SIDE_SP              // exclusive accesses have no offset
+4:      ldaxr   x10, [x17]
         cbnz    x10, 8f
         add     x10, sp, #1
-        str     x10, [x17, #SIDE_SP]
-        ldr     x10, [x17, #SIDE_NEXT]
+        stxr    w9, x10, [x17]
+        cbnz    w9, 4b
+        ldur    x10, [x17, #SIDE_NEXT - SIDE_SP]
         stur    x10, [x16, #BLOCK_FREE]
+        sub     x17, x17, #SIDE_SP
 MARK side_claimed
         stp     x29, x30, [x17, #SIDE_FP]
         mov     x29, x17

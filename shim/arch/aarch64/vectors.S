@@ -9,37 +9,35 @@
         .arch   armv8.2-a+sve
         .text
 
-.macro ONE op, reg, bit
+/* \regs, one or more, if \bit of w1 is set; each has its place in the area in any case. */
+.macro SOME op, bit, regs:vararg
         tbz     w1, #\bit, 1f
-        \op     \reg, [x0]
-1:      add     x0, x0, #256
+        mov     x2, x0
+        .irp    r, \regs
+        \op     \r, [x2]
+        add     x2, x2, #256
+        .endr
+1:
+        .irp    r, \regs
+        add     x0, x0, #256
+        .endr
 .endm
 
-.macro PAIR op, first, second, bit
-        tbz     w1, #\bit, 1f
-        \op     \first, [x0]
-        add     x2, x0, #256
-        \op     \second, [x2]
-1:      add     x0, x0, #512
-.endm
-
-.macro ALL op, reg
-        ONE     \op, \reg\()0, 0
-        ONE     \op, \reg\()1, 1
-        ONE     \op, \reg\()2, 2
-        ONE     \op, \reg\()3, 3
-        ONE     \op, \reg\()4, 4
-        ONE     \op, \reg\()5, 5
-        ONE     \op, \reg\()6, 6
-        ONE     \op, \reg\()7, 7
-        PAIR    \op, \reg\()16, \reg\()17, 8
-        PAIR    \op, \reg\()18, \reg\()19, 9
-        PAIR    \op, \reg\()20, \reg\()21, 10
-        PAIR    \op, \reg\()22, \reg\()23, 11
-        PAIR    \op, \reg\()24, \reg\()25, 12
-        PAIR    \op, \reg\()26, \reg\()27, 13
-        PAIR    \op, \reg\()28, \reg\()29, 14
-        PAIR    \op, \reg\()30, \reg\()31, 15
+.macro ALL op, r
+        SOME    \op, 0, \r\()0
+        SOME    \op, 1, \r\()1
+        SOME    \op, 2, \r\()2
+        SOME    \op, 3, \r\()3
+        SOME    \op, 4, \r\()4, \r\()5, \r\()6, \r\()7
+        SOME    \op, 5, \r\()8, \r\()9, \r\()10, \r\()11, \r\()12, \r\()13, \r\()14, \r\()15
+        SOME    \op, 8, \r\()16, \r\()17
+        SOME    \op, 9, \r\()18, \r\()19
+        SOME    \op, 10, \r\()20, \r\()21
+        SOME    \op, 11, \r\()22, \r\()23
+        SOME    \op, 12, \r\()24, \r\()25
+        SOME    \op, 13, \r\()26, \r\()27
+        SOME    \op, 14, \r\()28, \r\()29
+        SOME    \op, 15, \r\()30, \r\()31
 .endm
 
 .macro FUNCTION name, op
@@ -60,10 +58,10 @@
         .size   \name, . - \name
 .endm
 
-/* void psu_vectors_save(uint8_t to[24][256], uint32_t which)
+/* void psu_vectors_save(uint8_t to[32][256], uint32_t which)
  * which: bits as in the upper half of psu_gate.preserve */
         FUNCTION psu_vectors_save, str
-/* void psu_vectors_restore(const uint8_t from[24][256], uint32_t which) */
+/* void psu_vectors_restore(const uint8_t from[32][256], uint32_t which) */
         FUNCTION psu_vectors_restore, ldr
 
 #include "property.h"

@@ -160,6 +160,8 @@ static inline uint32_t psu_stacked_size(uint32_t vectors) { return 8 + (vectors 
 
 /* psu_gate.preserve, upper half: bit n is vector register n, up to 512 bits long. */
 #define PSU_SAVED_VECTORS 16
+#define PSU_GENERAL_BITS 0xffffu
+#define PSU_SAVED_GENERAL 16
 #define PSU_VECTOR_SIZE 64
 
 /* The gates, what they read, and the routines that they call. */

@@ -8,7 +8,7 @@
  */
 #include <stddef.h>
 
-enum { X9 = 9, X10 = 10, X16 = 16, X17 = 17, X19 = 19, X29 = 29, X30 = 30, SP = 31, REGISTERS = 32, VECTORS = 32 };
+enum { X9 = 9, X10 = 10, X16 = 16, X17 = 17, X18 = 18, X19 = 19, X29 = 29, X30 = 30, SP = 31, REGISTERS = 32, VECTORS = 32 };
 struct state {
     uint64_t general[REGISTERS];
     uint64_t flags, stack[4], unused[3];
@@ -61,7 +61,9 @@ __asm__(
         "bti c\nBASE_OF inside\n"
         "VOLATILES str\nCALLEE_SAVED str\nSTORE_SP_FLAGS\nVOLATILE_VECTORS str\nSAVED_VECTORS str\nSTORE_STACK\n"
         "BASE_OF planned\n"
-        "ldr x0, [x16, #256]\nmsr nzcv, x0\nVOLATILE_VECTORS ldr\nVOLATILES ldr\n"
+        "ldr x0, [x16, #256]\nmsr nzcv, x0\nVOLATILE_VECTORS ldr\nadd x17, x16, #456\n"
+        ".irp n, 8, 9, 10, 11, 12, 13, 14, 15\n ld1 {v\\n\\().d}[1], [x17]\n add x17, x17, #16\n.endr\n"
+        "VOLATILES ldr\n"
         "ret\n.size record, .-record\n");
 
 static void fill(struct state *s, uint64_t seed)
@@ -81,7 +83,7 @@ static int kind_now;
 /* Whether psu_gate.preserve has vector register n. */
 static int preserved(uint32_t preserve, int n)
 {
-    return n < 8 ? preserve >> (16 + n) & 1 : n >= 16 && (preserve >> (24 + (n - 16) / 2) & 1);
+    return preserve >> (n < 4 ? 16 + n : n < 8 ? 20 : n < 16 ? 21 : 24 + (n - 16) / 2) & 1;
 }
 
 static void call_and_compare(int kind, const char *mode, uint64_t target, uint32_t preserve, int moved_stack)
@@ -104,7 +106,7 @@ static void call_and_compare(int kind, const char *mode, uint64_t target, uint32
             SAME(inside.general[i], before.general[i] - (uint64_t)(moved_stack == 1 ? 16 : moved_stack), "sp inside", i);
         else if (!used && (i != X29 || kind < 0))
             SAME(inside.general[i], before.general[i], "register inside", i);
-        int kept = i >= X19 || (i < 16 && (preserve >> i & 1));
+        int kept = i >= X19 || (preserve >> (i == X18 ? 22 : i) & 1);
         if (!used)
             SAME(after.general[i], kept ? before.general[i] : planned.general[i], "register after", i);
     }
@@ -112,9 +114,11 @@ static void call_and_compare(int kind, const char *mode, uint64_t target, uint32
     SAME(after.flags, planned.flags, "flags after", 0);
     for (int i = 0; i < VECTORS; i++) {
         CHECK(!memcmp(inside.vector[i], before.vector[i], 16), "kind %d, %s: v%d inside", kind, mode, i);
-        int kept = (i >= 8 && i < 16) || preserved(preserve, i);
-        CHECK(!memcmp(after.vector[i], kept ? before.vector[i] : planned.vector[i], 16), "kind %d, %s: v%d after", kind,
+        int kept = preserved(preserve, i), low = kept || (i >= 8 && i < 16);
+        CHECK(!memcmp(after.vector[i], low ? before.vector[i] : planned.vector[i], 8), "kind %d, %s: v%d after", kind,
               mode, i);
+        CHECK(!memcmp(after.vector[i] + 8, (kept ? before.vector[i] : planned.vector[i]) + 8, 8),
+              "kind %d, %s: upper half of v%d after", kind, mode, i);
     }
     for (int i = 0; i < 4; i++) {
         if (!moved_stack)
@@ -123,9 +127,9 @@ static void call_and_compare(int kind, const char *mode, uint64_t target, uint32
     }
 }
 
-/* What a PSU_FULL gate is to restore: x1, x6, x8 to x11, x15, v2, v7, v16, v17, v30, v31 */
-#define PROBE_PRESERVE (1u << 1 | 1u << 6 | 0xf00 | 1u << 15 | 1u << 18 | 1u << 23 | 1u << 24 | 1u << 31)
+/* What a PSU_FULL gate is to restore: x1, x6, x8 to x11, x15, x18, v2, v4 to v7, v8 to v15, v16, v17, v30, v31 */
+#define PROBE_PRESERVE (1u << 1 | 1u << 6 | 0xf00 | 1u << 15 | 1u << 18 | 7u << 20 | 1u << 24 | 1u << 31)
 
 /* How far the version's stack is moved when registers are kept there; of struct psu_save. */
-#define STACKED_BYTES(preserve) (192 + ((preserve) >> 16 ? 24 * 256 : 0))
-#define SAVE_SIZE (64 + 16 * 8 + 24 * 256)
+#define STACKED_BYTES(preserve) (192 + ((preserve) >> 16 ? 32 * 256 : 0))
+#define SAVE_SIZE (64 + 23 * 8 + 32 * 256)

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT
  *
- * step.h: what single-stepping needs on AArch64, for cancelled.c.
+ * step.h: what single-stepping needs on AArch64, for cancelled.c and jumped.c.
  */
 #ifndef STEP_H
 #define STEP_H
 
 #include <sys/uio.h>
 
-/* What cancelled.c may not leave to the processor's single step: the store of an exclusive pair, which fails for ever
+/* What these may not leave to the processor's single step: the store of an exclusive pair, which fails for ever
  * when each instruction is stepped, because every exception clears the monitor.  Where the traced thread `tid` is in front
  * of one, it is done here, and the answer is 1.  (stxr and stlxr of 32 and 64 bits; nobody else writes what they write.) */
 static inline int stepped(int tid)

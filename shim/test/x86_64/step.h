@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * step.h: what single-stepping needs on x86-64, for cancelled.c.
+ * step.h: what single-stepping needs on x86-64, for cancelled.c and jumped.c.
  */
 #ifndef STEP_H
 #define STEP_H
 
-/* What cancelled.c may not leave to the processor's single step: nothing here. */
+/* What these may not leave to the processor's single step: nothing here. */
 static inline int stepped(int tid)
 {
     (void)tid;
