@@ -18,7 +18,7 @@ RELIED_ON = 0x3030300        # r8, r9, xmm8, xmm9; xmm0 and xmm1 count as result
 def program(lab):
     program = lab.program("full", "-fno-omit-frame-pointer", "-mno-red-zone")
     binary = Binary.read(program)
-    found = descriptor.decode(binary.contents(binary.section(descriptor.SECTION_DESCRIPTOR)), "full").functions
+    found = descriptor.decode(descriptor.gather(binary.bytes_at, binary.dyn(descriptor.DT_PSU), "full"), "full").functions
     assert {f.name for f in found if f.preserve & RELIED_ON == RELIED_ON} == REPLACED
     return program
 
