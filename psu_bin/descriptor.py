@@ -11,13 +11,13 @@ All addresses are file addresses (add the load bias for run-time ones), sizes ar
 
 from __future__ import annotations
 
-import lzma
 import struct
 import zlib
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import accumulate, starmap
+from types import ModuleType
 
 from psu_bin.errors import PsuError
 
@@ -34,7 +34,8 @@ VERSION = 4
 # CRC-32 of the unpacked tables, build-id length, build-id of the input file, address and size of what does not follow here
 HEADER = struct.Struct("<8sIIIIIIQQIIII32sQI")
 # Neither header nor trailer, and parameters for text in bytes: 20 % less than zlib's best.
-_PACKING = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}
+_FILTER_LZMA2 = 0x21
+_PACKING = {"id": _FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0}
 
 # Module flags.
 MODULE_PIC = 1            # ET_DYN: file addresses need the load bias
@@ -163,13 +164,29 @@ def encode(d: Descriptor) -> bytes:
 _REST = struct.Struct("<QI")           # the end of the header
 
 
+def _lzma() -> ModuleType:
+    try:
+        import lzma
+    except ImportError as e:
+        raise PsuError("Python", "was built without its lzma module, which psu-bin needs",
+                       "use the distribution's python3, or build Python where liblzma-dev is installed") from e
+    return lzma
+
+
 def pack(body: bytes) -> bytes:
-    return lzma.compress(body, format=lzma.FORMAT_RAW, filters=[_PACKING])
+    lzma = _lzma()
+    packed: bytes = lzma.compress(body, format=lzma.FORMAT_RAW, filters=[_PACKING])
+    return packed
 
 
 def unpack(packed: bytes, size: int) -> bytes:
-    """The first `size` bytes of what was packed."""
-    return lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[_PACKING]).decompress(packed, size)
+    """The first `size` bytes of what was packed.  Raises ValueError when it is damaged."""
+    lzma = _lzma()
+    try:
+        body: bytes = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[_PACKING]).decompress(packed, size)
+    except (lzma.LZMAError, EOFError) as e:
+        raise ValueError(e) from e
+    return body
 
 
 def split(data: bytes, first: int, rest: int) -> tuple[bytes, bytes]:
@@ -255,7 +272,7 @@ def decode(data: bytes, where: str) -> Descriptor:
         kind = [k & ~HAS_FUNCTION for k in kind]
         used_by = [users.get(i, ()) for i in range(n_symbols)]
         symbols = tuple(starmap(Symbol, zip(symbol_names, kind, bind, where_of, sizes, function, file, used_by)))
-    except (ValueError, IndexError, struct.error, lzma.LZMAError, EOFError, StopIteration) as e:
+    except (ValueError, IndexError, struct.error, StopIteration) as e:
         raise PsuError(where, f"its psu-bin descriptor is damaged: {e}") from e
     return Descriptor(machine, flags, stubs, stub_size, slots, build_id[:id_len], functions, symbols, files,
                       sites)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,6 +60,13 @@ def test_a_rest_that_is_larger_than_the_whole_is_damage() -> None:
     whole = descriptor.encode(small())
     with pytest.raises(PsuError, match="damaged: size of the rest"):
         descriptor.gather(lambda at, size: (whole[:descriptor.HEADER.size - 4] + b"\xff" * 4)[:size], 0, "m")
+
+
+def test_a_python_without_lzma_is_an_error_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lzma", None)       # import raises
+    with pytest.raises(PsuError, match="was built without its lzma module") as e:
+        descriptor.encode(small())
+    assert e.value.hint
 
 
 def small() -> Descriptor:
