@@ -53,6 +53,8 @@ KIND_FUNCTION, KIND_OBJECT, KIND_TLS, KIND_NOTYPE, KIND_IFUNC = range(5)
 # Symbol bindings.
 BIND_LOCAL, BIND_GLOBAL, BIND_WEAK = range(3)
 
+_AGAIN = "run psu-bin instrument again, and start the result"
+
 NO_FUNCTION = 0xFFFFFFFF
 NO_FILE = 0xFFFFFFFF
 
@@ -203,7 +205,7 @@ def gather(read: Callable[[int, int], bytes], at: int, where: str) -> bytes:
     size = packed_size(header, where)
     rest, length = HEADER.unpack_from(header)[-2:]
     if length > size - HEADER.size:
-        raise PsuError(where, "its psu-bin descriptor is damaged: size of the rest")
+        raise PsuError(where, "its psu-bin descriptor is damaged: size of the rest", _AGAIN)
     data = read(at, size - length)
     return data[:HEADER.size - _REST.size] + bytes(_REST.size) + data[HEADER.size:] + (read(rest, length) if length else b"")
 
@@ -221,7 +223,7 @@ def packed_size(header: bytes, where: str) -> int:
 
     Raises PsuError when they are no descriptor of this version."""
     if len(header) < HEADER.size or header[:8] != MAGIC:
-        raise PsuError(where, "its psu-bin descriptor is damaged")
+        raise PsuError(where, "its psu-bin descriptor is damaged", _AGAIN)
     fields = HEADER.unpack_from(header)
     if fields[1] != VERSION or fields[2] != HEADER.size:
         raise PsuError(where, f"instrumented by another version of psu-bin: descriptor version {fields[1]}, "
@@ -273,7 +275,7 @@ def decode(data: bytes, where: str) -> Descriptor:
         used_by = [users.get(i, ()) for i in range(n_symbols)]
         symbols = tuple(starmap(Symbol, zip(symbol_names, kind, bind, where_of, sizes, function, file, used_by)))
     except (ValueError, IndexError, struct.error, StopIteration) as e:
-        raise PsuError(where, f"its psu-bin descriptor is damaged: {e}") from e
+        raise PsuError(where, f"its psu-bin descriptor is damaged: {e}", _AGAIN) from e
     return Descriptor(machine, flags, stubs, stub_size, slots, build_id[:id_len], functions, symbols, files,
                       sites)
 

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 REACH = 1 << 31              # of a displacement of 4 bytes, both ways
 INT3 = b"\xcc"
 JUMP_SIZE = 5
-RESOLVER_SIZE = 48
 NOP6 = b"\x66\x0f\x1f\x44\x00\x00"
 # int3; nop; xchg %ax,%ax; nopl and nopw with any operand that GNU as and LLVM use, and their prefixes.
 _PADDING = re.compile(rb"(?:\xcc|\x66*\x2e?(?:\x90|\x0f\x1f(?:\x00|\x40.|\x44..|\x80....|\x84.....)))*", re.DOTALL)
 R_X86_64_RELATIVE = 8
+RESOLVER_SIZE = 48
 GNU_PROPERTY_X86_FEATURE_1_AND, X86_FEATURE_1_IBT = 0xC0000002, 1
 
 # A stub touches no register and no flag (I2).  What follows the jump is never executed.

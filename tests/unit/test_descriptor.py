@@ -100,7 +100,7 @@ def test_damage_is_an_error_that_names_the_module(data: st.DataObject) -> None:
     try:
         descriptor.decode(bytes(bad), "the module")
     except PsuError as e:
-        assert e.where == "the module"
+        assert e.where == "the module" and e.hint
 
 
 def test_another_version_is_named() -> None:
