@@ -29,7 +29,7 @@ SECTION_REST = ".psu.desc.rest"
 SHIM_SONAME = "libpsu_shim.so"
 
 MAGIC = b"PSUDESC\0"
-VERSION = 4
+VERSION = 5
 # magic, version, header size, machine, module flags, functions, stub size, stubs, slots, packed size, unpacked size,
 # CRC-32 of the unpacked tables, build-id length, build-id of the input file, address and size of what does not follow here
 HEADER = struct.Struct("<8sIIIIIIQQIIII32sQI")
