@@ -164,8 +164,8 @@ class Binder:
                 return
             if other is not None and other.address != replaced.address:
                 self.problems.append(PsuError(
-                    self.patches[n].path, f"{replaced.name} and {s.name} are one function, an alias or folded into one, and two "
-                                          f"in {self.views[m].path}",
+                    self.patches[n].path, f"{replaced.name} and {s.name} are one function, an alias or folded into one, "
+                                          f"and two in {self.views[m].path}",
                     "write both out, and compile the patch with -fno-ipa-icf"))
                 return
 

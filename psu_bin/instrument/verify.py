@@ -180,11 +180,12 @@ def _stubs(p: Pair) -> None:
         words = rela["r_addend"]
     elif p.form is Form.RESOLVER:
         entry = p.after.rela[p.row]
-        code = p.arch.resolver(int(entry["r_addend"]), d.slots, count, int(p.rela["r_addend"][p.row]))
+        at = int(entry["r_addend"])
+        code = p.arch.resolver(at, d.slots, count, int(p.rela["r_addend"][p.row]))
+        moved = min([f.original for f in d.functions if f.original > d.stubs], default=at + len(code))
         p.must(entry["r_type"] == p.arch.scan.IRELATIVE and entry["r_sym"] == 0
-               and d.stubs + d.stub_size * count <= entry["r_addend"] < min([f.original for f in d.functions if f.original > d.stubs],
-                                                                            default=1 << 63)
-               and p.bytes_at(int(entry["r_addend"]), len(code)) == code, "the relocation of the slots")
+               and d.stubs + d.stub_size * count <= at <= moved - len(code) and p.bytes_at(at, len(code)) == code,
+               "the relocation of the slots")
     p.must(bool((words == original).all()), "a slot does not hold its original")
     here = [s for s in p.after.segments if s.type == elf.PT_LOAD]
     flags = {name: next((s.flags for s in here if s.address <= at < s.address + s.memsz), 0)

@@ -146,6 +146,17 @@ def test_addresses_in_exported_functions_keep_their_names(built: Path, flags: st
     assert run(i.path).replace(str(i.path), "PROGRAM") == before
 
 
+def test_a_function_with_several_exported_names_has_one_symbol_at_its_code(built: Path) -> None:
+    program = compiled(built / "named-aliases", "named.c", "-rdynamic", "-O2", "-DALIASES")
+    i = instrument(program)
+    assert run(i.path).replace(str(i.path), "PROGRAM") == run(program).replace(str(program), "PROGRAM")
+    d, dynsym = i.descriptor, i.binary.dynsym
+    assert dynsym
+    outer = next(n for n, f in enumerate(d.functions) if f.name in ("outer", "another", "third"))
+    at = [int(e["st_value"]) for n, e in enumerate(dynsym.entries) if dynsym.name(n) in ("outer", "another", "third")]
+    assert sorted(at) == [d.functions[outer].address] + 3 * [d.stub(outer)]
+
+
 def test_linkers_take_an_instrumented_library(tmp_path: Path, change: Path) -> None:
     """Its exported functions have two dynamic symbols; the first, the stub's, is the definition."""
     (tmp_path / "library.c").write_text("int twice(int x) { return 2 * x; } int thrice(int x) { return 3 * x; }")

@@ -73,8 +73,8 @@ RESOLVER_DAMAGE: dict[str, Callable[[Written], int]] = {
     "a slot": lambda w: w.after.offset_of(w.found.slot(3)),
     "how many are relative": lambda w: w.section(".dynamic").offset + 8 + 16 * [t for t, _ in w.after.dynamic].index(
         elf.DT_RELACOUNT),
-    **{f"byte {n} of the function": lambda w, n=n: w.after.offset_of(w.found.stub(len(w.found.functions))) // 16 * 16 + n  # type: ignore[misc]
-       for n in (16, 24, 31, 36, 40, 44, 51, 57)},
+    **{f"byte {n} of the function": lambda w, n=n: w.after.offset_of(   # type: ignore[misc]
+        int(w.after.rela["r_addend"][w.binary.dyn(elf.DT_RELACOUNT) - 1])) + n for n in (0, 8, 15, 20, 24, 28, 35, 41)},
 }
 
 
