@@ -24,12 +24,12 @@ fi
 
 psu_python=""
 for p in python3.13 python3.12 python3.11 python3; do
-    if command -v "$p" >/dev/null && "$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if command -v "$p" >/dev/null && "$p" -c 'import sys, lzma, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         psu_python=$p
         break
     fi
 done
-[ -n "$psu_python" ] || { echo "psu-bin: needs Python 3.11 or later with venv" >&2; exit 1; }
+[ -n "$psu_python" ] || { echo "psu-bin: needs Python 3.11 or later with venv and lzma" >&2; exit 1; }
 [ -x .venv/bin/python ] || "$psu_python" -m venv .venv
 # Again whenever something that is installed changed: Python code is used in place, the shim is compiled.
 psu_stamp=$(cat setup.cfg setup.py shim/Makefile shim/*.[ch] shim/arch/*/* | cksum)

@@ -116,7 +116,9 @@ void psu_unstacking(struct psu_frame *now, struct psu_frame *f)
     const struct psu_gate *g = psu_gate_at(PSU_FULL, f->back);
     for (uint32_t which = g->preserve & PSU_GENERAL_BITS; which; which &= which - 1) {
         uint32_t n = (uint32_t)__builtin_ctz(which);
-        *psu_frame_register(now, n) = *psu_frame_register(f, n);
+        uint64_t *register_now = psu_frame_register(now, n);
+        if (register_now)
+            *register_now = *psu_frame_register(f, n);
     }
     if (g->preserve >> 16)
         psu_vectors_restore(vectors(f), g->preserve >> 16);

@@ -85,6 +85,9 @@ class Arch:
     # (module flags, first bytes of an original) -> what must be in front of it so that a stub may jump there
     landing: Callable[[int, bytes], bytes]
     relative: int                                 # R_*_RELATIVE
+    # (its address, slots, how many, result) -> a function that adds the load bias to that many slots, and returns that of `result`
+    resolver: Callable[[int, int, int, int], bytes]
+    resolver_size: int
     # (code, its address, low, high, absolute operands too) -> whether the code may refer to [low, high)
     may_refer: Callable[[bytes, int, int, int, bool], bool]
     branch_marks: tuple[int, int]                 # (GNU property, its bit): branches must meet marks (IBT, BTI)

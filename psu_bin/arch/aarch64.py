@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 REACH = 1 << 27              # of b and bl, both ways
 JUMP_SIZE = 4
 NOP = bytes.fromhex("1f2003d5")
+RESOLVER_SIZE = 64
 PAGE = 4096                  # what adrp counts in, whatever pages the kernel has
 R_AARCH64_RELATIVE = 1027
 GNU_PROPERTY_AARCH64_FEATURE_1_AND, AARCH64_FEATURE_1_BTI = 0xC0000000, 1
@@ -63,6 +64,25 @@ def adrp(at: int, register: int, target: int) -> int:
     if not -(1 << 20) <= pages < 1 << 20:
         raise PsuError(f"{at:#x}", f"out of reach of {target:#x}", "AArch64 code and data must lie within 4 GB")
     return _ADRP_X16 & ~31 | register | (pages & 3) << 29 | (pages >> 2 & 0x7FFFF) << 5
+
+
+def resolver(at: int, slots: int, count: int, result: int) -> bytes:
+    """A function at `at` that adds the load bias to `count` slots and returns it plus `result`.  See relocations.py."""
+    return struct.pack(
+        "<14I", BTI_C,                                           #     bti c
+        adrp(at + 4, 1, slots),                                  #     adrp x1, slots
+        0x91000021 | (slots & 0xFFF) << 10,                      #     add x1, x1, #:lo12:slots
+        adrp(at + 12, 2, 0),                                     #     adrp x2, 0             file address 0: the load bias
+        0x52800003 | (count & 0xFFFF) << 5,                      #     mov w3, #count
+        0x72A00003 | (count >> 16) << 5,                         #     movk w3, #count >> 16, lsl #16
+        0xF9400024,                                              # 1:  ldr x4, [x1]
+        0x8B020084,                                              #     add x4, x4, x2
+        0xF8008424,                                              #     str x4, [x1], #8
+        0x71000463,                                              #     subs w3, w3, #1
+        0x54FFFF81,                                              #     b.ne 1b
+        adrp(at + 44, 0, result),                                #     adrp x0, result
+        0x91000000 | (result & 0xFFF) << 10,                     #     add x0, x0, #:lo12:result
+        0xD65F03C0) + 2 * BRK                                    #     ret
 
 
 def jump(at: int, to: int) -> bytes:
@@ -174,6 +194,7 @@ ARCH = Arch(
             "TO_ADR": FieldKind(4, _instruction_target, _adr_encode, _instruction_holds),
             "ABS32": FieldKind(4, _absolute32_target, _absolute32_encode),
             "ABS64": _ABSOLUTE64, "RELR_WORD": _ABSOLUTE64},
-    moved_field="INSTRUCTION", landing=landing, relative=R_AARCH64_RELATIVE, may_refer=may_refer,
+    moved_field="INSTRUCTION", landing=landing, relative=R_AARCH64_RELATIVE,
+    resolver=resolver, resolver_size=RESOLVER_SIZE, may_refer=may_refer,
     branch_marks=(GNU_PROPERTY_AARCH64_FEATURE_1_AND, AARCH64_FEATURE_1_BTI),
     returns_through_memory=False, system_call=struct.pack("<I", 0xD4000001))

@@ -25,6 +25,7 @@ JUMP_SIZE = 5
 # int3; nop; xchg %ax,%ax; nopl and nopw with any operand that GNU as and LLVM use, and their prefixes.
 _PADDING = re.compile(rb"(?:\xcc|\x66*\x2e?(?:\x90|\x0f\x1f(?:\x00|\x40.|\x44..|\x80....|\x84.....)))*", re.DOTALL)
 R_X86_64_RELATIVE = 8
+RESOLVER_SIZE = 48
 GNU_PROPERTY_X86_FEATURE_1_AND, X86_FEATURE_1_IBT = 0xC0000002, 1
 
 # A stub touches no register and no flag (I2).  What follows the jump is never executed.
@@ -65,6 +66,24 @@ def jump_through(at: int, slot: int, flags: int) -> bytes:
     """A stub without the mark that only jumps through pointers need."""
     prefix = STUB_IBT[4:7] if flags & MODULE_IBT else STUB[:2]
     return prefix + _displacement(at + len(prefix) + 4, slot)
+
+
+def resolver(at: int, slots: int, count: int, result: int) -> bytes:
+    """A function at `at` that adds the load bias to `count` slots and returns it plus `result`.  See relocations.py."""
+    def lea(opcode: bytes, position: int, target: int) -> bytes:
+        return opcode + _displacement(at + position + 7, target)
+    return b"".join((
+        bytes.fromhex("f30f1efa"),                         #     endbr64
+        lea(bytes.fromhex("488d15"), 4, slots),            #     lea slots(%rip), %rdx
+        lea(bytes.fromhex("488d0d"), 11, 0),               #     lea 0(%rip), %rcx       file address 0: the load bias
+        b"\xbe" + struct.pack("<I", count),                #     mov $count, %esi
+        bytes.fromhex("48010a"),                           # 1:  add %rcx, (%rdx)
+        bytes.fromhex("4883c208"),                         #     add $8, %rdx
+        bytes.fromhex("ffce"),                             #     dec %esi
+        bytes.fromhex("75f5"),                             #     jnz 1b
+        lea(bytes.fromhex("488d05"), 34, result),          #     lea result(%rip), %rax
+        b"\xc3",                                           #     ret
+    )).ljust(RESOLVER_SIZE, INT3)
 
 
 def is_padding(code: bytes) -> bool:
@@ -144,6 +163,6 @@ ARCH = Arch(
             "ABS32": FieldKind(4, _absolute32_target, _absolute32_encode),
             "ABS64": _ABSOLUTE64, "RELR_WORD": _ABSOLUTE64},
     moved_field="REL32", landing=lambda flags, code: b"",        # stubs jump with `notrack`
-    relative=R_X86_64_RELATIVE, may_refer=may_refer,
+    relative=R_X86_64_RELATIVE, resolver=resolver, resolver_size=RESOLVER_SIZE, may_refer=may_refer,
     branch_marks=(GNU_PROPERTY_X86_FEATURE_1_AND, X86_FEATURE_1_IBT),
     returns_through_memory=True, system_call=b"\x0f\x05")

@@ -138,19 +138,36 @@ class Binder:
 
     def _program_function(self, n: int, m: int, f: PatchFunction) -> Symbol | None:
         """The module's symbol that the patch's function replaces, updatable or not.  Raises Ambiguous."""
+        return next((found for s in f.names if (found := self._replaced(n, m, s))), None)
+
+    def _replaced(self, n: int, m: int, s: PatchSymbol) -> Symbol | None:
+        """The module's symbol that this name of a function of the patch stands for.  Raises Ambiguous."""
+        if is_clone(s.name):
+            return None
+        found: Symbol | None
+        if s.local:
+            found = self._only(m, s.name, self.static_candidates(n, m, s.name, s.file, _CODE_KINDS))
+        else:
+            found = self.views[m].globals.get(s.name)
+            if found is None or found.kind not in _CODE_KINDS:
+                found = self._internal(n, m, s, _CODE_KINDS)
+        usable = found is not None and (found.kind != descriptor.KIND_NOTYPE or found.function != NO_FUNCTION)
+        return found if usable else None
+
+    def _check_names(self, n: int, m: int, f: PatchFunction, replaced: Symbol) -> None:
+        """One body can take the place of one function only: all its names must be that one's."""
         for s in f.names:
-            if is_clone(s.name):
-                continue
-            found: Symbol | None
-            if s.local:
-                found = self._only(m, s.name, self.static_candidates(n, m, s.name, s.file, _CODE_KINDS))
-            else:
-                found = self.views[m].globals.get(s.name)
-                if found is None or found.kind not in _CODE_KINDS:
-                    found = self._internal(n, m, s, _CODE_KINDS)
-            if found is not None and (found.kind != descriptor.KIND_NOTYPE or found.function != NO_FUNCTION):
-                return found
-        return None
+            try:
+                other = self._replaced(n, m, s)
+            except Ambiguous as e:
+                self.problems.append(PsuError(self.patches[n].path, e.what, e.hint))
+                return
+            if other is not None and other.address != replaced.address:
+                self.problems.append(PsuError(
+                    self.patches[n].path, f"{replaced.name} and {s.name} are one function, an alias or folded into one, "
+                                          f"and two in {self.views[m].path}",
+                    "write both out, and compile the patch with -fno-ipa-icf"))
+                return
 
     def _bind_functions(self, n: int) -> dict[tuple[int, int], BoundFunction]:
         patch, home = self.patches[n], self.module[n]
@@ -190,6 +207,8 @@ class Binder:
                         patch.path, f"{f.name} is not updatable in {self.views[m].path}",
                         f"`psu-bin analyze {self.views[m].path}` says why; leave it out of the patch"))
                     break
+                if len(f.names) > 1:
+                    self._check_names(n, m, f, found)
                 return BoundFunction(n, f, m, found.function, identity, 0)
         known = 0
         for s in f.names:

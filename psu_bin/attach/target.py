@@ -228,9 +228,8 @@ def _build_id(process: Process, image: Image) -> bytes:
 
 def _module(process: Process, image: Image) -> Module:
     path = image.mapping.path
-    address = image.dynamic[descriptor.DT_PSU] + image.load_bias
-    header = process.read(address, descriptor.HEADER.size)
-    data = process.read(address, descriptor.packed_size(header, path))
+    data = descriptor.gather(lambda at, size: process.read(at + image.load_bias, size),
+                             image.dynamic[descriptor.DT_PSU], path)
     tls = next(((size, align, va) for kind, va, size, align in image.segments if kind == PT_TLS), None)
     return Module(path, image.mapping.start, image.end, image.load_bias, image.machine, _build_id(process, image),
                   # A program that was started as `ld.so PROGRAM` is not what the kernel calls its executable.

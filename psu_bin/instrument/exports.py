@@ -2,7 +2,8 @@
 
 An exported function's own dynamic symbol leads to its stub, so that other modules and dlsym call through the slot.  But
 whoever asks for the name of an address in the code (dladdr, backtrace_symbols in crash handlers, perf and gdb where
-there is no .symtab) looks for the symbol that covers it.  So each gets a second symbol, of the same name, at the code.
+there is no .symtab) looks for the symbol that covers it.  So each function gets a second symbol at the code, of the
+same name; where it has several, of the first one, which is the one that is found where all are there.
 
 The new symbols are the last ones.  The GNU hash table lists them behind the symbols of its last chain, with their own
 hashes: who walks all chains (dladdr) finds them, and a lookup by name finds the stub's symbol first, because that is
@@ -103,13 +104,21 @@ def rerouted(plan: Plan) -> np.ndarray:
     return np.unique(np.array([at for at, _, _ in plan.edits_by_kind.get(Reroute.DYNSYM, [])], dtype=np.int64))
 
 
+def _doubled(symbols: np.ndarray, plan: Plan) -> np.ndarray:
+    """The numbers of those that get a second symbol, ascending: of several for the same bytes the first."""
+    which = rerouted(plan)
+    _, first = np.unique(symbols[["st_value", "st_size"]][which], return_index=True)
+    return np.sort(which[first])
+
+
 def pieces(binary: Binary, plan: Plan) -> list[Piece]:
-    """The longer tables, complete: they hold what the input holds, and a symbol for each rerouted one.  [] when there
-    is none, or the tables cannot grow: then names of addresses are lost, nothing else."""
-    t, which = tables(binary), rerouted(plan)
-    if t is None or not len(which) or t.gnu_hash is None and t.hash is None:
+    """The longer tables, complete: they hold what the input holds, and a symbol for each rerouted function.  [] when
+    there is none, or the tables cannot grow: then names of addresses are lost, nothing else."""
+    t = tables(binary)
+    if t is None or not len(rerouted(plan)) or t.gnu_hash is None and t.hash is None:
         return []
     symbols = binary.table(t.symbols, elf.SYMBOL_DTYPE)
+    which = _doubled(symbols, plan)
     out = {t.symbols: np.concatenate([symbols, symbols[which]]).tobytes()}
     if t.versions:
         versions = np.frombuffer(binary.contents(t.versions), dtype="<u2")
@@ -141,8 +150,8 @@ def _longer_hash(body: bytes, which: np.ndarray, count: int) -> bytes:
 
 def difference(before: Binary, after: Binary, plan: Plan) -> str:
     """What is wrong with the tables of `after`; "" when they are those of `before` and the new symbols."""
-    old, which = tables(before), rerouted(plan)
-    if old is None or not len(which):
+    old = tables(before)
+    if old is None or not len(rerouted(plan)):
         return ""
     for p in pieces(before, plan):
         s = p.covers[0]
@@ -156,6 +165,7 @@ def difference(before: Binary, after: Binary, plan: Plan) -> str:
         return "the dynamic symbols and their hash tables disagree"
     count = old.symbols.size // 24
     symbols, were = after.table(new.symbols, elf.SYMBOL_DTYPE), before.table(old.symbols, elf.SYMBOL_DTYPE)
+    which = _doubled(were, plan)
     if len(symbols) != count + len(which):
         return "the number of dynamic symbols"
     for column in ("st_name", "st_info", "st_other", "st_value", "st_size"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,8 +20,10 @@ from psu_bin.errors import PsuError
 from psu_bin.instrument import dynamic, edits, ehframe, exports, layout, marks, relocations, tail
 from psu_bin.instrument.layout import Group, Piece
 from psu_bin.instrument.plan_types import Detour, Plan
+from psu_bin.instrument.relocations import Form
 
 PHDR = struct.Struct("<IIQQQQQQ")
+MIN_PART = 512                   # of the descriptor, which may be in two: a section header is 64 bytes
 
 
 class Image:
@@ -35,20 +38,21 @@ class Image:
         self.flags = ((descriptor.MODULE_PIC if self.relocated else 0)
                       | (descriptor.MODULE_IBT if marks.wanted(binary, arch) else 0))
         self.stub_size = arch.stub_size(self.flags)
-        self.request = dynamic.request(binary, self.relocated and not relocations.packed(binary))
+        self.form = relocations.form(binary, arch)
+        self.request = dynamic.request(binary, self.form is Form.ROWS)
         self.room = layout.room_for_headers(binary, arch)
         alloc = elf.SHF_ALLOC
         count = len(plan.functions)
         # New data and code: their sizes are known.
         self.slots = Piece(descriptor.SECTION_SLOTS, elf.SHT_PROGBITS, alloc | elf.SHF_WRITE, 8, 8 * count)
         self.stubs = Piece(descriptor.SECTION_STUBS, elf.SHT_PROGBITS, alloc | elf.SHF_EXECINSTR, arch.stub_align,
-                           _copies_size(arch, _up(count * self.stub_size, arch.stub_align), plan.detours))
+                           _copies_size(arch, self.copies_start, plan.detours))
         self.dynamic = _dynamic_piece(binary, self.request)
         # Read-only pieces: some sizes depend on contents, see place().
         self.tables: list[Piece] = []
         self.strings = Piece(".dynstr", elf.SHT_STRTAB, alloc, 1)
-        self.descriptor = Piece(descriptor.SECTION_DESCRIPTOR, elf.SHT_PROGBITS, alloc, 8)
-        self.relocations = relocations.table(binary, count) if self.relocated else None
+        self.descriptor = _part(descriptor.SECTION_DESCRIPTOR, 0)
+        self.relocations = relocations.table(binary, count) if self.form in (Form.ROWS, Form.PACKED) else None
         self.search_table: Piece | None = None
         self.rows: Piece | None = None             # unwind rows in a section of their own
         self.more_rows: ehframe.Place | None = None   # or in .eh_frame
@@ -68,6 +72,17 @@ class Image:
     def pieces(self) -> list[Piece]:
         """Everything placed, in holes too."""
         return [self.slots, self.stubs, *([self.dynamic] if self.dynamic else []), *self.tables]
+
+    @property
+    def resolver(self) -> int:
+        """The address behind the stubs: of the function that relocates the slots, if there is one."""
+        return self.stubs.address + _up(len(self.plan.functions) * self.stub_size, self.arch.stub_align)
+
+    @property
+    def copies_start(self) -> int:
+        """The distance of the first moved entry from the first stub."""
+        behind = _up(len(self.plan.functions) * self.stub_size, self.arch.stub_align)
+        return behind + (self.arch.resolver_size if self.form is Form.RESOLVER else 0)
 
     def stub(self, function: int) -> int:
         return self.stubs.address + function * self.stub_size
@@ -105,6 +120,7 @@ def build(binary: Binary, arch: Arch, plan: Plan, symbols: tuple[descriptor.Symb
     _put_pieces(m)
     # The output is the input with additions; nothing leads to them yet.
     _reroute(m)
+    _resolver(m)
     _detour(m)
     _program_headers(m)
     tail.write(m)
@@ -140,7 +156,7 @@ def _place_data_and_code(m: Image) -> None:
         for p in pieces:
             g.add(p)
     # Moved entries whose frame is that of a function entry share the stubs' unwind row: they come first.
-    at = _up(m.stubs.address + len(m.plan.functions) * m.stub_size, m.arch.stub_align)
+    at = m.stubs.address + m.copies_start
     m.copies = [0] * len(m.plan.detours)
     for i, d in sorted(enumerate(m.plan.detours), key=lambda x: bool(x[1].cfi)):
         m.copies[i] = m.original[d.function] = at
@@ -170,9 +186,8 @@ def _place_tables(m: Image, symbols: tuple[descriptor.Symbol, ...], files: tuple
     m.strings.covers = tuple(s for s in b.sections if s.flags & elf.SHF_ALLOC and (s.address, s.size) == (at, size))[:1]
     m.strings.data = b.data[b.offset_of(at):][:size] + m.request.added
     m.strings.size = len(m.strings.data)
-    m.descriptor.data = descriptor.encode(_describe(m, symbols, files))
-    m.descriptor.size = len(m.descriptor.data)
-    m.tables = [m.strings, m.descriptor] + ([m.relocations] if m.relocations else [])
+    described = descriptor.encode(_describe(m, symbols, files))
+    m.tables = [m.strings] + ([m.relocations] if m.relocations else [])
     table = ehframe.search_table(b)
     if table:
         m.search_table = Piece(".eh_frame_hdr", elf.SHT_PROGBITS, elf.SHF_ALLOC, 4,
@@ -180,26 +195,29 @@ def _place_tables(m: Image, symbols: tuple[descriptor.Symbol, ...], files: tuple
         m.tables.append(m.search_table)
     m.tables += exports.pieces(b, m.plan)
     _add_moved(m, m.room.units)
-    choice = _fit(m, m.tables, table)
+    choice = _fit(m, m.tables, table, len(described))
     # Moving the loader's other tables, too, can make better use of the holes.
     kept = m.tables
     m.tables = list(kept)
     _add_moved(m, [(s,) for s in layout.loader_tables(b)])
-    second = _fit(m, m.tables, table)
-    if _overflow(second) + layout.SMALL_PAGE <= _overflow(choice):
+    second = _fit(m, m.tables, table, len(described))
+    if second.overflow + layout.SMALL_PAGE <= choice.overflow:
         choice = second
     else:
         m.tables = kept
-    placed, left, m.more_rows, m.rows = choice
-    if m.rows:
-        m.tables.append(m.rows)
-    for p, address in placed:
+    m.more_rows, m.rows = choice.more_rows, choice.rows
+    m.descriptor, *more = choice.descriptor
+    m.tables += choice.descriptor + ([m.rows] if m.rows else [])
+    for p, address in choice.placed:
         p.address = address
     group = m.read_only if m.room.segments == 3 else m.code
-    if left and group is m.read_only:
-        group.start_at(*_ends(m), layout.total_size(left), m.arch.page_size)
-    for p in left:
+    if choice.left and group is m.read_only:
+        group.start_at(*_ends(m), layout.total_size(choice.left), m.arch.page_size)
+    for p in choice.left:
         group.add(p)
+    m.descriptor.data = described
+    for p in more:
+        m.descriptor.data, p.data = descriptor.split(described, m.descriptor.size, p.address)
 
 
 def _add_moved(m: Image, units: Iterable[tuple[Section, ...]]) -> None:
@@ -212,11 +230,22 @@ def _add_moved(m: Image, units: Iterable[tuple[Section, ...]]) -> None:
                                   unit[0].entsize, unit, data=m.binary.data[m.binary.offset_of(start):][:size]))
 
 
-Fit = tuple[list[tuple[Piece, int]], list[Piece], "ehframe.Place | None", "Piece | None"]
+@dataclass(frozen=True)
+class Fit:
+    """A way to place the read-only pieces."""
+    placed: list[tuple[Piece, int]]            # (piece, address in a hole)
+    left: list[Piece]                          # for the new segment
+    descriptor: list[Piece]                    # in one part or two
+    more_rows: ehframe.Place | None            # where .eh_frame grows
+    rows: Piece | None                         # else a piece for its rows
+
+    @property
+    def overflow(self) -> int:
+        return layout.total_size(self.left)
 
 
-def _fit(m: Image, tables: list[Piece], table: ehframe.SearchTable | None) -> Fit:
-    """([(piece, address in a hole)], pieces for the new segment, where .eh_frame grows, else a piece for its rows)."""
+def _fit(m: Image, tables: list[Piece], table: ehframe.SearchTable | None, size_of_descriptor: int) -> Fit:
+    """The best way to place `tables` and a descriptor of that size."""
     free = layout.holes(m.binary, tables, m.room.end)
     place = rows = None
     if table:
@@ -229,12 +258,25 @@ def _fit(m: Image, tables: list[Piece], table: ehframe.SearchTable | None) -> Fi
             tables = [*tables, rows]
     # objcopy --only-keep-debug wants notes in front of what else their segment has.
     notes = [p for p in tables if p.type == elf.SHT_NOTE]
-    placed, left = layout.fit(free, [p for p in tables if p not in notes])
-    return placed, notes + left, place, rows
+    others = [p for p in tables if p not in notes]
+
+    def with_descriptor(*sizes: int, hole: tuple[int, int] | None = None) -> Fit:
+        """With the descriptor in parts of these sizes, the first of them in `hole`."""
+        parts = [_part(name, size) for name, size in zip((descriptor.SECTION_DESCRIPTOR, descriptor.SECTION_REST), sizes)]
+        placed, left = layout.fit([h for h in free if h != hole], others + parts[hole is not None:])
+        return Fit(([(parts[0], _up(hole[0], 8))] if hole else []) + placed, notes + left, parts, place, rows)
+
+    out = [with_descriptor(size_of_descriptor)]
+    for hole in free:
+        first = hole[1] - _up(hole[0], 8)
+        if descriptor.HEADER.size + MIN_PART <= first <= size_of_descriptor - MIN_PART:
+            out.append(with_descriptor(first, size_of_descriptor - first, hole=hole))
+    best = min(out, key=lambda x: x.overflow)
+    return best if best.overflow + MIN_PART <= out[0].overflow else out[0]
 
 
-def _overflow(choice: Fit) -> int:
-    return layout.total_size(choice[1])
+def _part(name: str, size: int) -> Piece:
+    return Piece(name, elf.SHT_PROGBITS, elf.SHF_ALLOC, 8, size)
 
 
 def _without(hole: tuple[int, int], used: tuple[int, int]) -> list[tuple[int, int]]:
@@ -305,6 +347,8 @@ def _fill_tables(m: Image) -> None:
     addresses |= {elf.DT_STRTAB: m.strings.address, descriptor.DT_PSU: m.descriptor.address}
     if m.relocations:
         addresses |= relocations.fill(m.binary, m.arch, m.relocations, m.slots.address, m.original)
+    elif m.form is Form.RESOLVER:
+        addresses |= relocations.counted(m.binary, -1)
     table = ehframe.search_table(m.binary)
     if m.search_table and table:
         place = m.more_rows.address if m.more_rows else m.rows.address if m.rows else 0
@@ -347,7 +391,7 @@ def _reroute(m: Image) -> None:
     b = m.binary
     rela = b.dyn(elf.DT_RELA)
     rela_at = m.moved(rela) if rela else 0
-    if m.relocations and not relocations.packed(b):
+    if m.relocations and m.form is Form.ROWS:
         rela_at = m.relocations.address + m.relocations.front
     places = edits.Places(m.offset(rela_at) if rela else 0, m.offset(m.moved(edits.symbol_table(b))),
                           m.stubs.address, m.stub_size)
@@ -358,6 +402,17 @@ def _reroute(m: Image) -> None:
         m.out[segment.offset:segment.offset + len(m.dynamic_data)] = m.dynamic_data
     elif segment and m.dynamic:
         dynamic.follow(b, m.arch, m.out, m.dynamic.address, places.rela)
+
+
+def _resolver(m: Image) -> None:
+    """One relative relocation calls the function that relocates the slots, which returns what that one gave."""
+    row = relocations.resolver_row(m.binary, m.arch)
+    if m.form is not Form.RESOLVER or row is None:
+        return
+    at = m.offset(m.moved(m.binary.dyn(elf.DT_RELA) or 0)) + relocations.RELA_SIZE * row
+    where, _, result = relocations.ROW.unpack_from(m.out, at)
+    relocations.ROW.pack_into(m.out, at, where, m.arch.scan.IRELATIVE, m.resolver)
+    m.put(m.resolver, m.arch.resolver(m.resolver, m.slots.address, len(m.plan.functions), result))
 
 
 def _detour(m: Image) -> None:

@@ -8,7 +8,7 @@ AT_PHDR from that, and strip puts it there anyway.  So the sections that follow 
 through a program header, a dynamic tag or a section header, never by code.
 
 A section that grows (.dynstr, .rela.dyn, .eh_frame_hdr) moves as well.  What moved leaves a hole in an old read-only
-segment, and new read-only pieces go into holes where they fit: first fit, largest first.
+segment, and new read-only pieces go into holes where they fit.
 """
 
 from __future__ import annotations
@@ -105,6 +105,10 @@ class Group:
 def total_size(pieces: Iterable[Piece]) -> int:
     """Bytes that `pieces` need at most, one after the other, with their alignment."""
     return sum(p.size + p.align - 1 for p in pieces)
+
+
+# Pieces that a hole is filled with are chosen from so many: there are hardly ever more, and each one doubles the work.
+_CHOICE = 14
 
 
 def _up(value: int, align: int) -> int:
@@ -243,18 +247,28 @@ def holes(binary: Binary, pieces: Iterable[Piece], headers_end: int) -> list[tup
 
 
 def fit(free: list[tuple[int, int]], pieces: list[Piece]) -> tuple[list[tuple[Piece, int]], list[Piece]]:
-    """First fit, the largest first: ([(piece, address)], pieces that find no room in the holes `free`)."""
-    free, placed, left = list(free), [], []
-    for p in sorted(pieces, key=lambda p: -p.size):
-        for i, (start, end) in enumerate(free):
-            at = _up(start, p.align)
-            if at + p.size <= end:
-                placed.append((p, at))
-                free[i:i + 1] = [x for x in ((start, at), (at + p.size, end)) if x[0] < x[1]]
-                break
-        else:
-            left.append(p)
+    """Fill the holes `free` as well as can be: ([(piece, address)], pieces that find no room).
+
+    Hole by hole, the largest first, with the pieces that leave least of it."""
+    placed, left = [], sorted(pieces, key=lambda p: -p.size)
+    for start, end in sorted(free, key=lambda hole: hole[0] - hole[1]):
+        chosen = _fullest(left, end - start)
+        at = start
+        for p in chosen:
+            placed.append((p, _up(at, p.align)))
+            at = _up(at, p.align) + p.size
+        left = [p for p in left if p not in chosen]
     return placed, left
+
+
+def _fullest(pieces: list[Piece], room: int) -> tuple[Piece, ...]:
+    """Those of `pieces` that together fill `room` best, each with the most that its alignment may need."""
+    best: dict[int, tuple[Piece, ...]] = {0: ()}           # by the room that they need
+    for p in pieces[:_CHOICE]:
+        need = p.size + p.align - 1
+        best |= {used + need: (*those, p) for used, those in best.items()
+                 if used + need <= room and used + need not in best}
+    return best[max(best)]
 
 
 def loader_tables(binary: Binary) -> list[Section]:

@@ -17,6 +17,7 @@ from psu_bin.elf import Section
 from psu_bin.errors import PsuError
 from psu_bin.instrument import edits
 from psu_bin.instrument.layout import SHT_DYNAMIC, Piece
+from psu_bin.instrument.relocations import Form
 
 if TYPE_CHECKING:
     from psu_bin.instrument.image import Image
@@ -27,7 +28,7 @@ HEADER_DTYPE = np.dtype([("name", "<u4"), ("type", "<u4"), ("flags", "<u8"), ("a
                          ("size", "<u8"), ("link", "<u4"), ("info", "<u4"), ("align", "<u8"), ("entsize", "<u8")])
 FILE_SYMBOL = "psu-bin"
 STUB_SUFFIX, COPY_SUFFIX = ".psu", ".psu.entry"
-ALL_STUBS, ALL_COPIES = "psu_stubs", "psu_entries"
+ALL_STUBS, ALL_COPIES, RESOLVER = "psu_stubs", "psu_entries", "psu_relocate"
 
 
 class Tail:
@@ -200,6 +201,8 @@ def _stub_symbols(t: Tail, strings: bytearray) -> np.ndarray:
         if plan.detours:
             end = max(at + n for at, n in zip(m.copies, sizes))
             symbols.append((ALL_COPIES, min(m.copies), end - min(m.copies)))
+    if m.form is Form.RESOLVER:
+        symbols.append((RESOLVER, m.resolver, m.arch.resolver_size))
     raw = [name.encode("utf-8", "surrogateescape") + b"\0" for name, _, _ in symbols]
     new = np.zeros(len(symbols), dtype=elf.SYMBOL_DTYPE)
     new["st_name"] = len(strings) + np.cumsum([0, *map(len, raw[:-1])])

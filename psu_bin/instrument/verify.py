@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from psu_bin import descriptor, elf, fde
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary
-from psu_bin.instrument import dynamic, edits, ehframe, exports, marks, operands
+from psu_bin.instrument import dynamic, edits, ehframe, exports, marks, operands, relocations
 from psu_bin.instrument.dynamic import DT_RELAENT, ORIGIN
 from psu_bin.instrument.layout import ADDRESS_TAGS, EHDR_SIZE, MOVABLE_SEGMENTS, PHDR_SIZE, TAG_OF_TYPE, holding
 from psu_bin.instrument.plan_types import Plan, Reroute
+from psu_bin.instrument.relocations import Form
 
 STRING_TAGS = frozenset({elf.DT_NEEDED, elf.DT_SONAME, elf.DT_RPATH, elf.DT_RUNPATH})
 _RUN_PATHS = (elf.DT_RUNPATH, elf.DT_RPATH)
@@ -49,6 +51,32 @@ class Pair:
     def bytes_at(self, address: int, size: int) -> bytes:
         return self.after.bytes_at(address, size)
 
+    @cached_property
+    def form(self) -> Form:
+        return relocations.form(self.before, self.arch)
+
+    @cached_property
+    def row(self) -> int:
+        """The number of the relocation that calls the function that relocates the slots; -1: there is none."""
+        row = relocations.resolver_row(self.before, self.arch) if self.form is Form.RESOLVER else None
+        return -1 if row is None else row
+
+    @cached_property
+    def rela(self) -> np.ndarray:
+        """The relocations of the input as they are now, the one at `row` as it should be if it were still relative."""
+        out = self.after.rela[len(self.after.rela) - len(self.before.rela):].copy()
+        if self.row >= 0:
+            out["r_type"][self.row] = self.arch.relative
+            was, now = self.before.segment(elf.PT_DYNAMIC), self.after.segment(elf.PT_DYNAMIC)
+            result = int(self.before.rela["r_addend"][self.row])
+            if was and now and result == was.address:
+                result = now.address
+            for at, function, _ in self.plan.edits_by_kind.get(Reroute.RELA_ADDEND, []):
+                if at == self.row:
+                    result = self.found.stub(function)
+            out["r_addend"][self.row] = result
+        return out
+
     @property
     def entries(self) -> np.ndarray:
         return np.array([f.address for f in self.plan.functions], dtype=np.int64)
@@ -62,7 +90,7 @@ def verify(before: Binary, arch: Arch, plan: Plan, symbols: tuple[descriptor.Sym
         at = after.dyn(descriptor.DT_PSU)
         if at is None:
             raise edits.defect(where, "no descriptor")
-        p = Pair(before, after, arch, plan, descriptor.decode(data[after.offset_of(at):], where))
+        p = Pair(before, after, arch, plan, descriptor.decode(descriptor.gather(after.bytes_at, at, where), where))
         _segments(p)
         _descriptor(p, symbols, files)
         _stubs(p)
@@ -125,8 +153,8 @@ def _descriptor(p: Pair, symbols: tuple[descriptor.Symbol, ...], files: tuple[st
     flags |= descriptor.MODULE_IBT if marks.wanted(p.before, p.arch) else 0
     p.must(d.machine == p.before.machine and d.build_id == p.before.build_id and d.flags == flags
            and d.stub_size == p.arch.stub_size(flags) and d.slots % 8 == 0, "the descriptor's header")
-    raw = descriptor.encode(d)
-    p.must(p.bytes_at(p.after.dyn(descriptor.DT_PSU) or 0, len(raw)) == raw, "the descriptor's bytes")
+    there = descriptor.gather(p.bytes_at, p.after.dyn(descriptor.DT_PSU) or 0, p.after.path)
+    p.must(there == descriptor.encode(d), "the descriptor's bytes")
 
 
 def _stubs(p: Pair) -> None:
@@ -141,17 +169,23 @@ def _stubs(p: Pair) -> None:
                f"the stub of {f.name}")
         p.must(i in moved or f.original == f.address, f"the original of {f.name}")
     original = np.array([f.original for f in d.functions], dtype=np.int64)
-    if d.flags & descriptor.MODULE_PIC:
-        slots = d.slots + 8 * np.arange(count)
+    slots = d.slots + 8 * np.arange(count)
+    if p.form is Form.PACKED:
+        p.must(bool((p.after.relr[-count:] == slots).all()), "the relocations of the slots")
+    elif p.form is Form.ROWS:
         rela = p.after.rela[:count]
-        packed = len(p.after.relr) > len(p.before.relr)
-        if packed:
-            p.must(bool((p.after.relr[-count:] == slots).all()), "the relocations of the slots")
-        else:
-            p.must(len(rela) == count and bool((rela["r_type"] == p.arch.relative).all()
-                                               and (rela["r_sym"] == 0).all()
-                                               and (rela["r_offset"] == slots).all()), "the relocations of the slots")
-            words = rela["r_addend"]
+        p.must(len(rela) == count and bool((rela["r_type"] == p.arch.relative).all()
+                                           and (rela["r_sym"] == 0).all()
+                                           and (rela["r_offset"] == slots).all()), "the relocations of the slots")
+        words = rela["r_addend"]
+    elif p.form is Form.RESOLVER:
+        entry = p.after.rela[p.row]
+        at = int(entry["r_addend"])
+        code = p.arch.resolver(at, d.slots, count, int(p.rela["r_addend"][p.row]))
+        moved = min([f.original for f in d.functions if f.original > d.stubs], default=at + len(code))
+        p.must(entry["r_type"] == p.arch.scan.IRELATIVE and entry["r_sym"] == 0
+               and d.stubs + d.stub_size * count <= at <= moved - len(code) and p.bytes_at(at, len(code)) == code,
+               "the relocation of the slots")
     p.must(bool((words == original).all()), "a slot does not hold its original")
     here = [s for s in p.after.segments if s.type == elf.PT_LOAD]
     flags = {name: next((s.flags for s in here if s.address <= at < s.address + s.memsz), 0)
@@ -164,12 +198,11 @@ def _references(p: Pair, touched: np.ndarray) -> None:
     d = p.found
     data = np.frombuffer(p.after.data, dtype=np.uint8)
     copied = [(p.plan.functions[x.function].address + x.skip, x.length) for x in p.plan.detours]
-    shift = len(p.after.rela) - len(p.before.rela)
     for fields in edits.by_kind(p.plan):
         stubs = d.stubs + d.stub_size * fields.function
         kind = None
         if fields.kind is Reroute.RELA_ADDEND:
-            found = p.after.rela["r_addend"][fields.at + shift]
+            found = p.rela["r_addend"][fields.at]
         elif fields.kind is Reroute.DYNSYM:
             table = _symbols(p.after)
             found = table["st_value"][fields.at].astype(np.int64)
@@ -304,7 +337,7 @@ def _tables(p: Pair) -> None:
     """Symbols, hash tables, versions and relocations, but for what the plan changes."""
     before, after = p.before, p.after
     shift = len(after.rela) - len(before.rela)
-    old, new = before.rela.copy(), after.rela[shift:]
+    old, new = before.rela.copy(), p.rela
     for fields in edits.by_kind(p.plan):
         if fields.kind is Reroute.RELA_ADDEND:
             old["r_addend"][fields.at] = new["r_addend"][fields.at]
@@ -314,9 +347,9 @@ def _tables(p: Pair) -> None:
            and len(before.jmprel) == len(after.jmprel), "a relocation changed")
     packed = len(after.relr) - len(before.relr)
     p.must(bool((after.relr[:len(before.relr)] == before.relr).all())
-           and packed + shift == (len(p.plan.functions) if before.type == elf.ET_DYN else 0), "the relocations")
+           and packed + shift == (len(p.plan.functions) if p.form in (Form.ROWS, Form.PACKED) else 0), "the relocations")
     count = (before.dyn(elf.DT_RELACOUNT), after.dyn(elf.DT_RELACOUNT))
-    p.must(count[0] == count[1] if count[0] is None or not shift else count[1] == count[0] + shift, "DT_RELACOUNT")
+    p.must(count[0] == count[1] if count[0] is None else count[1] == count[0] + shift - (p.row >= 0), "DT_RELACOUNT")
     wrong = exports.difference(before, after, p.plan)
     p.must(not wrong, wrong)
     symbols = _symbols(before).copy()

@@ -68,7 +68,7 @@ def read_back(data: bytes) -> None:
     b = Binary(data, "written")
     at = b.dyn(descriptor.DT_PSU)
     assert at is not None
-    wanted = descriptor.decode(data[b.offset_of(at):], "written")
+    wanted = descriptor.decode(descriptor.gather(b.bytes_at, at, "written"), "written")
     bias = BIAS if b.type == elf.ET_DYN else 0
     modules = target.read(process_of(data, bias)).modules
     assert [m.descriptor for m in modules] == [wanted]
@@ -154,8 +154,7 @@ def run_patch(data: bytes) -> None:
 def _packed_descriptor() -> bytes:
     data = instrumented()
     b = Binary(data, "intact")
-    at = b.offset_of(b.dyn(descriptor.DT_PSU) or 0)
-    return data[at:at + descriptor.packed_size(data[at:at + descriptor.HEADER.size], "intact")]
+    return descriptor.gather(b.bytes_at, b.dyn(descriptor.DT_PSU) or 0, "intact")
 
 
 def make_descriptor(chance: Random) -> bytes:
@@ -164,13 +163,15 @@ def make_descriptor(chance: Random) -> bytes:
     if not chance.randrange(4):
         return damaged_bytes(chance, packed)
     header = list(descriptor.HEADER.unpack_from(packed))
-    body = damaged_bytes(chance, zlib.decompress(packed[descriptor.HEADER.size:]))
-    again = zlib.compress(body, 1)
+    body = damaged_bytes(chance, descriptor.unpack(packed[descriptor.HEADER.size:], header[10]))
+    again = descriptor.pack(body)
     header[9] = len(again)
     if chance.randrange(8):
         header[10] = len(body)
+    if chance.randrange(8):
+        header[11] = zlib.crc32(body)
     if not chance.randrange(4):
-        header[chance.choice((3, 4, 5, 6, 7, 8, 11))] = chance.choice((0, 1, 2, 7, 0xFFFFFFFF))
+        header[chance.choice((3, 4, 5, 6, 7, 8, 12, 14, 15))] = chance.choice((0, 1, 2, 7, 0xFFFFFFFF))
     return descriptor.HEADER.pack(*header) + again
 
 

@@ -53,7 +53,7 @@ class Instrumented:
     @property
     def descriptor(self) -> descriptor.Descriptor:
         b = self.binary
-        return descriptor.decode(b.data[b.offset_of(b.dyn(descriptor.DT_PSU) or 0):], str(self.path))
+        return descriptor.decode(descriptor.gather(b.bytes_at, b.dyn(descriptor.DT_PSU) or 0, str(self.path)), str(self.path))
 
     def changes(self, pairs: dict[str, str]) -> dict[str, str]:
         """The environment that lets change.so put the original of the second function into the slot of the first."""

@@ -31,7 +31,8 @@ PROGRAMS = [
     ("gcc", "-O2 -mfix-cortex-a53-843419 -mfix-cortex-a53-835769 -Wl,-z,separate-code"), ("gcc", "-O2 -fuse-ld=gold"),
     ("clang", "-O0 -fuse-ld=lld"), ("clang", "-O2 -fuse-ld=lld"), ("clang", "-Oz -fuse-ld=lld -mbranch-protection=standard"),
     ("clang", "-O2 -no-pie -Wl,--emit-relocs"), ("clang", "-O2 -fuse-ld=lld -no-pie -mcmodel=large -fno-pic"),
-    ("clang", "-O3 -flto -fuse-ld=lld"),
+    ("clang", "-O3 -flto -fuse-ld=lld"), ("gcc", "-O2 -DNO_IFUNC"),
+    ("clang", "-O2 -DNO_IFUNC -fuse-ld=lld -mbranch-protection=standard"),
 ]
 
 

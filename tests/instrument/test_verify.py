@@ -32,7 +32,7 @@ class Written:
         self.after = Binary(self.data, "written")
         at = self.after.dyn(descriptor.DT_PSU)
         assert at
-        self.found = descriptor.decode(self.data[self.after.offset_of(at):], "written")
+        self.found = descriptor.decode(descriptor.gather(self.after.bytes_at, at, "written"), "written")
 
     def verify(self, data: bytes) -> None:
         verify.verify(self.binary, self.arch, self.plan, self.symbols, self.files, data, "written")
@@ -54,6 +54,37 @@ def pie(built: Path) -> Written:
 @pytest.fixture(scope="module")
 def fixed(built: Path) -> Written:
     return Written(compiled(built / "verify-fixed", "ways.c", "target.c", "-O2", "-no-pie", "-pthread"))
+
+
+@pytest.fixture(scope="module")
+def resolved(built: Path) -> Written:
+    """Its slots are relocated by one function."""
+    return Written(compiled(built / "verify-resolved", "ways.c", "target.c", "-O2", "-DNO_IFUNC", "-rdynamic", "-pthread"))
+
+
+def _row(w: Written) -> int:
+    """The offset of the relocation that calls it."""
+    return w.after.offset_of(w.after.dyn(elf.DT_RELA) or 0) + 24 * (w.binary.dyn(elf.DT_RELACOUNT) - 1)
+
+
+RESOLVER_DAMAGE: dict[str, Callable[[Written], int]] = {
+    "its place": lambda w: _row(w), "its type": lambda w: _row(w) + 8, "its symbol": lambda w: _row(w) + 12,
+    "the function's address": lambda w: _row(w) + 16, "the relocation before": lambda w: _row(w) - 8,
+    "a slot": lambda w: w.after.offset_of(w.found.slot(3)),
+    "how many are relative": lambda w: w.section(".dynamic").offset + 8 + 16 * [t for t, _ in w.after.dynamic].index(
+        elf.DT_RELACOUNT),
+    **{f"byte {n} of the function": lambda w, n=n: w.after.offset_of(   # type: ignore[misc]
+        int(w.after.rela["r_addend"][w.binary.dyn(elf.DT_RELACOUNT) - 1])) + n for n in (0, 8, 15, 20, 24, 28, 35, 41)},
+}
+
+
+@pytest.mark.parametrize("what", RESOLVER_DAMAGE)
+def test_damage_of_what_relocates_the_slots_is_found(resolved: Written, what: str) -> None:
+    resolved.verify(resolved.data)
+    bad = bytearray(resolved.data)
+    bad[RESOLVER_DAMAGE[what](resolved)] ^= 1
+    with pytest.raises(PsuError):
+        resolved.verify(bytes(bad))
 
 
 # Each gives the offset of a byte to damage, and what is then wrong.

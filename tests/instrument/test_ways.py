@@ -29,6 +29,9 @@ PROGRAMS = [
     ("clang", "-O2 -fuse-ld=lld -no-pie -Wl,--emit-relocs"),
     ("clang", "-O2 -fcf-protection=full -fuse-ld=lld -Wl,-z,now"), ("clang", "-O2 -fuse-ld=gold"),
     ("gcc", "-O2 -mcmodel=large -DNO_IFUNC"), ("gcc", "-O2 -mcmodel=large -fPIC -no-pie -DNO_IFUNC"),
+    # without resolvers of its own the slots are relocated by one function, see relocations.py
+    ("gcc", "-O2 -DNO_IFUNC"), ("gcc", "-O2 -DNO_IFUNC -fuse-ld=gold -Wl,-z,now"),
+    ("clang", "-Os -DNO_IFUNC -fuse-ld=lld"), ("clang", "-O2 -DNO_IFUNC -fcf-protection=full -flto -fuse-ld=lld"),
     ("musl-gcc", "-O2 -DNO_IFUNC"), ("musl-gcc", "-Os -no-pie -DNO_IFUNC -Wl,--emit-relocs"),
 ]
 
@@ -83,7 +86,7 @@ def test_every_way_of_calling_goes_through_the_slot(built: Path, change: Path, c
 LIBRARIES = [("gcc", "-O2"), ("gcc", "-O2 -fuse-ld=gold -fcf-protection=full"),
              ("gcc", "-O2 -Wl,-Bsymbolic -Wl,-z,now"), ("gcc", "-O2 -fno-semantic-interposition -fno-plt"),
              ("clang", "-O2 -fuse-ld=lld"),
-             ("clang", "-Os -Wl,-z,pack-relative-relocs")]
+             ("clang", "-Os -Wl,-z,pack-relative-relocs"), ("gcc", "-O2 -DNO_IFUNC"), ("clang", "-O2 -DNO_IFUNC -fuse-ld=lld")]
 
 
 @pytest.mark.parametrize(("cc", "flags"), LIBRARIES, ids=[" ".join(x) for x in LIBRARIES])

@@ -120,3 +120,25 @@ def test_other_names_of_the_same_code_are_told(lab):
     both = real + 'int other(int x) __attribute__((alias("real"))); int third(int x) __attribute__((alias("real")));'
     assert attached(lab, "gcc", process, both) == []
     assert attached(lab, "gcc", process, "__attribute__((used)) static int apart(int x) { return 3; }") == []
+
+
+def test_one_body_does_not_silently_stand_for_two_functions(lab):
+    """Only one of the two would go on with the new version."""
+    program = lab.folder / "main.c"
+    program.write_text("""
+        #include <stdio.h>
+        __attribute__((noipa)) int one(int x) { return x + 10; }
+        __attribute__((noipa)) int two(int x) { return x + 20; }
+        int main(void) { puts("ready"); fflush(stdout); while (getchar() != EOF) { printf("%d\\n", one(1) + two(1)); fflush(stdout); }
+                         return 0; }""")
+    subprocess.run(["gcc", "-O1", "-pthread", "main.c", "-o", "main"], cwd=lab.folder, check=True)
+    running = lab.start(psu_bin("instrument", lab.folder / "main", "--json").json["output"], env={"PSU_AGENT": "start"})
+    running.expect("^ready$")
+    patch = lab.folder / "patch.c"
+    patch.write_text('int one(int x) { return x; } int two(int x) __attribute__((alias("one"))); int more(int) '
+                     '__attribute__((alias("one")));')
+    subprocess.run(["gcc", "-O1", "-c", "patch.c"], cwd=lab.folder, check=True)
+    refused = psu_bin("attach", running.pid, lab.folder / "patch.o", check=False)
+    assert refused.status == 1 and refused.err.count("\n") == 1 and not refused.out
+    assert "one and two are one function, an alias or folded into one, and two in" in refused.err
+    assert psu_bin("status", running.pid, "--json").json["patches"] == []

@@ -20,7 +20,7 @@ DEEP = {"x86_64": 100_000, "aarch64": 15_000}[MACHINE]      # levels
 def program(lab):
     program = lab.program("full", "-fno-omit-frame-pointer", *(("-mno-red-zone",) if MACHINE == "x86_64" else ()))
     binary = Binary.read(program)
-    found = descriptor.decode(binary.contents(binary.section(descriptor.SECTION_DESCRIPTOR)), "full").functions
+    found = descriptor.decode(descriptor.gather(binary.bytes_at, binary.dyn(descriptor.DT_PSU), "full"), "full").functions
     assert {f.name for f in found if f.preserve & RELIED_ON == RELIED_ON} == REPLACED
     return program
 

@@ -174,6 +174,6 @@ def test_a_call_site_of_memcached(tmp_path):
         pytest.skip("scripts/real has not built memcached")
     psu_bin("instrument", built[0], "-o", tmp_path / "memcached")
     binary = Binary.read(tmp_path / "memcached")
-    functions = descriptor.decode(binary.contents(binary.section(descriptor.SECTION_DESCRIPTOR)), "memcached").functions
+    functions = descriptor.decode(descriptor.gather(binary.bytes_at, binary.dyn(descriptor.DT_PSU), "memcached"), "memcached").functions
     [preserve] = [f.preserve for f in functions if f.name.startswith("do_slabs_free_chunked")]
     assert preserve >> 9 & 7 == 7

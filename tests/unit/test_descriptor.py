@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,12 +32,41 @@ def descriptors(draw: st.DrawFn) -> Descriptor:
                       tuple(symbols), tuple(draw(st.lists(names, max_size=3))), tuple(draw(st.lists(u64, max_size=5))))
 
 
+@settings(deadline=None)      # of a busy machine
 @given(descriptors())
 def test_round_trip(d: Descriptor) -> None:
     data = descriptor.encode(d)
     assert descriptor.decode(data, "m") == d
     assert descriptor.decode(data + b"what follows", "m") == d
     assert descriptor.packed_size(data[:descriptor.HEADER.size], "m") == len(data)
+
+
+@settings(deadline=None)
+@given(descriptors(), st.data())
+def test_two_parts_are_gathered(d: Descriptor, data: st.DataObject) -> None:
+    whole = descriptor.encode(d)
+    cut = data.draw(st.integers(descriptor.HEADER.size, len(whole)))
+    first, rest = descriptor.split(whole, cut, 0x700)
+    places = {0x100: first, 0x700: rest}
+
+    def read(at: int, size: int) -> bytes:
+        assert len(places[at]) >= size
+        return places[at][:size]
+
+    assert len(first) == cut and descriptor.gather(read, 0x100, "m") == whole
+
+
+def test_a_rest_that_is_larger_than_the_whole_is_damage() -> None:
+    whole = descriptor.encode(small())
+    with pytest.raises(PsuError, match="damaged: size of the rest"):
+        descriptor.gather(lambda at, size: (whole[:descriptor.HEADER.size - 4] + b"\xff" * 4)[:size], 0, "m")
+
+
+def test_a_python_without_lzma_is_an_error_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lzma", None)       # import raises
+    with pytest.raises(PsuError, match="was built without its lzma module") as e:
+        descriptor.encode(small())
+    assert e.value.hint
 
 
 def small() -> Descriptor:
@@ -57,7 +88,7 @@ def test_a_symbol_that_is_not_where_its_function_is_cannot_be_encoded() -> None:
                                      (wrong,), d.files, d.sites))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damage_is_an_error_that_names_the_module(data: st.DataObject) -> None:
     good = descriptor.encode(small())
@@ -69,7 +100,7 @@ def test_damage_is_an_error_that_names_the_module(data: st.DataObject) -> None:
     try:
         descriptor.decode(bytes(bad), "the module")
     except PsuError as e:
-        assert e.where == "the module"
+        assert e.where == "the module" and e.hint
 
 
 def test_another_version_is_named() -> None:

@@ -24,6 +24,10 @@ SEPARATE void inner(void)
 }
 
 SEPARATE void outer(void) { inner(); puts("outer"); }
+#ifdef ALIASES
+void another(void) __attribute__((alias("outer")));
+void third(void) __attribute__((weak, alias("outer")));
+#endif
 
 static SEPARATE void hidden(void) { outer(); puts("hidden"); }
 
