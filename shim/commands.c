@@ -115,8 +115,8 @@ static int inside_current(const struct psu_map *m)
 {
     if (m->prot != (PSU_PROT_READ | PSU_PROT_EXEC))
         return 0;
-    for (uint32_t i = 0; i < psu_object_limit; i++)
-        for (int j = 0; j < PSU_REGIONS && psu_objects[i].state == PSU_CURRENT; j++) {
+    for (uint32_t i = 0; i < psu_runtime.object_limit; i++)
+        for (int j = 1; j < PSU_REGIONS && psu_objects[i].state == PSU_CURRENT; j++) {
             uint64_t offset = m->address - psu_objects[i].region[j].address, size = psu_objects[i].region[j].size;
             if (offset < size && m->size <= size - offset)
                 return 1;

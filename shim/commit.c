@@ -37,7 +37,6 @@
 enum { FUTEX_WAIT_PRIVATE = 128 };
 
 uint32_t psu_live_gates[PSU_INDICES];
-uint32_t psu_object_limit;
 struct psu_object psu_objects[PSU_INDICES];
 
 struct record {
@@ -324,8 +323,8 @@ int64_t psu_commit(const struct psu_commit *head, size_t room, uint64_t *failed)
     under_way.record = r;
     __atomic_store_n(&under_way.txn, psu_runtime.commit_seq + 1, __ATOMIC_SEQ_CST);
     for (uint32_t i = 0; i < head->objects; i++) {
-        if (r.objects[i].index >= psu_object_limit) /* before the first count, see fold() and psu_reclaim() */
-            psu_object_limit = r.objects[i].index + 1;
+        if (r.objects[i].index >= psu_runtime.object_limit) /* before the first count, see fold() and psu_reclaim() */
+            psu_runtime.object_limit = r.objects[i].index + 1;
         psu_frames_add(&r.objects[i]);
     }
     for (uint32_t i = 0; i < head->switches; i++)

@@ -359,7 +359,7 @@ static void count_out_start_routine(struct psu_block *b)
 /* A dead thread's stores are visible to whoever learns from the kernel that it is dead. */
 static void fold(struct psu_block *b)
 {
-    for (uint32_t i = 0; i < psu_object_limit; i++) {
+    for (uint32_t i = 0; i < psu_runtime.object_limit; i++) {
         struct psu_counter *c = &b->count[i];
         if (c->enter || c->leave) {
             /* Enters first, and both words of the block at once: in a child forked in between counts are too high. */

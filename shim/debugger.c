@@ -67,7 +67,7 @@ void psu_debugger_repair(void)
     for (uint32_t i = 0; i <= NEAR; i++) {
         uint64_t size = entries[i].size;
         entries[i].size = 0;
-        if (size && (i == NEAR || (i < psu_object_limit && psu_objects[i].state != PSU_FREE)))
+        if (size && (i == NEAR || (i < psu_runtime.object_limit && psu_objects[i].state != PSU_FREE)))
             add(&entries[i], entries[i].symfile, size);
     }
 }

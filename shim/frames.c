@@ -104,8 +104,8 @@ int psu_library_loaded(const char *name)
 
 /* ---- what unwinders ask ----------------------------------------------------------------------------- */
 
-static uint32_t first(void) { return psu_object_limit ? 0 : NEAR; }
-static uint32_t next(uint32_t i) { return i + 1 == psu_object_limit ? NEAR : i + 1; }
+static uint32_t first(void) { return psu_runtime.object_limit ? 0 : NEAR; }
+static uint32_t next(uint32_t i) { return i + 1 == psu_runtime.object_limit ? NEAR : i + 1; }
 
 /* Since the acquiring load of `turn`; pairs with the release fences of load and finish. */
 static int unchanged(const struct entry *e, uint32_t turn)
@@ -231,7 +231,7 @@ static void finish(struct entry *e, uint32_t count, uint64_t eh_frame)
 
 /* libgcc's own registration: it keeps notes (struct object, 48 bytes) in our memory. */
 static struct { uint64_t words[12]; } notes[PSU_INDICES];
-static uint8_t registered[PSU_INDICES]; /* libgcc ends the program when it is to forget what it does not know */
+static uint64_t registered[PSU_INDICES]; /* where from; libgcc ends the program when it is to forget what it does not know */
 
 static void *registration(const char *name)
 {
@@ -244,6 +244,16 @@ static void *registration(const char *name)
     return f;
 }
 
+/* What libgcc may be told of: it takes all between the lowest and the highest code of one registration for its own.  So not
+ * of the stubs at a distance: their rows, a CIE and an FDE, come first (psu_bin/attach/rooms.py). */
+static uint64_t in_one_piece(const struct psu_new_object *o)
+{
+    uint64_t at = o->eh_frame;
+    for (int i = 0; i < 2 && o->region[1].size; i++)
+        at += 4 + *(const uint32_t *)at;
+    return at;
+}
+
 void psu_frames_add(const struct psu_new_object *o)
 {
     if (!o->eh_frame)
@@ -251,8 +261,8 @@ void psu_frames_add(const struct psu_new_object *o)
     if (!psu_frames_in_front()) {
         void (*add)(const void *, void *) = (void (*)(const void *, void *))registration("__register_frame_info");
         if (add) {
-            add((const void *)o->eh_frame, &notes[o->index]);
-            __atomic_store_n(&registered[o->index], 1, __ATOMIC_SEQ_CST);
+            add((const void *)in_one_piece(o), &notes[o->index]);
+            __atomic_store_n(&registered[o->index], in_one_piece(o), __ATOMIC_SEQ_CST);
         }
         return;
     }
@@ -275,12 +285,13 @@ void psu_frames_remove(uint32_t index, uint64_t eh_frame)
         __atomic_add_fetch(&changes, 1, __ATOMIC_RELEASE);
         return;
     }
-    if (!registered[index])
+    const void *from = (const void *)registered[index];
+    if (!from)
         return;
     __atomic_store_n(&registered[index], 0, __ATOMIC_SEQ_CST);
     void *(*drop)(const void *) = (void *(*)(const void *))registration("__deregister_frame_info");
     if (drop)
-        drop((const void *)eh_frame);
+        drop(from);
 }
 
 void psu_frames_add_near(uint64_t address, uint64_t size, const void *eh_frame)

@@ -190,7 +190,6 @@ int psu_staged(uint64_t address, uint64_t size, uint32_t keep);   /* exact match
 void psu_unstage(uint64_t address, uint64_t size);
 void psu_unstage_at(uint32_t i);              /* the last one takes its place */
 extern uint32_t psu_live_gates[PSU_INDICES];  /* gates whose code leads into the object */
-extern uint32_t psu_object_limit;             /* one more than the highest index ever used */
 extern struct psu_object psu_objects[PSU_INDICES];
 uint32_t psu_reclaim(void);                   /* frees what is quiescent; returns how many it freed */
 void psu_reclaim_repair(void);                /* in a fork child, after psu_commit_repair */

@@ -50,7 +50,7 @@ static void release(uint32_t index)
 void psu_reclaim_repair(void)
 {
     uint32_t retired = 0;
-    for (uint32_t i = 0; i < psu_object_limit; i++)
+    for (uint32_t i = 0; i < psu_runtime.object_limit; i++)
         retired += psu_objects[i].state == PSU_RETIRED;
     psu_runtime.retired_count = retired;
 }
@@ -76,7 +76,7 @@ int64_t psu_write_off(const struct psu_surplus *s, uint32_t count, uint64_t *fai
 uint32_t psu_reclaim(void)
 {
     uint32_t freed = 0;
-    for (uint32_t i = 0; i < psu_object_limit && psu_runtime.retired_count; i++)
+    for (uint32_t i = 0; i < psu_runtime.object_limit && psu_runtime.retired_count; i++)
         if (psu_objects[i].state == PSU_RETIRED) {
             struct psu_counter s = sum(i);
             if (s.enter == s.leave) {

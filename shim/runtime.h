@@ -181,7 +181,7 @@ struct psu_commit {
 };
 struct psu_new_object {
     uint32_t index, patch;
-    uint64_t eh_frame;     /* 0: none */
+    uint64_t eh_frame;     /* 0: none; with a region[1], its first CIE and FDE are of that */
     struct { uint64_t address, size; } region[PSU_REGIONS];
     uint64_t symfile, symfile_size; /* an ELF file for debuggers inside a region (debugger.c); size 0: none */
 };
@@ -238,6 +238,7 @@ struct psu_runtime {
     /* Not 0: a thread may be in a sandbox of its own that ends it at a system call it never made: gates make none.
      * Written by psu-bin while the agent is stopped, before each transaction. */
     uint64_t silent;
+    uint64_t object_limit;     /* one more than the highest index of an object that ever was */
     uint8_t command_buffer[PSU_COMMAND_BUFFER] __attribute__((aligned(16)));
 };
 

@@ -138,8 +138,9 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
     for p in pieces:
         if p.room is Room.CODE and layout.roles[p.section] is Role.CODE:
             room.add(p)
-    room.add_calls(inner.calls(layout, reader, machine, kinds), inner.stub_size(machine))
     home = layout.binder.module[n]
+    # Another module's stubs and slots may be out of reach.
+    room.add_calls(inner.calls(layout, reader, machine, {f for f in kinds if f.module == home}), inner.stub_size(machine))
 
     def far(t: Target) -> bool:
         """The target may be more than 2 GiB away."""
@@ -155,7 +156,8 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
         if p.room is Room.CODE and layout.roles[p.section] not in (Role.CODE, Role.UNWIND):
             room.add(p)
     room.add_symfile(symfile_size)
-    room.add_unwind([p for p in pieces if layout.roles[p.section] is Role.UNWIND], len(_stub_rows(machine, room, 0, 0)))
+    room.add_unwind([p for p in pieces if layout.roles[p.section] is Role.UNWIND], len(_distant_rows(machine, room, 0, 0)),
+                    len(_stub_rows(machine, room, 0)))
     room.add_table()
     room.close(PAGE)
     for p in pieces:
@@ -165,12 +167,19 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
     return room
 
 
-def _stub_rows(machine: arch.Arch, room: ObjectRoom, base: int, distance: int) -> bytes:
-    """The .eh_frame rows of the PLT entries of the object at `base`, and of the stubs at `distance`."""
-    ranges = [fde.Code(base + distance & (1 << 64) - 1, room.mirrored(PAGE))] if machine.site_form.step and room.mirrored(PAGE) else []
-    if room.stubs_end > room.stubs:
-        ranges.append(fde.Code(base + room.stubs, room.stubs_end - room.stubs))
-    return fde.rows(machine, base + room.rows, ranges)[0] if ranges else b""
+def _stub_rows(machine: arch.Arch, room: ObjectRoom, base: int) -> bytes:
+    """The .eh_frame rows of the PLT entries of the object at `base`."""
+    ranges = [fde.Code(base + room.stubs, room.stubs_end - room.stubs)]
+    return fde.rows(machine, base + room.rows, ranges)[0] if room.stubs_end > room.stubs else b""
+
+
+def _distant_rows(machine: arch.Arch, room: ObjectRoom, base: int, distance: int) -> bytes:
+    """Those of the stubs at `distance` from it, which come first: shim/frames.c leaves them out where they would do harm."""
+    if not machine.site_form.step or not room.mirrored(PAGE):
+        return b""
+    # Where there is no room for stubs, the rows are of something that nobody executes.
+    code = fde.Code(base + distance & (1 << 64) - 1, room.mirrored(PAGE)) if distance else fde.Code(base + room.symfile, 1)
+    return fde.rows(machine, base + room.unwind, [code])[0]
 
 
 def _module_demand(work: Work, m: int) -> ModuleDemand:
@@ -240,6 +249,10 @@ class _Linker:
             elif p.room is Room.VARIABLE:
                 self.address[p] = self.places[work.binder.module[p.patch]].variables + p.offset
         self.objects = objects
+        if work.machine.site_form.step:
+            for n, room in enumerate(work.rooms):
+                if not self.distances[n]:
+                    room.forget_calls()
         reached = list(work.reader.reached)
         demoted = {t for layout in work.layouts for t in layout.demoted}
         views = {n: work.views[work.binder.module[n]] for n in range(len(work.patches))}
@@ -408,8 +421,9 @@ class _Linker:
         image[room.table:room.table + len(table)] = table
         distance = self.distances[n]
         if room.unwind:
-            rows = _stub_rows(work.machine, room, base, distance)
-            image[room.rows:room.rows + len(rows)] = rows
+            for at, rows in ((room.unwind, _distant_rows(work.machine, room, base, distance)),
+                             (room.rows, _stub_rows(work.machine, room, base))):
+                image[at:at + len(rows)] = rows
         symfile_at, symfile_size = base + room.symfile, work.symfiles[n].size
         image[room.symfile:room.symfile + symfile_size] = work.symfiles[n].build(
             {p.section: self.address[p] for p in work.reader.reached

@@ -41,6 +41,10 @@ ATTEMPTS = 5               # the program may take an address between our look at
 ROWS_ALIGN = 8
 
 
+class NoRoom(PsuError):
+    """There is no place for stubs at a distance."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A stretch of mirrored pages: [start, end), `distance` behind the code that it mirrors."""
@@ -149,23 +153,30 @@ def _make(x: Transaction, arch: Arch, module: Module, runs: list[Run], code: lis
 
 def choose(process: Process, arch: Arch, module: Module, start: int, end: int, runs: Sequence[Run],
            promised: Sequence[tuple[int, int]]) -> Run:
-    """A free place for the mirror of [start, end), in steps from it, that all calls of the module, or near it, reach.
+    """A free place for the mirror of [start, end), in steps from it, that all calls of the module, or near it, reach.  Raises NoRoom.
 
     runs: the module's, whose distances are taken first; promised: [start, end) of what is to be mapped there."""
     maps = process.maps()
-    taken = sorted([(m.start, m.end) for m in maps] + placement.reserved(process, maps) + list(promised))
+    taken: list[tuple[int, int]] = []                  # ascending, none in or behind another's start
+    for a, b in sorted([(m.start, m.end) for m in maps] + placement.reserved(process, maps) + list(promised)):
+        if taken and a <= taken[-1][1]:
+            taken[-1] = taken[-1][0], max(taken[-1][1], b)
+        else:
+            taken.append((a, b))
     starts = [a for a, _ in taken]
-    step, span = arch.site_form.step, module.end - module.start
-    most = (arch.reach - span - PAGE) // step
+    step = arch.site_form.step
+    most = arch.reach // step
     distances = dict.fromkeys([r.distance for r in runs] + [
         k * step & shim.WORD for k in (*range(-1, -most - 1, -1), *range(1, most + 1))])
     for distance in distances:
         low = start + distance & shim.WORD
         high = low + end - start
         i = bisect.bisect_left(starts, high)
-        if low >= placement.LOWEST and high < 1 << 47 and (not i or all(b <= low for _, b in taken[max(0, i - 8):i])):
+        # Calls of the module and of its objects lead there, and the jumps there to the module's slots.
+        near = max(high, end, module.end) - min(low, start, module.start) < arch.reach - PAGE
+        if near and low >= placement.LOWEST and high < 1 << 47 and (not i or taken[i - 1][1] <= low):
             return Run(distance, low, high)
-    raise PsuError(process.where, f"has no room within {arch.reach >> 20} MiB of {module.path} for the stubs of direct "
+    raise NoRoom(process.where, f"has no room within {arch.reach >> 20} MiB of {module.path} for the stubs of direct "
                                            "calls")
 
 

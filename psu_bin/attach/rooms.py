@@ -29,7 +29,7 @@ class ObjectRoom:
         self.got = 0
         self.symfile = 0       # offset of the file for debuggers
         self.unwind = 0        # offset of .eh_frame, 0: none
-        self.rows = 0          # offset of the unwind rows of PLT entries and the stubs at a distance
+        self.rows = 0          # offset of the unwind rows of PLT entries
         self.unwind_end = 0
         self.stubs = self.stubs_end = 0    # offsets of the PLT entries
         self._slots: dict[tuple[Target, int], int] = {}
@@ -58,6 +58,10 @@ class ObjectRoom:
         self.bodies = {c.at: c.callee for c in all_ if c.turnable and c.callee not in near}
         self._reached = max((at + apart for at in self.bodies.values()), default=0)
         self.table_bytes = inner.encode(list(self.bodies.items())) if self.bodies else b""
+
+    def forget_calls(self) -> None:
+        """There is no room for stubs at a distance: calls inside the object are like any others."""
+        self.bodies, self.table_bytes = {}, b""
 
     def mirrored(self, page: int) -> int:
         """Bytes from the object's start, whole pages, in which there are bodies that calls inside it lead to; 0: none."""
@@ -105,13 +109,17 @@ class ObjectRoom:
         self.symfile = -(-self.size // 8) * 8
         self.size = self.symfile + size
 
-    def add_unwind(self, pieces: list[Piece], rows: int) -> None:
-        """.eh_frame sections back to back, `rows` bytes for the stubs, and the zero that ends them."""
+    def add_unwind(self, pieces: list[Piece], distant: int, rows: int) -> None:
+        """`distant` bytes, a multiple of 8, for the rows of the stubs at a distance, .eh_frame sections back to back, `rows` bytes
+        for the PLT entries, and the zero that ends them."""
+        if not pieces:
+            return
+        self.unwind = -(-self.size // 8) * 8
+        self.size = self.unwind + distant
         for n, p in enumerate(pieces):
             self.add(p, 8 if n == 0 else 4)
-        if pieces:
-            self.unwind, self.rows = pieces[0].offset, -(-self.size // 4) * 4
-            self.size = self.unwind_end = self.rows + rows + 4
+        self.rows = -(-self.size // 4) * 4
+        self.size = self.unwind_end = self.rows + rows + 4
 
     def close(self, page: int) -> None:
         """End of the executable part."""

@@ -39,14 +39,14 @@ SWITCH = struct.Struct("<QQQ6IQ")
 COMMIT = struct.Struct("<4IQQ")
 NEW_OBJECT = struct.Struct("<IIQ6Q2Q")
 _HEAD = struct.Struct("<QIIIIIIII QQII QQII QQII QQQQQQQ IIIIHHHHQqQII".replace(" ", ""))
-_TAIL = struct.Struct("<QQqQQQQ")
+_TAIL = struct.Struct("<QQqQQQQQQ")
 STAGED = 128
 _TAIL_OFFSET = 224 + 24 * STAGED
 COMMAND_SEQ_OFFSET = 184
 AGENT_ERROR_OFFSET = _TAIL_OFFSET + 16
 COMMAND_ADDRESS_OFFSET = 192
 SILENT_OFFSET = _TAIL_OFFSET + 7 * 8
-BUFFER_OFFSET = (_TAIL_OFFSET + 8 * 8 + 15) // 16 * 16
+BUFFER_OFFSET = (_TAIL_OFFSET + 9 * 8 + 15) // 16 * 16
 BUFFER_SIZE = 4096
 REGIONS = 3
 
@@ -105,6 +105,7 @@ class Runtime:
     near_delta: int
     command_ns: int
     leaving: tuple[int, int]        # code of the shim: see runtime.h
+    object_limit: int               # no object has an index as high
 
     @staticmethod
     def read(process: Process, address: int) -> Runtime:
@@ -119,29 +120,19 @@ class Runtime:
         (objects, totals, shared, blocks, commit_seq, meta, meta_size, tid, pid, state, membarrier_error,
          command_seq, _, done_seq, _, _, result, failed, staged, _) = f[21:]
         (start_agent, borrow, agent_error, near_delta, command_ns, leaving,
-         leaving_end) = _TAIL.unpack_from(raw, _TAIL_OFFSET)
+         leaving_end, _, limit) = _TAIL.unpack_from(raw, _TAIL_OFFSET)
         if leaving > leaving_end or any(p.first + p.stride * p.count >= WORD or p.data >= WORD for p in pools):
             raise PsuError(process.where, "psu-bin's state in it is damaged: gates beyond the end of memory")
         return Runtime(address, pools, block, offsetof_count, indices, objects, totals, shared, blocks, commit_seq,
                        meta, meta_size, tid, pid, state, membarrier_error, command_seq, done_seq, result, failed,
-                       staged, start_agent, borrow, agent_error, near_delta, command_ns, (leaving, leaving_end))
+                       staged, start_agent, borrow, agent_error, near_delta, command_ns, (leaving, leaving_end),
+                       min(limit, indices))
 
     def read_objects(self, process: Process) -> tuple[Object, ...]:
         """All objects that are not free."""
-        # Indices are given out lowest first, so live objects are at the front; read until a page of free ones.
-        out: list[Object] = []
-        step = 4096 // OBJECT.size
-        for first in range(0, self.indices, step):
-            raw = process.read(self.objects + first * OBJECT.size, step * OBJECT.size)
-            page = []
-            for i, (patch, state, eh_frame, *regions) in enumerate(OBJECT.iter_unpack(raw)):
-                if state != FREE:
-                    pairs = tuple((a, n) for a, n in zip(regions[::2], regions[1::2]) if n)
-                    page.append(Object(first + i, patch, state, eh_frame, pairs))
-            out += page
-            if not page:
-                break
-        return tuple(out)
+        raw = process.read(self.objects, self.object_limit * OBJECT.size) if self.object_limit else b""
+        return tuple(Object(i, patch, state, eh_frame, tuple((a, n) for a, n in zip(regions[::2], regions[1::2]) if n))
+                     for i, (patch, state, eh_frame, *regions) in enumerate(OBJECT.iter_unpack(raw)) if state != FREE)
 
     def sums(self, process: Process, indices: tuple[int, ...]) -> dict[int, tuple[int, int]]:
         """For each counter index, (enters, leaves) of all threads together, modulo 2^32.

@@ -44,9 +44,13 @@ class Space:
         return place
 
     def _mirror(self, module: Module, start: int, size: int) -> int:
-        """The distance to room for the stubs of an object at `start` (inner.py): mapped with it, filled when they are needed."""
+        """The distance to room for the stubs of an object at `start` (inner.py), mapped with it and filled when they are needed; 0:
+        there is none, and its calls of itself are like any others."""
         taken = [(a, a + n) for a, n, _ in self.wanted]
-        run = mirrors.choose(self.x.target.process, self.arch, module, start, start + size, (), taken)
+        try:
+            run = mirrors.choose(self.x.target.process, self.arch, module, start, start + size, (), taken)
+        except mirrors.NoRoom:
+            return 0
         self.wanted.append((run.start, size, False))
         return run.distance
 

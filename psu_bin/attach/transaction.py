@@ -240,7 +240,7 @@ class Transaction:
         demand = linker.plan([s.object for s in sources], seen, [s.patch for s in sources],
                              lambda f: self._becomes_current(sources[f.patch], seen[f.module], f))
         pressure.refuse(self.target.process.pid, self.target.process.where,
-                        sum(o.size for d in demand.modules for o in d.objects))
+                        sum(o.size + o.mirrored for d in demand.modules for o in d.objects))
         self._pin([self.module(d.view) for d in demand.modules])
         resolved = self._with_entries(demand, self.resolve(demand))
         enter = self._entries(demand, resolved)
@@ -408,9 +408,8 @@ class Transaction:
 
     def _forget(self) -> None:
         """Drop patches that no history names and whose objects are gone, but for the newest few, which status lists."""
-        objects = self.session.runtime.read_objects(self.target.process)
-        alive = {o.patch for o in objects}
-        current = {o.index for o in objects if o.state == shim.CURRENT}
+        alive = {o.patch for o in self.session.runtime.read_objects(self.target.process)}
+        current = {f.current[2] for f in self.notes.functions if f.current}
         self.notes.calls = [row for row in self.notes.calls if row[0] in current]
         used = {n for f in self.notes.functions for n in f.history}
         gone = [p for p in self.notes.patches if p.id not in alive and p.id not in used]

@@ -33,6 +33,7 @@ ATTEMPTS = 4
 MANY = 64                  # pages of code that become the process' own without a look at what its control group has left
 APART = 4                  # so many pages that need no stub are filled rather than that one mapping becomes three
 READ_EXECUTE = 5
+AT_ONCE = 100              # ranges in one command: a record that fits the fixed buffer
 _HINT = "a debugger's breakpoint? take it out and try again"
 
 
@@ -133,22 +134,26 @@ def make_stubs(x: Transaction, inner_calls: Iterable[Inner]) -> None:
     A page is filled once, with the stubs of all functions that are current in the object: the others' were turned before."""
     process = x.target.process
     arch = arch_package.for_machine(x.target.modules[0].machine, process.where)
+    todo: list[tuple[Inner, int, int]] = []
     for i in inner_calls:
         pages = sorted({p for at in i.wanted for p in (at // PAGE, (at + inner.stub_size(arch) - 1) // PAGE)})
-        if not pages:
-            continue
-        filled = {p for m in process.maps() if "x" in m.prot and m.start <= pages[-1] * PAGE and m.end > pages[0] * PAGE
-                  for p in range(max(m.start // PAGE, pages[0]), min(m.end // PAGE, pages[-1] + 1))}
-        for first, last in _runs([p for p in pages if p not in filled], filled):
-            low, high = first * PAGE, (last + 1) * PAGE
-            data = bytearray(arch.padding * ((high - low) // len(arch.padding)))
-            for at, slot in i.stubs:
+        if pages:
+            filled = {p for m in process.maps() if "x" in m.prot and m.start <= pages[-1] * PAGE and m.end > pages[0] * PAGE
+                      for p in range(max(m.start // PAGE, pages[0]), min(m.end // PAGE, pages[-1] + 1))}
+            todo += [(i, first * PAGE, (last + 1) * PAGE) for first, last in _runs([p for p in pages if p not in filled], filled)]
+    size = sum(high - low for _, low, high in todo)
+    if size > MANY * PAGE:
+        pressure.refuse(process.pid, process.where, size)
+    for i, low, high in todo:
+        data = bytearray(arch.padding * ((high - low) // len(arch.padding)))
+        for at, slot in i.stubs:
+            if low - inner.stub_size(arch) < at < high:
                 code = arch.site_form.stub(at, slot, inner.STUB_FLAGS)
                 start, end = max(at, low), min(at + len(code), high)
-                if start < end:
-                    data[start - low:end - low] = code[start - at:end - at]
-            process.write(low, bytes(data))
-            x.protect([(low, high - low, READ_EXECUTE)])
+                data[start - low:end - low] = code[start - at:end - at]
+        process.write(low, bytes(data))
+    for first in range(0, len(todo), AT_ONCE):
+        x.protect([(low, high - low, READ_EXECUTE) for _, low, high in todo[first:first + AT_ONCE]])
 
 
 def _runs(pages: Sequence[int], filled: set[int]) -> list[tuple[int, int]]:
@@ -232,19 +237,26 @@ def _turn(x: Transaction, found: list[Spot], closed: bool) -> None:
     process = x.target.process
     arch = arch_package.for_machine(x.target.modules[0].machine, process.where)
     x.sites.clear()            # they will be others
+    room = (0, 0)              # scratch memory for records: (address, size), had before the first word changes
     for attempt in range(ATTEMPTS):
         todo = turns(process, arch, found, closed)
-        pages = len({t.at // PAGE for t in todo})
-        if pages > MANY:
-            pressure.refuse(process.pid, process.where, pages * PAGE)
         maps = process.maps() if todo else ()
         starts = [m.start for m in maps]
         by_mapping: dict[Mapping, list[Turn]] = {}
         for t in todo:
             by_mapping.setdefault(_mapping(process, maps, starts, t), []).append(t)
+        pages = {t.at // PAGE for m, mine in by_mapping.items() if m.path for t in mine}      # of a file: they become its own
+        if len(pages) > MANY:
+            pressure.refuse(process.pid, process.where, len(pages) * PAGE)
+        records = [(len(mine), _record(arch, mapping, mine)) for mapping, mine in by_mapping.items()]
+        most = shim.COMMAND.size + max((len(r) for _, r in records), default=0)
+        if most > max(shim.BUFFER_SIZE, room[1]):
+            room = x.scratch(most, False), most
         try:
-            for mapping, mine in by_mapping.items():
-                _command(x, arch, mapping, mine)
+            for count, record in records:
+                x.new_mirrors.clear()      # whether the command succeeds or not, they may be in use from here on
+                at = room[0] if shim.COMMAND.size + len(record) > shim.BUFFER_SIZE else 0
+                x.session.command(shim.OP_TURN, record, count, record_at=at, patience=60)
             return
         except PsuError:
             # The agent may have freed an object whose memory was part of the mapping.
@@ -252,16 +264,10 @@ def _turn(x: Transaction, found: list[Spot], closed: bool) -> None:
                 raise
 
 
-def _command(x: Transaction, arch: Arch, mapping: Mapping, mine: list[Turn]) -> None:
+def _record(arch: Arch, mapping: Mapping, mine: list[Turn]) -> bytes:
     prot = sum(bit for bit, letter in ((1, "r"), (2, "w"), (4, "x")) if letter in mapping.prot)
-    record = shim.CODE.pack(mapping.start, mapping.end - mapping.start, prot, arch.store_unit)
-    record += b"".join(shim.TURN.pack(t.at, int.from_bytes(t.before, "little"), int.from_bytes(t.after, "little"))
-                       for t in mine)
-    at = 0
-    if len(record) + shim.COMMAND.size > shim.BUFFER_SIZE:
-        at = x.scratch(len(record) + shim.COMMAND.size, False)
-    x.new_mirrors.clear()      # whether the command succeeds or not, they may be in use from here on
-    x.session.command(shim.OP_TURN, record, len(mine), record_at=at, patience=60)
+    return shim.CODE.pack(mapping.start, mapping.end - mapping.start, prot, arch.store_unit) + b"".join(
+        shim.TURN.pack(t.at, int.from_bytes(t.before, "little"), int.from_bytes(t.after, "little")) for t in mine)
 
 
 def turns(process: Process, arch: Arch, spots: Sequence[Spot], closed: bool) -> list[Turn]:
