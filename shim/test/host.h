@@ -168,7 +168,7 @@ static inline int64_t host_commit(uint32_t index, void *page, const struct host_
     for (uint32_t i = 0; i < n; i++) {
         struct psu_switch w = {(uint64_t)s[i].slot, s[i].original, s[i].body, s[i].kind, s[i].gate, index,
             s[i].preserve,
-                               PSU_NO_GATE, PSU_NO_GATE, 0, 0, host_otherwise};
+                               PSU_NO_GATE, PSU_NO_GATE, host_otherwise};
         host_gate_of(s[i].slot, &w.old_kind, &w.old_gate);
         memcpy(at, &w, sizeof w);
         at += sizeof w;

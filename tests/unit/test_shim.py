@@ -68,7 +68,10 @@ def test_a_call_cancelled_at_any_instruction_is_counted_out_at_most_once(shim: P
     assert out.endswith("\nok\n")
 
 
-@pytest.mark.parametrize("way", ["call", "out", "inside", "switch"])
+WAYS = ["call", "out", "inside", "switch"]      # what handlers do
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind, stride", [(0, 7), (1, 3), (2, 13)])
 def test_a_signal_at_any_instruction_of_a_call_leaves_entries_with_one_owner(shim: Path, kind: int,  # noqa: F811
                                                                              stride: int, way: str) -> None:
