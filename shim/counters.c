@@ -92,7 +92,11 @@ static void *more(size_t size) { return silent() ? 0 : psu_map_anonymous(size); 
  *
  * A thread looks when its free list is empty, so that what it finds is at most what one more chunk would have brought.  One
  * place of the stack is looked for at a time; as the looking happens at whatever call finds the list empty, each place has its
- * turn.  To look is worth it when the entries that came since the last time are 1/64 of all: constant work for each call. */
+ * turn.  Up to SEARCHED entries it always looks: whoever leaves hundreds of calls at once, from deep in a recursion, again and
+ * again, finds them all on the next way down, for some microseconds each.  Where there are more, to look is worth it when the
+ * entries that came since the last time are 1/64 of all, which is constant work for each call; but then such a thread finds one
+ * of 64, and its memory grows by the rest. */
+#define SEARCHED 8192u
 int psu_tail_callers(const struct psu_call *call, const struct psu_side *entries[PSU_TAIL_CALLS])
 {
     int length = 0;
@@ -138,7 +142,8 @@ static int find_abandoned(struct psu_block *b, const struct psu_call *call, int 
 {
     const struct psu_side *live[PSU_TAIL_CALLS];
     int tail_callers = psu_tail_callers(call, live);
-    if (tail_callers < 0 || (!lost && b->chunks && b->fresh < b->chunks->gate / 64))
+    if (tail_callers < 0
+        || (!lost && b->chunks && b->chunks->gate > SEARCHED && b->fresh < b->chunks->gate / 64))
         return 0;
     uint32_t length = (uint32_t)tail_callers, found;
     found = give_back(b, b->sides, PSU_SIDES_IN_BLOCK, call->sp, live, length);
@@ -271,6 +276,16 @@ void psu_side_release(struct psu_block *b, struct psu_side *s)
     __atomic_store_n(&s->sp, 0, __ATOMIC_RELEASE); /* last */
 }
 
+/* Inline: where the stack is used up, a call is where a handler leaves, often the same one each time. */
+static inline __attribute__((always_inline)) void release_save(struct psu_block *b, struct psu_save *s)
+{
+    struct psu_save *volatile *head = &b->saves;
+    s->next = *head;
+    *head = s;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    *(volatile uint64_t *)&s->in_use = 0;
+}
+
 /* A free entry has no save: first it is taken out, so that a handler that leaves by longjmp in between leaves no second
  * owner behind. */
 void psu_side_give_save(struct psu_block *b, struct psu_side *s)
@@ -279,7 +294,7 @@ void psu_side_give_save(struct psu_block *b, struct psu_side *s)
     if (save) {
         s->save = 0;
         __atomic_signal_fence(__ATOMIC_SEQ_CST);
-        psu_save_release(b, save);
+        release_save(b, save);
     }
 }
 
@@ -305,14 +320,7 @@ struct psu_save *psu_save_claim(struct psu_block *b)
     }
 }
 
-void psu_save_release(struct psu_block *b, struct psu_save *s)
-{
-    struct psu_save *volatile *head = &b->saves;
-    s->next = *head;
-    *head = s;
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    *(volatile uint64_t *)&s->in_use = 0;
-}
+void psu_save_release(struct psu_block *b, struct psu_save *s) { release_save(b, s); }
 
 /* ---- recycling: the agent only ---------------------------------------------------------------------- */
 

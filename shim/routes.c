@@ -215,6 +215,7 @@ uint32_t psu_entering_full(struct psu_frame *f)
             psu_side_release(b, s);
         return psu_entering_poor(f, g, &call);
     }
+    s->save = save; /* before another call: where the stack is used up, a handler may leave from any, and often from the same */
     psu_full_keep(f, g, s, save);
     psu_note_start_routine(b, s, &call, g);
     psu_count(&b->count[g->counter / 8].enter);

@@ -86,6 +86,10 @@ def test_a_signal_at_any_instruction_of_a_call_without_memory(shim: Path, where:
     assert out.endswith("\nok\n")
 
 
+def test_entries_of_hundreds_of_calls_that_are_left_at_once_are_found_again(shim: Path) -> None:  # noqa: F811
+    assert run(build(shim, "depths.c")).endswith("\nok\n")
+
+
 def test_start_routines_that_end_their_threads_are_counted_out_once(shim: Path) -> None:  # noqa: F811
     assert run(build(shim, "starting.c"), *routine_offsets(shim)) == "ok\n"
 

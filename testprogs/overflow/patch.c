@@ -1,0 +1,3 @@
+/* Version V of both functions. */
+#include "overflow.h"
+DIG
