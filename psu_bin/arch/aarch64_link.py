@@ -29,8 +29,8 @@ from psu_bin.arch.link_types import (
     Access, CodeSurvey, Cut, Field, Found, Howto, Mark, OutOfRange, Part, Places, Resolved, Use)
 from psu_bin.errors import PsuError
 
-__all__ = ["HOWTO", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
-           "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace", "veneer"]
+__all__ = ["HOWTO", "SHORT", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate",
+           "repoint", "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace", "veneer"]
 
 PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
@@ -95,6 +95,8 @@ def _howtos() -> dict[int, Howto]:
 
 
 HOWTO: dict[int, Howto] = _howtos()
+# Hold only addresses that a position-dependent program itself can have: attach/imports.py
+SHORT = frozenset((275, *(k for k, how in HOWTO.items() if how.narrow)))
 _ADDRESSES = frozenset(k for k, how in HOWTO.items() if how.use is Use.ADDRESS and k not in _ABSOLUTE and k not in _RELATIVE)
 
 

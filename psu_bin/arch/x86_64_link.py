@@ -23,8 +23,8 @@ from psu_bin.arch.x86_64_decode import Insn
 from psu_bin.arch.x86_64_reach import THUNK_SIZE, rewrite
 from psu_bin.arch.x86_64_stack import leaves, stack_use
 
-__all__ = ["HOWTO", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate", "repoint",
-           "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace"]
+__all__ = ["HOWTO", "SHORT", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate",
+           "repoint", "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace"]
 
 PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
@@ -85,6 +85,8 @@ HOWTO: dict[int, Howto] = {kind: Howto(f"R_X86_64_{name}", use, size, relative, 
 TLS_CALLEE = "__tls_get_addr"      # its calls disappear in the relaxations
 TLS_TAIL = 4                       # what the addend of a relative thread-local field makes up for
 UNSIGNED_32 = frozenset((R_32,))
+# Hold only addresses that a position-dependent program itself can have: attach/imports.py
+SHORT = frozenset(k for k, how in HOWTO.items() if how.narrow)
 
 
 def static_tls_offset(memsz: int, align: int, address: int) -> int:

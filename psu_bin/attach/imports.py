@@ -1,6 +1,7 @@
 """Functions of shared libraries whose address must fit 32 bits: lasting entries near a position-dependent program.
 
-Code compiled with -fno-pic holds the address of a function as an absolute number of 32 bits.  In a program the static
+Code compiled with -fno-pic holds the address of a function as an absolute number of 32 bits (AArch64: as the number of a page,
+relative to its own, of 21 bits; link.SHORT).  In a program the static
 linker makes that true: it puts a PLT entry into the program and exports that as the function's address (System V psABI,
 "Function Addresses"), and the dynamic linker gives it to everybody who asks.  For a function whose address the program
 never took there is no such entry, so the patch gets one: a stub from the stores (stores.py) whose slot holds
@@ -47,8 +48,7 @@ def out_of_reach(demand: Demand, resolved: Sequence[dict[str, int]]) -> list[lis
     number = {m: n for n, m in enumerate(work.used)}
     for piece in work.reader.reached:
         for r in piece.references:
-            how = work.link.HOWTO[r.type]
-            if r.use is not Use.ADDRESS or not how.narrow or not isinstance(r.target, External):
+            if r.use is not Use.ADDRESS or r.type not in work.link.SHORT or not isinstance(r.target, External):
                 continue
             n = number[r.target.module]
             address = resolved[n].get(r.target.name, 0)

@@ -10,7 +10,7 @@ from conftest import GUARDED, MACHINE, psu_bin
 BUILDS = [pytest.param(cc, flags, marks=pytest.mark.skipif(not shutil.which(cc), reason=f"{cc} is not installed"))
           for cc, flags in (("gcc", (GUARDED, "-Wl,-z,now")), ("clang", ()))]
 
-# What holds an address in few bits: a word of 32; a page's number of 21 bits, relative to the instruction's.
+# What holds an address in few bits: a word of 32; the number of a page, in 21 bits, relative to the instruction's own.
 SHORT = {"x86_64": "R_X86_64_32", "aarch64": "R_AARCH64_ADR_PREL_PG_HI21"}[MACHINE]
 
 

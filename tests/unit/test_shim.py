@@ -6,6 +6,7 @@ prints "ok", or names the check that failed.
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
