@@ -229,7 +229,10 @@ def known_local(patch: PatchObject, s: PatchSymbol,
     users, _, base = name.rpartition(".")
     if not users:
         return None
+    candidates = {i: v for i, v in known.items() if i[0] == file and i[1].rpartition(".")[2] == base}
+    if not candidates:
+        return None
     taken = {identity(patch, x) for x in namesakes(patch, s)}
-    found = [v for (f, other), v in known.items() if f == file and other.rpartition(".")[2] == base
-             and (f, other) not in taken and set(other.rpartition(".")[0].split(",")) & set(users.split(","))]
+    found = [v for i, v in candidates.items()
+             if i not in taken and set(i[1].rpartition(".")[0].split(",")) & set(users.split(","))]
     return found[0] if len(found) == 1 else None

@@ -27,6 +27,7 @@ RELIED = {
                 "wide": {f"upper v{n}" for n in range(8, 12)}},
 }[MACHINE]
 WIDE_FLAG = {"x86_64": "-mavx2", "aarch64": "-O2"}[MACHINE]
+GENERAL = {"rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"}
 THROUGH = {"rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", *(f"x{n}" for n in range(16))}
 
 
