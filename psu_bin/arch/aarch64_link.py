@@ -44,6 +44,9 @@ TLS_TAIL = 0                 # what the addend of a relative thread-local field 
 # Volatile registers (bits as descriptor.Function.preserve) that PLAIN and SIDE gates change, by kind: shim gates.S.  x16
 # and x17 have no bit: functions whose callers rely on them are not updatable.
 GATE_CHANGES = (1 << 9 | 1 << 10, 1 << 9 | 1 << 10)
+# Registers that may carry an argument and the result (same bits): all of them, and where integers up to 8 bytes and scalar
+# floating point are.
+RESULTS, INTEGER_RESULT, FLOAT_RESULT = 3 | 0xF << 16, 1, 1 << 16          # x0, x1, v0 to v3
 
 _ABSOLUTE = {257: ("ABS64", 8), 258: ("ABS32", 4), 259: ("ABS16", 2)}
 _RELATIVE = {260: ("PREL64", 8), 261: ("PREL32", 4), 262: ("PREL16", 2), 314: ("PLT32", 4)}

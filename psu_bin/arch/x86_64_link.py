@@ -36,6 +36,9 @@ CODE_ALIGN = 16
 PAST_FIELD = (4, 5, 6, 8)
 # Volatile registers (bits as descriptor.Function.preserve) that PLAIN and SIDE gates change, by kind: shim gates.S.
 GATE_CHANGES = (0, 1 << 11 | 1 << 6 | 1 << 1)             # none; r11, rsi, rcx
+# Registers that may carry an argument and the result (same bits): all of them, and where integers up to 8 bytes and scalar
+# floating point are.  rax carries no argument, so nobody takes it for one that was left alone.
+RESULTS, INTEGER_RESULT, FLOAT_RESULT = 1 << 2 | 3 << 16, 0, 1 << 16       # rdx, xmm0, xmm1
 _THUNKS = ("__x86_indirect_thunk", "__llvm_retpoline", "__x86_return_thunk", "__llvm_lvi_thunk")
 
 (R_NONE, R_64, R_PC32, R_GOT32, R_PLT32, R_32, R_32S, R_16, R_PC16, R_8, R_PC8) = (

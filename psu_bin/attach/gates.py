@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 from psu_bin import descriptor
 from psu_bin.arch import Arch
-from psu_bin.attach import cfi, reliance
+from psu_bin.attach import cfi, checks, reliance, results
 from psu_bin.attach.layout import Layout
 from psu_bin.attach.meaning import BoundFunction
 from psu_bin.attach.patch import PatchFunction, PatchSymbol, without_clone
 from psu_bin.attach.references import Reader
 from psu_bin.attach.shim import FULL, PLAIN, SIDE
+from psu_bin.errors import PsuError
 
 
 # In Gate.preserve of a full gate, above the registers: what the shim may do with calls that find no memory (shim/poor.c).
@@ -38,6 +39,8 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
     closed = {layout.n: reliance.Closed(layout, reader, arch) for layout in layouts}
     relied = {n: reliance.find(c, reader, arch) for n, c in closed.items()}
     out: dict[BoundFunction, Gate] = {}
+    types = results.Types()
+    problems = []
     for layout in layouts:
         for bound in layout.binder.functions[layout.n].values():
             if not reader.has_stub(bound) or not layout.binder.stands(bound):
@@ -57,8 +60,23 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
                 touches = touches or bool(original.flags & descriptor.STACK_ARGS)
                 own = bool(original.flags & descriptor.OWN_CONVENTION)
             kind = SIDE if touches else PLAIN
-            if own or (preserve | together) & arch.link.GATE_CHANGES[kind] or (
-                    preserve and not _leaves_alone(bound, preserve, closed[layout.n], layout, reader)):
+
+            def full() -> bool:
+                return own or bool((preserve | together) & arch.link.GATE_CHANGES[kind]) or bool(
+                    preserve and not _leaves_alone(bound, preserve, closed[layout.n], layout, reader))
+
+            unsure = (preserve | together) & arch.link.RESULTS
+            if unsure and full():
+                # What the original left alone may be its result, which a new version may change.
+                dropped = types.result(bound.function.name, layout.patch, view, arch.link)
+                if dropped is not None:
+                    preserve &= ~dropped
+                    together &= ~dropped
+                elif not _never_changes(bound, unsure, closed[layout.n], reader):
+                    problems.append(PsuError(
+                        layout.patch.path, f"the type of {bound.function.name}'s result is not known, and registers that callers "
+                                           "rely on may be where it is", "compile the patch with -g"))
+            if full():
                 kept = preserve | together
                 if not touches:
                     kept |= MOVABLE
@@ -67,7 +85,15 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
                 out[bound] = Gate(FULL, kept)
             else:
                 out[bound] = Gate(kind, 0)
+    checks.refuse(problems)
     return out, relied
+
+
+def _never_changes(bound: BoundFunction, registers: int, closed: reliance.Closed, reader: Reader) -> bool:
+    """The new version, with all that it calls, leaves the registers alone, and nothing that it calls can be replaced."""
+    closure = closed.closure(bound)
+    return closure is not None and not closed.changed(closure) & registers and not any(
+        reader.has_stub(f) for f in closure - {bound})
 
 
 def _leaves_alone(bound: BoundFunction, registers: int, closed: reliance.Closed, layout: Layout,

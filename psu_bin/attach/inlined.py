@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import bisect
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from psu_bin.elf import SHF_COMPRESSED, Binary
 
 _SUBPROGRAM, _INLINED = 0x2E, 0x1D
 _NAME, _ORIGIN, _SPECIFICATION, _LINKAGE_NAME, _STR_OFFSETS, _GNU_LINKAGE_NAME = 0x03, 0x31, 0x47, 0x6E, 0x72, 0x2007
-_KEPT = (_NAME, _ORIGIN, _SPECIFICATION, _LINKAGE_NAME, _GNU_LINKAGE_NAME, _STR_OFFSETS)
+_BYTE_SIZE, _ENCODING, _TYPE = 0x0B, 0x3E, 0x49                    # for results.py
+_KEPT = (_NAME, _ORIGIN, _SPECIFICATION, _LINKAGE_NAME, _GNU_LINKAGE_NAME, _STR_OFFSETS, _BYTE_SIZE, _ENCODING, _TYPE)
 _ULEB, _STRING, _BLOCK, _BLOCK1, _BLOCK2, _BLOCK4, _INDIRECT, _IMPLICIT = -1, -2, -3, -4, -5, -6, -7, -8
 _OFFSET, _ADDRESS = -9, -10                                        # as wide as the unit says
 _STRP, _LINE_STRP, _STRX, _REF_ADDR, _REF_UDATA = 0x0E, 0x1F, (0x1A, 0x25, 0x26, 0x27, 0x28), 0x10, 0x15
@@ -50,7 +51,7 @@ class _Abbreviation(NamedTuple):
     tag: int
     children: bool
     size: int                                      # of all attributes; -1: depends
-    attributes: tuple[tuple[int, int, int], ...]   # (attribute, form, size or one of the marks above)
+    attributes: tuple[tuple[int, int, int, int], ...]   # (attribute, form, size or one of the marks above, value if implicit)
 
 
 class _Unit(NamedTuple):
@@ -68,15 +69,15 @@ def find(binary: Binary, names: Iterable[str]) -> set[Copy]:
     Empty where there is no debug information, or none that this can read: damaged, split into other files, compressed
     otherwise than with zlib."""
     try:
-        return _Reader(binary).copies(set(names))
+        return Reader(lambda name: _contents(binary, name)).copies(set(names))
     except (ValueError, IndexError, KeyError, RecursionError, zlib.error):
         return set()       # then the warnings name fewer callers, which is all that it is for
 
 
-class _Reader:
-    def __init__(self, binary: Binary) -> None:
+class Reader:
+    def __init__(self, contents: Callable[[str], bytes]) -> None:
         self.info, self.abbrev, self.strings, self.line_strings, self.offsets = (
-            _contents(binary, f".debug_{n}") for n in ("info", "abbrev", "str", "line_str", "str_offsets"))
+            contents(f".debug_{n}") for n in ("info", "abbrev", "str", "line_str", "str_offsets"))
         self.tables: dict[int, dict[int, _Abbreviation]] = {}
         self.units = list(self._units())
         self.bases: dict[int, int] = {}            # of a unit's string offsets
@@ -138,9 +139,9 @@ class _Reader:
             while True:
                 name, at = _uleb(data, at)
                 form, at = _uleb(data, at)
-                size = _SIZES[form] if form else 0
+                size, implicit = _SIZES[form] if form else 0, 0
                 if size == _IMPLICIT:
-                    _, at = _uleb(data, at)
+                    implicit, at = _uleb(data, at)
                     size = 0
                 if size == _OFFSET:
                     size = 8 if form == _REF_ADDR and version == 2 else width
@@ -148,8 +149,8 @@ class _Reader:
                     size = 8
                 if not name and not form:
                     break
-                attributes.append((name, form, size))
-            sizes = [size for _, _, size in attributes]
+                attributes.append((name, form, size, implicit))
+            sizes = [size for _, _, size, _ in attributes]
             fixed = min(sizes, default=0) >= 0
             out[code] = _Abbreviation(tag, children, sum(sizes) if fixed else -1, tuple(attributes))
         self.tables[start] = out
@@ -222,7 +223,7 @@ class _Reader:
     def _values(self, u: _Unit, a: _Abbreviation, at: int) -> tuple[int, dict[int, tuple[int, int]]]:
         """(end of the entry, attribute -> (form, number; of a string in the entry itself, its place))."""
         data, out = self.info, {}
-        for name, form, size in a.attributes:
+        for name, form, size, implicit in a.attributes:
             if size == _INDIRECT:
                 form, at = _uleb(data, at)
                 size = _SIZES[form]
@@ -230,7 +231,7 @@ class _Reader:
             began = at
             if size >= 0:
                 at += size
-                value = int.from_bytes(data[began:at], "little") if name in _KEPT else 0
+                value = int.from_bytes(data[began:at], "little") if name in _KEPT and size else implicit
             elif size == _ULEB:
                 value, at = _uleb(data, at)
             elif size == _STRING:

@@ -116,6 +116,7 @@ class PatchObject:
     symbols: tuple[PatchSymbol, ...]
     relocs: dict[int, tuple[Reloc, ...]]        # by index of the allocated section they patch, ascending by offset
     debug: DebugLines | None = None             # None: compiled without -g
+    source: Binary | None = field(default=None, repr=False)     # what it was read from: types are read when wanted (results.py)
     found: dict[tuple[int, int], Found] = field(default_factory=dict)   # by (section, offset) of a relocation: anchors.py
 
     @property
@@ -223,7 +224,7 @@ def parse(binary: Binary, machine: int | None = None) -> PatchObject:
     symbols = _symbols(binary)
     return PatchObject(path, binary.machine, sections,
                        tuple(binary.contents(s) if s.flags & elf.SHF_ALLOC else b"" for s in sections),
-                       symbols, _relocations(binary, len(symbols)), _debug(binary, len(symbols)))
+                       symbols, _relocations(binary, len(symbols)), _debug(binary, len(symbols)), binary)
 
 
 def _debug(binary: Binary, symbols: int) -> DebugLines | None:

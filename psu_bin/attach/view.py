@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from psu_bin import arch as arch_package
@@ -19,6 +19,7 @@ from psu_bin.descriptor import Descriptor, Symbol
 
 if TYPE_CHECKING:
     from psu_bin.attach import meta
+    from psu_bin.elf import Binary
     from psu_bin.attach.target import Target
 
 Identity = tuple[str, str]
@@ -44,6 +45,7 @@ class ModuleView:
     constants: tuple[Stored, ...] = ()
     relied: Mapping[int, int] = field(default_factory=dict)  # stub -> registers that code of live patches relies on
     read: Callable[[int, int], bytes] | None = None     # (address, size) of the target's memory; may raise PsuError
+    file: Callable[[], Binary | None] | None = None     # the module's file; the answer is None where it is not to be had
 
     @property
     def position_dependent(self) -> bool:
@@ -172,6 +174,7 @@ def known_variables(rows: Iterable[tuple[Identity, int, int]]) -> dict[Identity,
 
 def views(t: Target, notes: meta.Notes) -> tuple[ModuleView, ...]:
     """The linker's views of the target's modules."""
+    from psu_bin.attach import target
     out = []
     for m in t.modules:
         tls = None
@@ -187,5 +190,5 @@ def views(t: Target, notes: meta.Notes) -> tuple[ModuleView, ...]:
                              if key == m.key]),
             {(s.file, s.name): s.stub for s in notes.stubs if s.module == m.key},
             tuple(Stored(*row) for key, *row in notes.constants if key == m.key),
-            relied, t.process.read))
+            relied, t.process.read, partial(target.file, t, m.descriptor)))
     return tuple(out)

@@ -110,7 +110,7 @@ def test_registers_that_a_patch_relies_on_are_reported_and_kept_by_later_gates()
         assert not relied[leaf] & 1, "the result is no register to keep"
         import dataclasses
         host.view = dataclasses.replace(host.view, relied=relied)
-        later = host.link(compile_c(NEW_LEAF, "-O2", "-fPIE", name="ipa.c"))
+        later = host.link(compile_c(NEW_LEAF, "-O2", "-fPIE", "-g", name="ipa.c"))
         gates = {x.name: (x.kind, x.preserve) for x in later.modules[0][0][0].replaced}
         assert gates == {"leaf": (FULL, relied[leaf] | MOVABLE), "user": (PLAIN, 0)}
 
