@@ -65,14 +65,13 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
                 return own or bool((preserve | together) & arch.link.GATE_CHANGES[kind]) or bool(
                     preserve and not _leaves_alone(bound, preserve, closed[layout.n], layout, reader))
 
-            unsure = (preserve | together) & arch.link.RESULTS
-            if unsure and full():
+            if (preserve | together) & arch.link.RESULTS and full():
                 # What the original left alone may be its result, which a new version may change.
                 dropped = types.result(bound.function.name, layout.patch, view, arch.link)
                 if dropped is not None:
                     preserve &= ~dropped
                     together &= ~dropped
-                elif not _never_changes(bound, unsure, closed[layout.n], reader):
+                elif _may_return_in(preserve | together, bound, closed[layout.n], arch.link):
                     problems.append(PsuError(
                         layout.patch.path, f"the type of {bound.function.name}'s result is not known, and registers that callers "
                                            "rely on may be where it is", "compile the patch with -g"))
@@ -89,11 +88,15 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
     return out, relied
 
 
-def _never_changes(bound: BoundFunction, registers: int, closed: reliance.Closed, reader: Reader) -> bool:
-    """The new version, with all that it calls, leaves the registers alone, and nothing that it calls can be replaced."""
+def _may_return_in(registers: int, bound: BoundFunction, closed: reliance.Closed, link: ModuleType) -> bool:
+    """Whether the new version, whose type is not known, may have its result in one of `registers`, and another than before.
+
+    Of those that more often carry results than values that callers rely on.  The others, the second registers of
+    structures, are kept: a function that returned just that part of its argument unchanged would be a rare thing."""
     closure = closed.closure(bound)
-    return closure is not None and not closed.changed(closure) & registers and not any(
-        reader.has_stub(f) for f in closure - {bound})
+    if closure is None:
+        return bool(registers & link.INTEGER_RESULT)
+    return bool(closed.changed(closure) & registers & (link.INTEGER_RESULT | link.FLOAT_RESULT))
 
 
 def _leaves_alone(bound: BoundFunction, registers: int, closed: reliance.Closed, layout: Layout,

@@ -4,7 +4,9 @@ A function that returns its argument unchanged looks to instrument as if its cal
 like those of a void function that leaves it alone.  Only the type tells.  It is read from the patch, or where that is
 compiled without -g, from the program; only where there is such a register and the gate would restore it.
 
-What is not sure counts as not known: structures, integers of 16 bytes, vectors, several functions of one name that differ.
+Several functions of one name that differ count as not known.  Of structures, integers of 16 bytes and vectors none is said to be
+the result's: which registers they are in is a long story, and a function that returns just that part of its argument
+unchanged would be a rare thing, while callers that rely on the second register of results are common.
 
 Specification: DWARF 5, 5.1 to 5.3 (types), 7.8 (encodings).
 """
@@ -38,8 +40,8 @@ class Types:
         self._readers: dict[int, _Results | None] = {}
 
     def result(self, name: str, patch: PatchObject, view: ModuleView, link: ModuleType) -> int | None:
-        """Registers (bits as descriptor.Function.preserve, of link.RESULTS) that function `name` returns in; None: not
-        known."""
+        """Registers (bits as descriptor.Function.preserve, of link.RESULTS) that are sure to carry function `name`'s result; None:
+        not known."""
         source = without_clone(name)
         found: set[str] = set()
         for key, binary in ((id(patch), lambda: patch.source), (id(view), view.file)):
@@ -51,7 +53,7 @@ class Types:
                 break
         if is_clone(name):
             found = found | {_VOID} if found else found       # compilers leave out results that nobody reads
-        masks = {{_VOID: 0, _INTEGER: link.INTEGER_RESULT, _FLOAT: link.FLOAT_RESULT}.get(kind) for kind in found}
+        masks = {{_VOID: 0, _INTEGER: link.INTEGER_RESULT, _FLOAT: link.FLOAT_RESULT}.get(kind, 0) for kind in found}
         return masks.pop() if len(masks) == 1 else None
 
 
@@ -95,7 +97,7 @@ class _Results(Reader):
                 if self._may_have(u, places, text):
                     out |= self._functions(u).get(name, set())
         except (ValueError, IndexError, KeyError, RecursionError, zlib.error):
-            return {_OTHER}
+            return set()
         return out
 
     def _functions(self, u: _Unit) -> dict[str, set[str]]:

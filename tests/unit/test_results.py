@@ -28,7 +28,7 @@ __int128 huge(__int128 x) { return x + 1; }
 struct two both(long a, long b) { return (struct two){a, b}; }
 """
 KINDS = {"nothing": "", "integer": "i", "pointer": "i", "enumerated": "i", "truth": "i", "real": "f", "single": "f",
-         "named": "f", "wide": None, "huge": None, "both": None, "missing": None}
+         "named": "f", "wide": "", "huge": "", "both": "", "missing": None}
 
 
 @pytest.mark.parametrize("cc", ["gcc", "clang", "aarch64-linux-gnu-gcc"])
