@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * counters.c: each thread's block of counters, and the side-frame entries that live in it.
+ * counters.c: each thread's block of counters (and of what entries.c keeps in it).
  *
  * A thread gets its block on its first counted call (the gates' slow path) and keeps it until it dies; the agent then
  * folds the counts into the totals and puts the block on a stack from which new threads take theirs.  Blocks are never
@@ -9,15 +9,9 @@
  * Everything but the recycling runs on application threads, inside any function, also in signal handlers: lock-free, no
  * heap, and correct when a handler interrupts it anywhere and does the same.
  *
- * A handler need not leave a thread's lists (side entries, save areas) as it found them: it may leave its own calls by longjmp,
- * catch an exception, or go on with another context (a scheduler that preempts).  So a list is a hint only, and its links
- * are never anything but entries; what says whose an entry is, is a word in it, which one instruction changes from
- * free to taken.  A list may lead to entries in use, and miss free ones: both are put right when it is found empty.
- *
- * Two things are lost for good, and may be: save areas that a list misses (a handler that leaves by longjmp, or goes on with
- * another context, between the two instructions that take one; 1 to 6 KiB each), and a block that is taken from the stack of
- * free ones but not yet a thread's (such a handler in some ten instructions of a thread's first counted call: once a thread at
- * most).  To find them again would take a list of all of them, or a lock; neither grows with the number of updates or calls.
+ * One thing is lost for good, and may be: a block that is taken from the stack of free ones but not yet a thread's (when a handler
+ * leaves by longjmp, or goes on with another context, in some ten instructions of a thread's first counted call: once a thread
+ * at most).  To find it again would take a lock; it does not grow with the number of updates or calls.
  *
  * Without memory for a block, counts go to one shared table with locked instructions: slow but right.  So it is, too, for
  * threads without a block while psu_runtime.silent says that a system call may be the end of one of them.
@@ -38,9 +32,6 @@ static uint64_t free_blocks;
  * so that its looking costs each thread a constant amount, however many there are. */
 static uint32_t blocks_made, taken, enough = 16, epoch, recycling_wanted;
 #define ENOUGH_MIN 16u
-
-#define SIDES_IN_CHUNK 64u /* the first is not one: it leads to the next chunk and has their number */
-#define SAVES_IN_CHUNK 16u
 
 /* Who owns the calling thread's block, as the agent can ask the kernel about.  A child of vfork runs on its parent's
  * thread-local memory, so what it calls its block is the parent's from then on; a process made with CLONE_VM alone is
@@ -78,97 +69,15 @@ static struct psu_block *pop_free(void)
 
 static int silent(void) { return __atomic_load_n(&psu_runtime.silent, __ATOMIC_RELAXED) != 0; }
 
-static void *more(size_t size) { return silent() ? 0 : psu_map_anonymous(size); }
-
-#define IN_USE 1ull /* psu_side.sp, psu_save.in_use */
-#define HINTS 64u   /* a list that leads to so many entries in use is given up: it may be a circle */
-
-/* ---- entries of calls that never returned -----------------------------------------------------------
- *
- * longjmp leaves side-frame entries behind.  Nobody tells us, and a stack that is merely switched away must keep its own.
- * But two calls cannot stand at the same place of a stack: an entry in use whose `sp` is that of the call which wants one
- * now belongs to a call that is gone.  The only others that may share it are those that this call was reached from by tail
- * calls: its return address is in the gate of the one before it, whose entry its frame pointer still names, and so on.
- *
- * A thread looks when its free list is empty, so that what it finds is at most what one more chunk would have brought.  One
- * place of the stack is looked for at a time; as the looking happens at whatever call finds the list empty, each place has its
- * turn.  Up to SEARCHED entries it always looks: whoever leaves hundreds of calls at once, from deep in a recursion, again and
- * again, finds them all on the next way down, for some microseconds each.  Where there are more, to look is worth it when the
- * entries that came since the last time are 1/64 of all, which is constant work for each call; but then such a thread finds one
- * of 64, and its memory grows by the rest. */
-#define SEARCHED 8192u
-int psu_tail_callers(const struct psu_call *call, const struct psu_side *entries[PSU_TAIL_CALLS])
-{
-    int length = 0;
-    uint64_t back = call->return_address, fp = call->fp;
-    while (psu_gate_at(PSU_SIDE, back) || psu_gate_at(PSU_FULL, back)) {
-        if (length == PSU_TAIL_CALLS)
-            return -1;
-        entries[length++] = (const struct psu_side *)fp;
-        back = entries[length - 1]->return_address;
-        fp = entries[length - 1]->saved_fp;
-    }
-    return length;
-}
-
-static int in_chain(const struct psu_side *s, const struct psu_side *const *chain, uint32_t length)
-{
-    while (length-- > 0)
-        if (chain[length] == s)
-            return 1;
-    return 0;
-}
-
-static uint32_t give_back(struct psu_block *b, struct psu_side *s, uint32_t count, uint64_t sp,
-                          const struct psu_side *const *live, uint32_t length)
-{
-    uint32_t found = 0;
-    for (; count-- > 0; s++) {
-        uint64_t now = __atomic_load_n(&s->sp, __ATOMIC_ACQUIRE); /* before `home`: see psu_side_release */
-        /* One instruction decides between us and a signal handler that looks for the same place. */
-        int ours = now == (sp | IN_USE) && !in_chain(s, live, length) && psu_take_word(&s->sp, sp | IN_USE);
-        /* Or nobody's, and not in the list.  In that of another thread, if that one gave it back. */
-        if ((ours || (!now && s->home == PSU_SELF(b))) && !psu_claim_word(&s->sp, IN_USE)) {
-            psu_side_give_save(b, s);
-            psu_side_release(b, s);
-            found++;
-        }
-    }
-    return found;
-}
-
-/* lost: the list was given up while it still led somewhere, so there may be any number that are free. */
-static int find_abandoned(struct psu_block *b, const struct psu_call *call, int lost)
-{
-    const struct psu_side *live[PSU_TAIL_CALLS];
-    int tail_callers = psu_tail_callers(call, live);
-    if (tail_callers < 0
-        || (!lost && b->chunks && b->chunks->gate > SEARCHED && b->fresh < b->chunks->gate / 64))
-        return 0;
-    uint32_t length = (uint32_t)tail_callers, found;
-    found = give_back(b, b->sides, PSU_SIDES_IN_BLOCK, call->sp, live, length);
-    for (struct psu_side *c = b->chunks; c; c = c->next)
-        found += give_back(b, c + 1, SIDES_IN_CHUNK - 1, call->sp, live, length);
-    b->fresh = found;
-    return found != 0;
-}
-
-static struct psu_side *chain(struct psu_block *b, struct psu_side *sides, uint32_t count)
-{
-    for (uint32_t i = 0; i < count; i++) {
-        sides[i].next = i + 1 < count ? &sides[i + 1] : 0;
-        sides[i].home = PSU_SELF(b);
-    }
-    return sides;
-}
+void *psu_more(size_t size) { return silent() ? 0 : psu_map_anonymous(size); }
 
 static struct psu_block *make_block(void)
 {
-    struct psu_block *b = more(PSU_PAGES(sizeof *b));
+    struct psu_block *b = psu_more(PSU_PAGES(sizeof *b));
     if (!b)
         return 0;
     b->number = __atomic_add_fetch(&blocks_made, 1, __ATOMIC_RELAXED);
-    b->free = chain(b, b->sides, PSU_SIDES_IN_BLOCK);
+    b->free = psu_side_chain(b, b->sides, PSU_SIDES_IN_BLOCK);
     b->tid = owner(); /* before anybody sees it, so that it is never taken for a dead thread's */
     uint64_t head = __atomic_load_n(&psu_runtime.blocks, __ATOMIC_RELAXED);
     do
@@ -233,95 +142,6 @@ void psu_blocks_inherit(void)
             __atomic_store_n(&b->tid, UNKNOWN_OWNER, __ATOMIC_RELEASE);
 }
 
-/* ---- lists of one thread ---------------------------------------------------------------------------- */
-
-struct psu_side *psu_side_claim(struct psu_block *b, const struct psu_call *call)
-{
-    struct psu_side *volatile *head = &b->free;
-    struct psu_side *s;
-    for (uint32_t hints = 0;;) {
-        if ((s = *head) && hints++ < HINTS) {
-            *head = s->next;
-            if (s->home == PSU_SELF(b) && !psu_claim_word(&s->sp, call->sp | IN_USE)) {
-                s->save = 0;
-                return s;
-            }
-            continue;
-        }
-        hints = 0;
-        *head = 0;
-        if (find_abandoned(b, call, s != 0))
-            continue;
-        struct psu_side *chunk = more(SIDES_IN_CHUNK * sizeof *chunk);
-        if (!chunk)
-            return 0;
-        chunk->gate = (b->chunks ? b->chunks->gate : 0) + SIDES_IN_CHUNK - 1; /* entries in all chunks */
-        chunk->next = b->chunks; /* a handler may have added one since: that one is not searched, no more */
-        b->chunks = chunk;
-        b->fresh += SIDES_IN_CHUNK - 1;
-        chain(b, chunk + 1, SIDES_IN_CHUNK - 1);
-        chunk[SIDES_IN_CHUNK - 1].next = *head;
-        *head = chunk + 1;
-    }
-}
-
-void psu_side_release(struct psu_block *b, struct psu_side *s)
-{
-    struct psu_side *volatile *head = &b->free;
-    s->next = *head;
-    *head = s;
-    /* A call may end on another thread than it began on: the entry changes hands, and is in one list only.  Nobody but this
-     * thread takes it from here on, so that taking needs no lock; whoever finds it free finds this home, too. */
-    s->home = PSU_SELF(b);
-    __atomic_store_n(&s->sp, 0, __ATOMIC_RELEASE); /* last */
-}
-
-/* Inline: where the stack is used up, a call is where a handler leaves, often the same one each time. */
-static inline __attribute__((always_inline)) void release_save(struct psu_block *b, struct psu_save *s)
-{
-    struct psu_save *volatile *head = &b->saves;
-    s->next = *head;
-    *head = s;
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    *(volatile uint64_t *)&s->in_use = 0;
-}
-
-/* A free entry has no save: first it is taken out, so that a handler that leaves by longjmp in between leaves no second
- * owner behind. */
-void psu_side_give_save(struct psu_block *b, struct psu_side *s)
-{
-    struct psu_save *save = s->save;
-    if (save) {
-        s->save = 0;
-        __atomic_signal_fence(__ATOMIC_SEQ_CST);
-        release_save(b, save);
-    }
-}
-
-struct psu_save *psu_save_claim(struct psu_block *b)
-{
-    struct psu_save *volatile *head = &b->saves;
-    struct psu_save *s;
-    for (uint32_t hints = 0;;) {
-        if ((s = *head) && hints++ < HINTS) {
-            *head = s->next;
-            if (!psu_claim_word(&s->in_use, IN_USE))
-                return s;
-            continue;
-        }
-        hints = 0;
-        struct psu_save *chunk = more(PSU_PAGES(SAVES_IN_CHUNK * sizeof *chunk));
-        if (!chunk)
-            return 0;
-        for (uint32_t i = 0; i + 1 < SAVES_IN_CHUNK; i++)
-            chunk[i].next = &chunk[i + 1];
-        chunk[SAVES_IN_CHUNK - 1].next = 0; /* what was there led to nothing that was free */
-        *head = chunk;
-    }
-}
-
-void psu_save_release(struct psu_block *b, struct psu_save *s) { release_save(b, s); }
-
 /* ---- recycling: the agent only ---------------------------------------------------------------------- */
 
 int psu_blocks_want_recycling(void) { return (int)__atomic_load_n(&recycling_wanted, __ATOMIC_ACQUIRE); }
@@ -340,7 +160,7 @@ void psu_note_start_routine(struct psu_block *b, struct psu_side *s, const struc
     if (call->return_address != psu_thread_return)
         return;
     s->gate = (uint64_t)g;
-    s->start_sp = call->sp | IN_USE;
+    s->start_sp = call->sp | PSU_IN_USE;
     b->start = s;
 }
 

@@ -4,7 +4,7 @@
  * there.
  *
  * Rules for all of it: raw system calls, errno untouched, no heap, no abort, no lock on a path of an application
- * thread. What runs on application threads (counters.c, routes.c) is async-signal-safe.
+ * thread. What runs on application threads (counters.c, entries.c, routes.c) is async-signal-safe.
  */
 #ifndef PSU_INTERNAL_H
 #define PSU_INTERNAL_H
@@ -51,7 +51,7 @@ uint64_t psu_nanoseconds(void);       /* of the monotonic clock; 0 where a sandb
 uint32_t psu_getpid(void);
 uint32_t psu_gettid(void);
 
-/* ---- counters.c ---- */
+/* ---- counters.c, entries.c ---- */
 /* Where a PSU_FULL gate keeps the registers that it restores: general ones by hardware number, vector ones in full. */
 struct psu_save {
     struct psu_save *next;
@@ -60,6 +60,7 @@ struct psu_save {
     uint64_t general[PSU_SAVED_GENERAL];
     uint8_t vector[PSU_SAVED_VECTORS][PSU_VECTOR_SIZE];
 };
+#define PSU_IN_USE 1ull                       /* psu_side.sp, psu_save.in_use */
 extern __thread uint64_t psu_self;            /* the only thread-local variable: what PSU_SELF gives, 0: no block yet */
 /* The address of `count` and what else the architecture's gates want to know. */
 #define PSU_SELF(block) psu_self_word((uint64_t)(block)->count)
@@ -69,6 +70,8 @@ static inline struct psu_block *psu_own_block(void)
 }
 extern struct psu_counter psu_totals[PSU_INDICES], psu_shared[PSU_INDICES];
 struct psu_block *psu_block_get(void);        /* this thread's block, made if need be; 0 without memory */
+void *psu_more(size_t size);                  /* zero pages, 0 without memory or while psu_runtime.silent */
+struct psu_side *psu_side_chain(struct psu_block *b, struct psu_side *sides, uint32_t count); /* a list of new ones */
 struct psu_side *psu_side_claim(struct psu_block *b, const struct psu_call *call);  /* 0 without memory */
 void psu_side_release(struct psu_block *b, struct psu_side *side);
 void psu_side_give_save(struct psu_block *b, struct psu_side *side); /* what a PSU_FULL gate kept, if any */
@@ -115,7 +118,7 @@ extern uint64_t psu_full_otherwise[PSU_FULL_GATES];   /* psu_switch.otherwise of
 void psu_full_keep(struct psu_frame *f, const struct psu_gate *g, struct psu_side *s, struct psu_save *save);
 /* routes.c: where a call that is counted in `g` goes.  *undo: not to g's own version. */
 uint64_t psu_destination(struct psu_gate *g, int *undo);
-/* counters.c: the entries of the gates that this call was reached from by tail calls, at the same place of the stack; how
+/* entries.c: the entries of the gates that this call was reached from by tail calls, at the same place of the stack; how
  * many, or -1 for more than PSU_TAIL_CALLS. */
 #define PSU_TAIL_CALLS 16
 int psu_tail_callers(const struct psu_call *call, const struct psu_side *entries[PSU_TAIL_CALLS]);

@@ -12,7 +12,7 @@
  *   2. One of PSU_SPARES areas that all threads share.  Whoever claims one is its owner: one compare-and-swap of `sp`, so it
  *      does not matter who is interrupted where; nothing else in it is looked at before.  What calls leave behind (longjmp,
  *      an unwinder, a cancelled thread) is taken again by a call that stands at the same place of the stack: two cannot,
- *      but for those in a chain of tail calls, which are known (counters.c has the argument).  In a fork child the areas
+ *      but for those in a chain of tail calls, which are known (entries.c has the argument).  In a fork child the areas
  *      of threads that are not there stay taken.
  *   3. The original code, when the callers rely on nothing but what it leaves alone: not the newest version, but right for
  *      the callers.  It is not counted.
@@ -26,7 +26,6 @@
 #include "internal.h"
 
 #define PSU_SPARES 64
-#define IN_USE 1ull /* psu_side.sp */
 
 uint64_t psu_full_otherwise[PSU_FULL_GATES];
 
@@ -39,7 +38,7 @@ void psu_spare_release(struct psu_side *s) { __atomic_store_n(&s->sp, 0, __ATOMI
 static struct psu_side *claim(const struct psu_call *call)
 {
     const struct psu_side *live[PSU_TAIL_CALLS];
-    const uint64_t mine = call->sp | IN_USE;
+    const uint64_t mine = call->sp | PSU_IN_USE;
     int length = psu_tail_callers(call, live);
     for (int i = 0; length >= 0 && i < PSU_SPARES; i++)
         if (__atomic_load_n(&spares[i].side.sp, __ATOMIC_ACQUIRE) == mine) {

@@ -35,7 +35,7 @@ struct psu_counter { uint32_t enter, leave; };
 struct psu_side {
     uint64_t saved_fp;
     uint64_t return_address;
-    struct psu_side *next; /* in the thread's list of free entries: see counters.c */
+    struct psu_side *next; /* in the thread's list of free entries, or a mark: see entries.c */
     uint64_t gate;         /* PSU_FULL, and psu_block.start: address of the gate's psu_gate */
     uint64_t sp;           /* 0: free; else bit 0 is set, and the rest is the stack pointer in the gate (0: not yet) */
     struct psu_save *save; /* PSU_FULL: registers to restore, or 0 */
@@ -43,7 +43,7 @@ struct psu_side {
     uint64_t start_sp;     /* psu_block.start: what `sp` is during that call */
 };
 
-#define PSU_SIDES_IN_BLOCK 16
+#define PSU_SIDES_IN_BLOCK 15
 
 /* 32 KiB of zero pages plus this header; a thread touches the first 4 KiB only, until more than some 370 objects are
  * alive.  Blocks are never unmapped: a dead thread's block is folded into the totals and given to a new one. */
@@ -58,6 +58,10 @@ struct psu_block {
     struct psu_side *deferred;    /* entry given up by an unwinder that may still read it; freed by the next one */
     struct psu_save *saves;       /* free list of areas for the registers that PSU_FULL gates restore */
     struct psu_side *start;       /* of the call of the thread's start routine, if that went through a SIDE or FULL gate */
+    struct psu_places *places;    /* entries.c: of a search for entries of calls that are gone */
+    uint32_t searching;       /* not 0: such a search is under way; how many others came since */
+    uint32_t searches;        /* how many of them were complete */
+    uint64_t reserved[6];
     struct psu_side sides[PSU_SIDES_IN_BLOCK];
     struct psu_side *free;    /* head of the owner's list of free side-frame entries; gates want it near `count` */
     struct psu_counter count[PSU_INDICES];
@@ -255,6 +259,6 @@ PSU_ASSERT_OFFSET(struct psu_runtime, start_agent, 224 + 24 * PSU_STAGED);
 _Static_assert(sizeof(struct psu_gate) == 64, "psu_gate");
 _Static_assert(sizeof(struct psu_object) == 64, "psu_object");
 _Static_assert(sizeof(struct psu_side) == 64, "psu_side");
-_Static_assert(__builtin_offsetof(struct psu_block, sides) == 64, "psu_block.sides");
+_Static_assert(__builtin_offsetof(struct psu_block, sides) == 128, "psu_block.sides");
 
 #endif

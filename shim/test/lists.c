@@ -16,7 +16,7 @@ static long turned_round(void)
 {
     struct psu_side *s = block->sides; /* of the first call, in progress */
     CHECK(s->sp & 1);
-    CHECK(block->chunks && block->chunks->gate > 8192, "too few entries for the test"); /* SEARCHED in counters.c */
+    CHECK(block->chunks && block->chunks->gate > 8192, "too few entries for the test"); /* SEARCHED in entries.c */
     for (struct psu_side *first = s; s < first + 3; s++)
         CHECK(s->sp & 1);
     block->sides[0].next = &block->sides[1];

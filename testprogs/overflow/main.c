@@ -18,6 +18,7 @@
 #include "overflow.h"
 
 volatile int seen, wrong;
+int (*volatile again)(int level MORE) = dig;
 static long overflows;
 static __thread sigjmp_buf out;
 static __thread char *guard;

@@ -12,6 +12,8 @@
 #endif
 extern volatile int seen, wrong;
 int dig(int level MORE), handled(int x);
+/* A patch calls its own functions without a gate, but for those that it calls through pointers. */
+extern int (*volatile again)(int level MORE);
 #define DIG \
     __attribute__((noipa)) int dig(int level MORE) \
     { \
@@ -19,6 +21,6 @@ int dig(int level MORE), handled(int x);
         seen = V; \
         if (!ALL_RIGHT) \
             wrong = 1; \
-        return dig(level + 1 PASS) + here; \
+        return again(level + 1 PASS) + here; \
     } \
     __attribute__((noipa)) int handled(int x) { return x + V; }

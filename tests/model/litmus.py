@@ -10,7 +10,7 @@ What stands for what:
   MEMBARRIER             membarrier(2): between call and return every running thread executes a barrier.  So here: the
                          agent asks and waits for the answer, a thread answers at one point of its program, with a
                          DMB between.  Every point is tried, each as a test of its own
-  sp, next, frame        a side entry (gates.S, SIDE; counters.c): 0 in the first is free
+  sp, next, frame        a side entry (gates.S, SIDE; entries.c): 0 in the first is free
   munmap, CODE           a store after the comparison of the sums; code words of gates: 1, 2, ...
   fence                  psu_route(): __atomic_thread_fence(__ATOMIC_ACQUIRE) is DMB ISHLD
 

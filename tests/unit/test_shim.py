@@ -87,6 +87,10 @@ def test_a_signal_at_any_instruction_of_a_call_without_memory(shim: Path, where:
     assert out.endswith("\nok\n")
 
 
+def test_entries_that_others_than_their_place_must_find_are_found_and_those_in_use_kept(shim: Path) -> None:  # noqa: F811
+    assert run(build(shim, "left.c")).endswith("\nok\n")
+
+
 def test_entries_of_hundreds_of_calls_that_are_left_at_once_are_found_again(shim: Path) -> None:  # noqa: F811
     assert run(build(shim, "depths.c")).endswith("\nok\n")
 

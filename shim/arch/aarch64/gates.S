@@ -172,7 +172,7 @@ psu_plain_gates:
  * an entry of the thread's free list (struct psu_side), which x29 points at.  x29 is callee-saved: on return it names
  * the entry again.
  *
- * A signal handler may use the list anywhere in between, and need not leave it as it was (counters.c): it may make calls,
+ * A signal handler may use the list anywhere in between, and need not leave it as it was (entries.c): it may make calls,
  * leave them by longjmp, or go on with another context, whose calls keep their entries (a scheduler that preempts).  So
  * an exclusive pair makes the entry ours.  Between the look at SIDE_SP (ldaxr) and the store, others run on this thread
  * only if an exception is taken, and each return from an exception clears the monitor (Arm ARM, ERET): then the store
@@ -182,7 +182,7 @@ psu_plain_gates:
  *
  * The pair holds between threads, too: a list may lead to an entry that another thread gave back, when a call ended
  * there, and both may want it.  Neither has to look at SIDE_HOME, as x86-64's gates must, which take without a lock; it
- * is written for counters.c.  Giving back is a store-release, taking a load-acquire: the giver's reads of the entry, and its
+ * is written for entries.c.  Giving back is a store-release, taking a load-acquire: the giver's reads of the entry, and its
  * SIDE_NEXT, come before what the taker reads and writes.
  *
  * The pair's two instructions are apart by a branch and an addition, and by no access of memory: it makes progress by the

@@ -167,7 +167,7 @@ psu_plain_gates:
  * The return address leaves the stack before the call and is back before the return, so that the callee finds its
  * arguments where it expects them.  In between it is in an entry of the thread's free list (struct psu_side), which rbp
  * points at.  rbp is callee-saved: on return it names the entry again.  A signal handler may use the list anywhere in
- * between, and need not leave it as it was (counters.c): so one instruction makes the entry ours, `btsq`, and one gives
+ * between, and need not leave it as it was (entries.c): so one instruction makes the entry ours, `btsq`, and one gives
  * it back when nothing in it is needed any more.  Neither is locked: only the thread that gave an entry back takes it.
  * 64 bits, as all accesses of that word: a load waits long for a narrower store before it. */
 .macro SIDE_GATE
