@@ -189,6 +189,7 @@ FUNCTION psu_full_enter
         RESTORE
         mov     x16, x17
         ldr     x17, [sp, #FRAME_BACK]
+        str     xzr, [sp, #FRAME_BACK]          // not for long after the call is over: see x86-64's
         DROP_FRAME
         mov     x29, x16
         .cfi_escape 0x10, 29, 2, 0x8d, SIDE_FP          // DW_CFA_expression x29: breg29 + SIDE_FP

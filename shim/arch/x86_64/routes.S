@@ -271,6 +271,9 @@ FUNCTION psu_full_enter
         popq    (%rsp)                          # the gate's address over the caller's: pop counts rsp up, then stores
         .cfi_def_cfa rsp, 8
         .cfi_escape 0x10, 16, 2, 0x76, SIDE_RETURN      # DW_CFA_expression return address: breg6 + SIDE_RETURN
+        # Where it was, the version's frame may have a word that is never written: who searches the stacks would find a call
+        # there, long after it was left.
+        movq    $0, -8(%rsp)
         ret
         .cfi_restore_state
 1:      mov     %eax, %ebx
