@@ -1,7 +1,8 @@
 """servers: real programs with every function instrumented, and with every function replaced once.
 
-Three copies of each program run at the same time and take turns with the same work: plain, instrumented, and
-instrumented with a patch that is the whole program again (all its objects joined by `ld -r`).  Counted is the processor
+Four copies of each program run at the same time and take turns with the same work: plain; plain with one more thread, which
+sleeps (idle_thread.c: what the agent costs a program that had one thread); instrumented; and instrumented with a patch that
+is the whole program again (all its objects joined by `ld -r`).  Counted is the processor
 time that the process itself used, which is steadier than throughput.  Servers are asked in two ways: `alone`, one
 request after the other has been answered, as most clients do; and `pipelined`, some hundred at a time, so that little
 of the time is the kernel's: the worst case.  sqlite and lua do their whole work in one process a round.
@@ -31,7 +32,7 @@ from measure import Failed, Skipped, Spread, cpu_clock, psu_bin
 from report import Options, Plot, Table
 
 TITLE = "Real programs"
-VARIANTS = ("plain", "instrumented", "replaced")
+VARIANTS = ("plain", "threaded", "instrumented", "replaced")
 WAYS = ("alone", "pipelined")
 HERE = Path(__file__).resolve().parent
 
@@ -46,6 +47,14 @@ class Server:
     batch: tuple[bytes, int]  # requests sent at once, how many they are
     batches: int  # in one sample
     single: bytes  # a request that is also sent alone
+
+
+@dataclass(frozen=True)
+class _Program:
+    """What one variant starts."""
+
+    binary: Path
+    env: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -174,7 +183,9 @@ def measure(options: Options) -> dict:
     os.environ["XDG_RUNTIME_DIR"] = str(folder)
     out: dict = {}
     missing = []
+    idle = folder / "idle_thread.so"
     try:
+        debian.run("gcc", "-O2", "-shared", "-fPIC", "-pthread", HERE / "idle_thread.c", "-o", idle)
         for p in PROGRAMS:
             if options.names and p.name not in options.names:
                 continue
@@ -186,11 +197,15 @@ def measure(options: Options) -> dict:
             mine = folder / p.name
             mine.mkdir()
             r = psu_bin("instrument", built.binary, "-o", mine / f"{p.name}-instrumented")
-            binaries = {v: built.binary if v == "plain" else mine / f"{p.name}-instrumented" for v in VARIANTS}
+            programs = {
+                v: _Program(mine / f"{p.name}-instrumented" if v in ("instrumented", "replaced") else built.binary,
+                            {**os.environ, "LD_PRELOAD": str(idle)} if v == "threaded" else dict(os.environ))
+                for v in VARIANTS
+            }
             work = (
-                _server(p, built, binaries, mine, options)
+                _server(p, built, programs, mine, options)
                 if isinstance(p, Server)
-                else _job(p, built, binaries, mine, options)
+                else _job(p, built, programs, mine, options)
             )
             out[p.name] = {
                 "text": built.text,
@@ -200,7 +215,9 @@ def measure(options: Options) -> dict:
                 **work,
             }
             if isinstance(p, Job) and shutil.which("valgrind"):
-                out[p.name]["instructions"] = {v: _count(p, binaries[v], mine) for v in VARIANTS[:2]}
+                out[p.name]["instructions"] = {
+                    v: _count(p, programs[v].binary, mine) for v in ("plain", "instrumented")
+                }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if not out:
@@ -271,14 +288,14 @@ class _Client:
                 left -= data.count(b"\n")
 
 
-def _server(p: Server, built: build.Built, binaries: dict[str, Path], folder: Path, options: Options) -> dict:
+def _server(p: Server, built: build.Built, programs: dict[str, _Program], folder: Path, options: Options) -> dict:
     """Many short samples in turn, from several processes each: where heap and code happened to be placed counts for more than
     what is looked for."""
     generations, rounds, part = (1, 5, 4) if options.quick else (4, 50, 6)
     samples: dict[str, dict[str, list[float]]] = {way: {v: [] for v in VARIANTS} for way in WAYS}
     told: dict = {}
     for g in range(generations):
-        told = _generation(p, built, binaries, folder / str(g), rounds, p.batches // part, samples)
+        told = _generation(p, built, programs, folder / str(g), rounds, p.batches // part, samples)
     options.say(f"  {p.name}: {generations} times {rounds} rounds")
     return {"unit": "request", "seconds": samples, **told}
 
@@ -286,7 +303,7 @@ def _server(p: Server, built: build.Built, binaries: dict[str, Path], folder: Pa
 def _generation(
     p: Server,
     built: build.Built,
-    binaries: dict[str, Path],
+    programs: dict[str, _Program],
     folder: Path,
     rounds: int,
     batches: int,
@@ -299,7 +316,7 @@ def _generation(
         running: dict[str, tuple[subprocess.Popen, _Client, int, int]] = {}
         answers = set()
         for v in VARIANTS:
-            process, client = stack.enter_context(_started(p, binaries[v], folder / v))
+            process, client = stack.enter_context(_started(p, programs[v], folder / v))
             client.until(*p.first)
             if v == "replaced":
                 told = _replace_all(process.pid, built)
@@ -311,7 +328,7 @@ def _generation(
         if len(answers) != 1:
             raise Failed(f"{p.name}: the variants answer differently: {[a[:300] for a in answers]}")
         for n in range(rounds + 1):
-            for v in VARIANTS[n % 3 :] + VARIANTS[: n % 3]:
+            for v in VARIANTS[n % 4 :] + VARIANTS[: n % 4]:
                 process, client, lines, single = running[v]
                 for way, request, count, times, each in (
                     ("pipelined", p.batch[0], lines, batches, p.batch[1]),
@@ -327,8 +344,8 @@ def _generation(
 class _started:
     """A server of one's own, ended with its context."""
 
-    def __init__(self, p: Server, binary: Path, folder: Path) -> None:
-        self.p, self.binary, self.folder = p, binary, folder
+    def __init__(self, p: Server, program: _Program, folder: Path) -> None:
+        self.p, self.program, self.folder = p, program, folder
 
     def __enter__(self) -> tuple[subprocess.Popen, _Client]:
         self.folder.mkdir()
@@ -337,7 +354,8 @@ class _started:
             port = s.getsockname()[1]
         with (self.folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
-                [self.binary, *self.p.arguments(port, self.folder)],
+                [self.program.binary, *self.p.arguments(port, self.folder)],
+                env=self.program.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -359,15 +377,16 @@ class _started:
 # ---- programs that work and end -------------------------------------------------------------------------------------
 
 
-def _job(p: Job, built: build.Built, binaries: dict[str, Path], folder: Path, options: Options) -> dict:
+def _job(p: Job, built: build.Built, programs: dict[str, _Program], folder: Path, options: Options) -> dict:
     rounds = 3 if options.quick else 40
     samples: dict[str, list[float]] = {v: [] for v in VARIANTS}
     outputs = set()
     told: dict = {}
     for n in range(rounds + 1):
-        for v in VARIANTS[n % 3 :] + VARIANTS[: n % 3]:
+        for v in VARIANTS[n % 4 :] + VARIANTS[: n % 4]:
             process = subprocess.Popen(
-                [binaries[v], *(p.quick if options.quick else p.arguments)],
+                [programs[v].binary, *(p.quick if options.quick else p.arguments)],
+                env=programs[v].env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -432,6 +451,7 @@ def tables(result: dict) -> list[Table]:
             for v in VARIANTS[1:]:
                 x = Spread.of(a / b for a, b in zip(s[v], s["plain"]))
                 cells += f"{x.median:.3f} ({x.low:.3f} to {x.high:.3f})", f"{_quickest(s[v]) / _quickest(s['plain']):.3f}"
+            cells.append(f"{_quickest(s['replaced']) / _quickest(s['threaded']):.3f}")
             rows.append((*cells, str(r["functions"]), str(r["replaced"]), str(len(s["plain"]))))
         if "instructions" in r:
             i = r["instructions"]
@@ -442,10 +462,13 @@ def tables(result: dict) -> list[Table]:
             (
                 "",
                 "plain",
+                "with an idle thread / plain",
+                "quickest",
                 "instrumented / plain",
                 "quickest",
                 "all replaced / plain",
                 "quickest",
+                "all replaced / with an idle thread, quickest",
                 "instrumented functions",
                 "replaced",
                 "rounds",
