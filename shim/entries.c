@@ -174,6 +174,9 @@ static uint64_t place_of(const struct psu_side *s)
     return sp == PSU_IN_USE ? 0 : sp;
 }
 
+/* As far as the entry tells: the gate may not have come so far. */
+static int tail_called(const struct psu_side *s) { return in_side_gate(s->return_address); }
+
 static uint32_t give_number(struct psu_block *b, struct psu_side *s, uint32_t search)
 {
     uint64_t sp = place_of(s);
@@ -194,7 +197,7 @@ static uint32_t give_number(struct psu_block *b, struct psu_side *s, uint32_t se
         return 0;
     }
     struct psu_side **newest = newest_at(b, sp, search);
-    if (in_side_gate(s->return_address) || (newest[0] && place_of(newest[0]) != sp))
+    if (tail_called(s) || (newest[0] && place_of(newest[0]) != sp))
         return 0;
     if (!newest[0] || age(number, search) < age(number_of(newest[0]), search)) {
         newest[1] = newest[0];
@@ -207,7 +210,7 @@ static uint32_t give_number(struct psu_block *b, struct psu_side *s, uint32_t se
 
 static int is_newer(const struct psu_side *s, uint64_t sp, uint32_t than, uint32_t search)
 {
-    if (!s || place_of(s) != sp || in_side_gate(s->return_address))
+    if (!s || place_of(s) != sp || tail_called(s))
         return 0;
     uint32_t number = number_of(s);
     return number < NUMBERS && age(number, search) + 2 <= than;

@@ -1,4 +1,5 @@
-"""Mistakes in what full gates do without memory (shim/poor.c), and in what threads see of lists that the agent changes."""
+"""Mistakes in what full gates do without memory (shim/poor.c), in the search for side entries (shim/entries.c), and in what
+threads see of lists that the agent changes."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from mutant import Mutant
 CONVENTIONS = "tests/unit/test_shim.py::test_gates_keep_registers_flags_and_stack_arguments"
 UNWOUND = "tests/unit/test_shim.py::test_exceptions_cancellation_and_longjmp_through_gates[flags0-poor]"
 SIGNALS = "tests/unit/test_shim.py::test_a_signal_at_any_instruction_of_a_call_without_memory[spare-{}]"
+LEFT = "tests/unit/test_shim.py::test_entries_that_others_than_their_place_must_find_are_found_and_those_in_use_kept"
 STARTING = "tests/unit/test_shim.py::test_start_routines_that_end_their_threads_are_counted_out_once"
 
 POOR = (
@@ -93,6 +95,22 @@ POOR = (
         "    return 1;\n",
         "an unwinder gets the rules of another object",
         ("tests/unit/test_shim.py::test_unwind_rules_are_not_those_of_an_object_that_is_changing",),
+    ),
+    Mutant(
+        "own-place-only",
+        "entries.c",
+        "(!found || b->chunks->gate > SEARCHED)",
+        "0",
+        "entries of calls that were left pile up where another call always finds the list empty",
+        (LEFT,),
+    ),
+    Mutant(
+        "tail-callers-are-gone",
+        "entries.c",
+        "return in_side_gate(s->return_address); }",
+        "return (void)s, 0; }",
+        "an entry is given back under a call in progress, which tail-called the newer ones at its place",
+        (LEFT,),
     ),
     Mutant(
         "start-routine-kept",

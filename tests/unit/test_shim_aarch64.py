@@ -86,6 +86,11 @@ def test_start_routines_that_end_their_threads_are_counted_out_once(cross_shim: 
     check(cross_shim, emulated, "starting.c", *routine_offsets(cross_shim))
 
 
+def test_entries_that_others_than_their_place_must_find_are_found_and_those_in_use_kept(cross_shim: Path,
+                                                                                        emulated: Emulated) -> None:
+    check(cross_shim, emulated, "left.c", expected="(.*\n)*ok\n")
+
+
 @pytest.mark.parametrize("flags", [("-O2",), ("-static-libgcc", "-static-libstdc++")])
 def test_unwind_rules_of_injected_code_are_found_and_forgotten(cross_shim: Path, emulated: Emulated,
                                                                flags: tuple[str, ...]) -> None:
