@@ -11,6 +11,9 @@
 #include "throwing.h"
 
 thread_local long alive;
+#ifdef PLUGIN
+__attribute__((noipa)) long &alive_here() { return alive; }
+#endif
 static long turns, newest;
 
 __attribute__((noipa)) long version() { return 0; }

@@ -7,10 +7,15 @@ struct Failure {
     int deep, passed;
     virtual ~Failure() = default;
 };
+#ifdef PLUGIN // a patch cannot use thread-local variables of what was loaded with dlopen
+long &alive_here();
+#else
 extern thread_local long alive;
+static inline long &alive_here() { return alive; }
+#endif
 struct Counted {
-    Counted() { alive++; }
-    ~Counted() { alive--; }
+    Counted() { alive_here()++; }
+    ~Counted() { alive_here()--; }
 };
 long version();
 void inner(int deep);

@@ -122,6 +122,23 @@ def test_a_call_whose_way_back_may_be_in_a_register_only(lab):
     running.expect("^version 2$")
 
 
+def test_exceptions_in_a_plugin_of_a_host_that_is_not_instrumented(lab):
+    host = lab.program("throwing", sources=("host.cc",), cc="g++", instrument=False, out="host")
+    plugin = lab.program("throwing", "-fPIC", "-shared", "-Dmain=run_plugin", "-DPLUGIN", sources=("main.cc",), cc="g++",
+                         out="plugin.so")
+    running = lab.start(host, plugin, 4)
+    versions = Versions(lab, "throwing", "patch.cc", "-fPIC", "-DPLUGIN", cc="g++")
+    running.expect("^ready$")
+    versions.run(running.pid, 1, UPDATES)
+    running.expect(f"^version {UPDATES}$")
+    psu_bin("wait", running.pid, "--timeout", WAIT)
+    assert [p.id for p in status.read(running.pid).patches if p.state != "freed"] == [UPDATES]
+    psu_bin("revert", running.pid, "--original")
+    running.fresh()
+    turns = int(running.expect(r"^turns (\d+)$")[1])
+    running.expect(f"^turns {turns + 20000}$")
+
+
 @pytest.mark.parametrize("cc", ["g++", "clang++"])
 def test_exceptions(lab, cc, monkeypatch):
     # The gates count such calls out themselves: nothing is left to write off.

@@ -113,6 +113,14 @@ POOR = (
         (LEFT,),
     ),
     Mutant(
+        "distant-stubs-registered",
+        "frames.c",
+        "i < 2 && o->region[1].size",
+        "i < 0 && o->region[1].size",
+        "libgcc takes all that lies between an object and its distant stubs for the object's",
+        ("tests/live/test_leaving.py::test_exceptions_in_a_plugin_of_a_host_that_is_not_instrumented",),
+    ),
+    Mutant(
         "start-routine-kept",
         "counters.c",
         "    b->count[((struct psu_gate *)s->gate)->counter / 8].leave++;\n",
