@@ -89,3 +89,28 @@ def test_what_somebody_else_changed_is_left_alone(lab):
     psu_bin("attach", running.pid, patch)
     running.say("call")
     running.expect("^version 1001$")
+
+
+def test_calls_inside_one_of_many_objects(lab):
+    running = lab.start(lab.program("objects"))
+    running.expect("ready")
+    pairs = range(10, 90)
+    patches = {n: lab.patch("objects", "patch.c", f"-DN={n}", "-DV=1", out=f"{n}.o") for n in pairs}
+    inner = {n: lab.patch("objects", "patch.c", f"-DN={n}", "-DV=2", "-DINNER", out=f"inner{n}.o")
+             for n in (10, 73, 74, 75, 89)}
+
+    def expect(changed):
+        for n in pairs:
+            running.say(str(n))
+            assert running.expect(rf"^{n}: (.*)$")[1] == f"1 {2 if n in changed else 1}"
+
+    for n in pairs:
+        attach(running.pid, (patches[n],))
+    expect(())
+    for n in inner:
+        attach(running.pid, (inner[n],))
+    expect(inner)
+    for n in reversed(inner):
+        revert(running.pid, None)
+    expect(())
+    assert running.alive()
