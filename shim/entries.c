@@ -150,11 +150,13 @@ struct psu_places { uint64_t count; struct psu_side *newest[][2]; };   /* a powe
 
 static struct psu_side *mark(uint32_t number) { return (struct psu_side *)&marks[number]; }
 
-static uint32_t number_of(const struct psu_side *s)
+static uint32_t number_in(const struct psu_side *next)
 {
-    uint64_t offset = (uint64_t)__atomic_load_n(&s->next, __ATOMIC_ACQUIRE) - (uint64_t)marks;
+    uint64_t offset = (uint64_t)next - (uint64_t)marks;
     return offset < sizeof marks ? (uint32_t)(offset / sizeof marks[0]) : NO_NUMBER;
 }
+
+static uint32_t number_of(const struct psu_side *s) { return number_in(__atomic_load_n(&s->next, __ATOMIC_ACQUIRE)); }
 
 /* How many searches before `search` the entry was seen first; never more than it was. */
 static uint32_t age(uint32_t number, uint32_t search)
@@ -180,8 +182,8 @@ static int tail_called(const struct psu_side *s) { return in_side_gate(s->return
 static uint32_t give_number(struct psu_block *b, struct psu_side *s, uint32_t search)
 {
     uint64_t sp = place_of(s);
-    uint32_t number = number_of(s);
     struct psu_side *next = __atomic_load_n(&s->next, __ATOMIC_ACQUIRE), *seen = mark(search % NUMBERS);
+    uint32_t number = number_in(next);
     if (!sp)
         return 0;
     if (number == NO_NUMBER) {

@@ -44,6 +44,10 @@ def test_a_program_and_its_library(lab, flags):
     both = psu_bin("attach", running.pid, patch("price.c", 2), patch("discount.c", 2), "--json").json
     assert sorted(both["functions"]) == ["discount", "price", "total"] and both["threads_stopped"] == 0
     settled(running, 196, -4)
+    psu_bin("attach", running.pid, patch("discount.c", 3))      # which the other module's patch calls
+    settled(running, 194, -6)
+    psu_bin("revert", running.pid)
+    settled(running, 196, -4)
     psu_bin("revert", running.pid)
     settled(running, 98, -2)
     psu_bin("revert", running.pid, "--original", "--wait", "--timeout", WAIT)
