@@ -245,12 +245,20 @@ static void stepped(uint32_t agent)
     CHECK(WIFSTOPPED(status), "%x", (unsigned)status);
 }
 
+static int over(int status)
+{
+    if (WIFEXITED(status))
+        return WEXITSTATUS(status);
+    fprintf(stderr, "the program ended: status %x\n", (unsigned)status);
+    return 1;
+}
+
 static int step(pid_t program, uint32_t agent)
 {
     int status;
     while (shared->turn != STEP) {
         if (waitpid(program, &status, WNOHANG) == program)
-            return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+            return over(status);
         sched_yield();
     }
     CHECK(ptrace(PTRACE_SEIZE, agent, 0, 0) == 0, "%s", strerror(errno));
@@ -259,8 +267,10 @@ static int step(pid_t program, uint32_t agent)
     shared->turn = STOPPED;
     while (shared->turn != OVER) {
         if (shared->turn != STEP) {
-            if (waitpid(program, &status, WNOHANG) == program)
+            if (waitpid(program, &status, WNOHANG) == program) {
+                over(status);
                 return 1;
+            }
             sched_yield();
             continue;
         }
