@@ -281,6 +281,13 @@ static int step(pid_t program, uint32_t agent)
         }
         shared->turn = STOPPED;
     }
+    /* A step in which the agent slept until it was interrupted has its trap still to come: it would be nobody's. */
+    struct __ptrace_peeksiginfo_args first = {0, 0, 1};
+    siginfo_t pending;
+    while (ptrace(PTRACE_PEEKSIGINFO, agent, &first, &pending) == 1) {
+        CHECK(ptrace(PTRACE_CONT, agent, 0, 0) == 0, "%s", strerror(errno));
+        stopped((pid_t)agent);
+    }
     CHECK(ptrace(PTRACE_DETACH, agent, 0, 0) == 0);
     shared->turn = IDLE;
     return -1;

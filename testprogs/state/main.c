@@ -18,6 +18,8 @@ __attribute__((noipa)) int count(void)
     return ++calls;
 }
 
+static pthread_mutex_t whole = PTHREAD_MUTEX_INITIALIZER;      /* a line is not mixed with the counts of another */
+
 __attribute__((noipa)) void round_of(const char *who)
 {
     shared++;
@@ -31,7 +33,9 @@ static void *work(void *unused)
     per_thread = 50;
     for (;;) {
         usleep(30000);
+        pthread_mutex_lock(&whole);
         round_of("worker");
+        pthread_mutex_unlock(&whole);
     }
     return unused;
 }
@@ -42,7 +46,9 @@ int main(void)
     pthread_t t;
     pthread_create(&t, 0, work, 0);
     for (;;) {
+        pthread_mutex_lock(&whole);
         round_of("main");
+        pthread_mutex_unlock(&whole);
         usleep(30000);
     }
 }
