@@ -23,7 +23,9 @@ from psu_bin.elf import SHF_COMPRESSED, Binary
 _SUBPROGRAM, _INLINED = 0x2E, 0x1D
 _NAME, _ORIGIN, _SPECIFICATION, _LINKAGE_NAME, _STR_OFFSETS, _GNU_LINKAGE_NAME = 0x03, 0x31, 0x47, 0x6E, 0x72, 0x2007
 _BYTE_SIZE, _ENCODING, _TYPE = 0x0B, 0x3E, 0x49                    # for results.py
-_KEPT = (_NAME, _ORIGIN, _SPECIFICATION, _LINKAGE_NAME, _GNU_LINKAGE_NAME, _STR_OFFSETS, _BYTE_SIZE, _ENCODING, _TYPE)
+_LOCATION = 0x02                                                   # for owners.py
+_KEPT = (_NAME, _ORIGIN, _SPECIFICATION, _LINKAGE_NAME, _GNU_LINKAGE_NAME, _STR_OFFSETS, _BYTE_SIZE, _ENCODING, _TYPE,
+         _LOCATION)
 _ULEB, _STRING, _BLOCK, _BLOCK1, _BLOCK2, _BLOCK4, _INDIRECT, _IMPLICIT = -1, -2, -3, -4, -5, -6, -7, -8
 _OFFSET, _ADDRESS = -9, -10                                        # as wide as the unit says
 _STRP, _LINE_STRP, _STRX, _REF_ADDR, _REF_UDATA = 0x0E, 0x1F, (0x1A, 0x25, 0x26, 0x27, 0x28), 0x10, 0x15
@@ -221,7 +223,7 @@ class Reader:
         return self._values(u, self._abbreviations(u)[code], behind)[1]
 
     def _values(self, u: _Unit, a: _Abbreviation, at: int) -> tuple[int, dict[int, tuple[int, int]]]:
-        """(end of the entry, attribute -> (form, number; of a string in the entry itself, its place))."""
+        """(end of the entry, attribute -> (form, number; of a string or block in the entry itself, its place))."""
         data, out = self.info, {}
         for name, form, size, implicit in a.attributes:
             if size == _INDIRECT:
@@ -237,12 +239,11 @@ class Reader:
             elif size == _STRING:
                 value, at = began, data.index(b"\0", at) + 1
             elif size == _BLOCK:
-                value, at = _uleb(data, at)
-                at += value
+                length, value = _uleb(data, at)
+                at = value + length
             else:
-                width = {_BLOCK1: 1, _BLOCK2: 2, _BLOCK4: 4}[size]
-                value = self._number(at, width)
-                at += width + value
+                value = at + {_BLOCK1: 1, _BLOCK2: 2, _BLOCK4: 4}[size]
+                at = value + self._number(at, value - at)
             if name in _KEPT:
                 out[name] = form, value
         return at, out

@@ -2,7 +2,8 @@
 
 A compiler names a static local `count.0` (GCC; the number changes from one compilation to the next) or
 `handler.count` (clang).  Several functions of a file may have one of the same name, so the functions that use a
-variable decide: in the program the descriptor lists them, in the patch its relocations do.  What stays undecided is
+variable decide: in the program the descriptor lists them, in the patch its relocations do.  Where both sides have debug
+information, a variable of one function is never taken for that of another (owners.py).  What stays undecided is
 refused, never guessed: the wrong storage corrupts the program's state silently."""
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from psu_bin import arch, descriptor, elf
+from psu_bin.attach import owners
 from psu_bin.attach.patch import PatchObject, PatchSymbol, numbered, program_name, without_clone
 from psu_bin.attach.view import Identity, ModuleView
 from psu_bin.descriptor import Symbol
@@ -71,6 +73,21 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
             theirs[y.address] = (y, _module_users(view, y, theirs_functions))
     out: dict[int, Symbol | str | None] = {}
     left, free = list(ours), list(theirs.values())
+    declared = owners.declared(patch.source, base) if free else {}
+    declared_there = owners.declared(view.file() if view.file else None, base) if declared else {}
+
+    def both(x: PatchSymbol, y: Symbol) -> tuple[str, str] | None:
+        """The functions that declare the two, where both are known."""
+        a, b = declared.get((x.section, x.value)), declared_there.get((0, y.address))
+        return (a, b) if a and b else None
+
+    def same(x: PatchSymbol, y: Symbol) -> bool:
+        known = both(x, y)
+        return known is not None and known[0] == known[1]
+
+    def other(x: PatchSymbol, y: Symbol) -> bool:
+        known = both(x, y)
+        return known is not None and known[0] != known[1]
 
     def settle(rule) -> None:  # noqa: ANN001
         """Take pairs for which `rule` holds and holds for no other pair of either."""
@@ -78,20 +95,23 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
         while changed:
             changed = False
             for x, users in list(left):
-                fits = [y for y in free if rule(x, users, *y)]
-                if len(fits) == 1 and sum(rule(x2, u2, *fits[0]) for x2, u2 in left) == 1:
+                fits = [y for y in free if not other(x, y[0]) and rule(x, users, *y)]
+                if len(fits) == 1 and sum(not other(x2, fits[0][0]) and rule(x2, u2, *fits[0]) for x2, u2 in left) == 1:
                     out[x.number] = fits[0][0]
                     left.remove((x, users))
                     free.remove(fits[0])
                     changed = True
 
+    settle(lambda x, users, y, theirs_: same(x, y) and users == theirs_ and x.size == y.size)
+    settle(lambda x, users, y, theirs_: same(x, y) and x.size == y.size)
+    settle(lambda x, users, y, theirs_: same(x, y))
     settle(lambda x, users, y, theirs_: bool(users) and users == theirs_ and x.size == y.size)
     settle(lambda x, users, y, theirs_: bool(users & theirs_) and x.size == y.size)
     settle(lambda x, users, y, theirs_: bool(users & theirs_))
     for x, users in left:
         # No common user: another function's variable, unless its users are inlined away in the program, or unknown.
-        possible = [y for y, theirs_ in free if users & theirs_ or not theirs_ or not users
-                    or not users <= theirs_functions]
+        possible = [y for y, theirs_ in free if not other(x, y) and (
+            same(x, y) or users & theirs_ or not theirs_ or not users or not users <= theirs_functions)]
         if not possible:
             out[x.number] = None
         elif len(possible) == 1 and len(left) == 1:

@@ -161,7 +161,7 @@ class Host:
         d = describe(program, stubs - bias, slots - bias, **options)
         tls = b.segment(PT_TLS)
         offset = self.arch.link.static_tls_offset(tls.memsz, tls.align, tls.address) if tls else None
-        self.view = ModuleView(str(program), bias, d, offset, read=self.read)
+        self.view = ModuleView(str(program), bias, d, offset, read=self.read, file=lambda: b)
         for n, f in enumerate(d.functions):
             self.set_stub(self.view.stub(n), bias + d.slot(n))
             self.write(bias + d.slot(n), struct.pack("<Q", bias + f.original))
@@ -323,7 +323,7 @@ class Host:
             variables.update(made)
         old = self.view
         self.view = ModuleView(old.path, old.load_bias, old.descriptor, old.tls_offset, variables, functions,
-                               tuple(constants), {}, self.read)
+                               tuple(constants), {}, self.read, old.file)
         return linked
 
 

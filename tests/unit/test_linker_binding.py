@@ -236,3 +236,35 @@ def test_a_new_static_of_a_renamed_file_is_not_that_of_a_file_the_module_has(hos
     assert host.call("a_run", 1) == 21
     host.attach(compile_c(source % 30, "-O1", "-fPIE", name="my_next_patch.c"))
     assert host.call("a_run", 1) == 12, "the only one that another file unknown to the module brought along"
+
+
+INLINED = r"""
+static int f(int x) { static int count = 100; return count += x; }
+int g(int x) { return f(x) * 2; }
+"""
+# f is gone, and with it its count; or it is inlined into a function that has a count of its own.
+GONE = "int g(int x) { static int count = 5; return count += x; }"
+BOTH = r"""
+static int f(int x) { static int count = 100; return count += x; }
+int g(int x) { static int count = 5; count += x; return f(x) * 1000 + count; }
+"""
+
+
+@pytest.mark.parametrize("cc", ["gcc", "clang"])
+def test_a_static_local_of_a_function_that_was_inlined_is_not_that_of_its_caller(cc):
+    flags = ("-O2", "-fPIE", "-g")
+    with Host(program(INLINED, *flags, name="s.c", cc=cc)) as host:
+        assert host.call("g", 1) == 202
+        host.attach(compile_c(GONE, *flags, name="s.c", cc=cc))
+        assert [host.call("g", 1), host.call("g", 1)] == [6, 7], "a variable of its own"
+    with Host(program(INLINED, *flags, name="s.c", cc=cc)) as host:
+        assert host.call("g", 1) == 202
+        host.attach(compile_c(BOTH, *flags, name="s.c", cc=cc))
+        assert [host.call("g", 1), host.call("g", 1)] == [102006, 103007]
+
+
+@pytest.mark.parametrize("flags", [("-gdwarf-4",), ("-gdwarf-5", "-gz=zlib"), ("-gdwarf-3",), ("-g", "-flto")], ids=" ".join)
+def test_debug_information_of_any_form_tells_where_a_static_local_is_declared(flags):
+    with Host(program(INLINED, "-O2", "-fPIE", *flags, name="s.c")) as host:
+        host.attach(compile_c(GONE, "-O2", "-fPIE", *(f for f in flags if f != "-flto"), name="s.c"))
+        assert host.call("g", 1) == 6
