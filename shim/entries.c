@@ -14,9 +14,10 @@
  * The end of the stack may be met at any call in here, and a handler on another stack may leave from there, the same one each
  * time: so between taking and keeping, and between taking away and giving back, there is no call.
  *
- * Lost for good, and may be: what a list misses of save areas (a handler that leaves by longjmp, or goes on with another
- * context, between the two instructions that take one; 1 to 6 KiB each).  To find them again would take a list of all of
- * them, or a lock; it does not grow with the number of updates or calls.
+ * Lost for good, and may be, when a handler leaves by longjmp, or goes on with another context, in between: save areas that
+ * were taken off their list and not yet taken (1 to 6 KiB each), and entries that are being given back for a call that is gone
+ * (some ten instructions).  To find them again would take a list of all of them, or a lock; it does not grow with the number
+ * of updates or calls.
  */
 #include "internal.h"
 
@@ -136,9 +137,10 @@ static uint32_t give_back(struct psu_block *b, struct psu_side *s, uint32_t coun
  * not tell, as its gate is interrupted before it wrote the return address.  But the others were through with that when they
  * made theirs, and tell.
  *
- * Numbers are kept modulo NUMBERS: what is half as many searches old becomes LONG_AGO.  No two searches of a thread overlap
- * (`searching`), or they might number what the other has seen given back and taken again.  One that is found under way for
- * PATIENCE times was left half-way. */
+ * Numbers are kept modulo NUMBERS: what is half as many searches old becomes LONG_AGO.  A search does not begin while another is
+ * under way (`searching`), unless that was found so PATIENCE times: then it was left half-way, or a scheduler that preempts went
+ * on with another context.  The latter may go on with it, when its number is long past and what it would write or conclude
+ * is wrong: so whatever it does is taken back if another one was complete meanwhile (is_current, asked afterwards). */
 #define NUMBERS 64u
 #define LONG_AGO NUMBERS
 #define NO_NUMBER (NUMBERS + 1)
@@ -179,6 +181,11 @@ static uint64_t place_of(const struct psu_side *s)
 /* As far as the entry tells: the gate may not have come so far. */
 static int tail_called(const struct psu_side *s) { return in_side_gate(s->return_address); }
 
+static int is_current(struct psu_block *b, uint32_t search)
+{
+    return __atomic_load_n(&b->searches, __ATOMIC_SEQ_CST) == search - 1;
+}
+
 static uint32_t give_number(struct psu_block *b, struct psu_side *s, uint32_t search)
 {
     uint64_t sp = place_of(s);
@@ -189,13 +196,17 @@ static uint32_t give_number(struct psu_block *b, struct psu_side *s, uint32_t se
     if (number == NO_NUMBER) {
         if (!__atomic_compare_exchange_n(&s->next, &next, seen, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
             return 0;
-        if (__atomic_load_n(&s->sp, __ATOMIC_SEQ_CST) != sp) { /* given back in between, elsewhere: that numbers a free one */
+        /* Given back in between, elsewhere, that numbers a free one. */
+        if (__atomic_load_n(&s->sp, __ATOMIC_SEQ_CST) != sp || !is_current(b, search)) {
             __atomic_compare_exchange_n(&s->next, &seen, next, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
             return 0;
         }
         number = search % NUMBERS;
     } else if (age(number, search) >= NUMBERS / 2) {
-        __atomic_compare_exchange_n(&s->next, &next, mark(LONG_AGO), 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+        struct psu_side *old = mark(LONG_AGO), *before = next;
+        if (next != old && __atomic_compare_exchange_n(&s->next, &next, old, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)
+            && !is_current(b, search))
+            __atomic_compare_exchange_n(&s->next, &old, before, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
         return 0;
     }
     struct psu_side **newest = newest_at(b, sp, search);
@@ -229,7 +240,8 @@ static uint32_t take_older(struct psu_block *b, struct psu_side *s, uint32_t sea
     if (!is_newer(newest[0], sp, seen, search) || !is_newer(newest[1], sp, seen, search)
         || !__atomic_compare_exchange_n(&s->sp, &taken, PSU_IN_USE, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
         return 0;
-    if (number_of(s) != number || s->home != PSU_SELF(b)) { /* given back and taken again since we looked */
+    /* Given back and taken again since we looked; or we looked with a number that is past. */
+    if (number_of(s) != number || s->home != PSU_SELF(b) || !is_current(b, search)) {
         taken = PSU_IN_USE;
         __atomic_compare_exchange_n(&s->sp, &taken, sp, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
         return 0;
@@ -280,8 +292,8 @@ static uint32_t find_older(struct psu_block *b)
         p->newest[i][0] = p->newest[i][1] = 0;
     each(b, search, give_number);
     uint32_t found = each(b, search, take_older);
-    if (b->searches == search - 1)
-        b->searches = search;
+    uint32_t before = search - 1;
+    __atomic_compare_exchange_n(&b->searches, &before, search, 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
     b->searching = 0;
     return found;
 }
