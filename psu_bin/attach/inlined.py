@@ -185,13 +185,16 @@ class Reader:
 
     # ---- entries --------------------------------------------------------------------------------------------------
 
-    def _walk(self, u: _Unit, wanted: set[str], out: set[Copy], origins: set[int]) -> None:
-        """Add the unit's copies to `out`, and the places of the wanted functions' entries to `origins`."""
+    def entries(self, u: _Unit, wanted: tuple[int, ...], functions: tuple[int, ...]) -> Iterator[
+            tuple[int, int, dict[int, tuple[int, int]], int]]:
+        """(place, tag, attributes, place of the entry around it that is one of `functions`, or -1) of the entries with a wanted tag.
+
+        Nothing when the units so far were too much to be read."""
         self.budget -= u.end - u.entries
         if self.budget < 0:
             return
         data, table, at, end = self.info, self._abbreviations(u), u.entries, u.end
-        functions: list[int] = []              # the function that each level of entries is in, -1: none
+        around: list[int] = []                 # by level of entries
         inside = -1
         while at < end:
             start, code = at, data[at]
@@ -199,24 +202,29 @@ class Reader:
             if code > 0x7F:
                 code, at = _uleb(data, start)
             if not code:
-                inside = functions.pop() if functions else -1
+                inside = around.pop() if around else -1
                 continue
             a = table[code]
-            if a.tag == _INLINED or a.tag == _SUBPROGRAM:
+            if a.tag in wanted:
                 at, values = self._values(u, a, at)
-                name, where = self._name(u, values)
-                if name in wanted and a.tag == _SUBPROGRAM:
-                    origins.add(start)
-                if name in wanted and a.tag == _INLINED and inside >= 0:
-                    caller, _ = self._name_at(inside)
-                    out.add(Copy(name, where, caller))
+                yield start, a.tag, values, inside
             elif a.size >= 0:
                 at += a.size
             else:
                 at, _ = self._values(u, a, at)
             if a.children:
-                functions.append(inside)
-                inside = start if a.tag == _SUBPROGRAM else inside
+                around.append(inside)
+                inside = start if a.tag in functions else inside
+
+    def _walk(self, u: _Unit, wanted: set[str], out: set[Copy], origins: set[int]) -> None:
+        """Add the unit's copies to `out`, and the places of the wanted functions' entries to `origins`."""
+        for start, tag, values, inside in self.entries(u, (_INLINED, _SUBPROGRAM), (_SUBPROGRAM,)):
+            name, where = self._name(u, values)
+            if name in wanted and tag == _SUBPROGRAM:
+                origins.add(start)
+            if name in wanted and tag == _INLINED and inside >= 0:
+                caller, _ = self._name_at(inside)
+                out.add(Copy(name, where, caller))
 
     def _attributes(self, u: _Unit, at: int) -> dict[int, tuple[int, int]]:
         code, behind = _uleb(self.info, at)

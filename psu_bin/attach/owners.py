@@ -15,7 +15,7 @@ from __future__ import annotations
 import zlib
 
 from psu_bin import elf
-from psu_bin.attach.inlined import _INLINED, _LOCATION, _SUBPROGRAM, Reader, _has, _uleb, _Unit
+from psu_bin.attach.inlined import _INLINED, _LOCATION, _SUBPROGRAM, Reader, _has, _Unit
 from psu_bin.attach.patch import without_clone
 from psu_bin.attach.results import _relocated
 from psu_bin.elf import Binary
@@ -65,33 +65,12 @@ class _Owners(Reader):
 
     def _declarations(self, u: _Unit, name: str, out: dict[tuple[int, int], str], origins: set[int]) -> None:
         """Add those of one unit to `out`, and the places of the variables' entries to `origins`."""
-        self.budget -= u.end - u.entries
-        if self.budget < 0:
-            return
-        table, at = self._abbreviations(u), u.entries
-        functions: list[int] = []              # the function that each level of entries is in, -1: none
-        inside = -1
-        while at < u.end:
-            start = at
-            code, at = _uleb(self.info, at)
-            if not code:
-                inside = functions.pop() if functions else -1
-                continue
-            a = table[code]
-            if a.tag == _VARIABLE and inside >= 0:
-                at, values = self._values(u, a, at)
-                if self._name(u, values)[0] == name:
-                    origins.add(start)
-                    place = self._address(values)
-                    if place is not None:
-                        out[place] = without_clone(self._name_at(inside)[0])
-            elif a.size >= 0:
-                at += a.size
-            else:
-                at, _ = self._values(u, a, at)
-            if a.children:
-                functions.append(inside)
-                inside = start if a.tag in (_SUBPROGRAM, _INLINED) else inside
+        for start, _, values, inside in self.entries(u, (_VARIABLE,), (_SUBPROGRAM, _INLINED)):
+            if inside >= 0 and self._name(u, values)[0] == name:
+                origins.add(start)
+                place = self._address(values)
+                if place is not None:
+                    out[place] = without_clone(self._name_at(inside)[0])
 
     def _address(self, values: dict[int, tuple[int, int]]) -> tuple[int, int] | None:
         """Where a variable is, if that is one place in memory."""
