@@ -80,7 +80,8 @@ class Tracer:
             if info.raw[0] == ENTRY:
                 nr, *arguments = struct.unpack_from("<7Q", info.raw, 24)
                 entered = f"{self.commands}: {self._describe(nr, arguments)}"
-                if entered.endswith("ptrace CONT"):
+                # Not when the agent goes on: it may have to several times, until it is parked.
+                if entered.endswith("command_seq"):
                     self.commands += 1
                 continue
             self.steps.append(entered)
