@@ -70,12 +70,12 @@ def rewritten(path: Path, include: tuple[str, ...] = (), exclude: tuple[str, ...
 
 def _rewritten(binary: Binary, arch: Arch, debug: Binary | None, include: tuple[str, ...], exclude: tuple[str, ...],
                stub_symbols: bool, where: str) -> tuple[Plan, bytes]:
-    from psu_bin.instrument import image, plan, verify
+    from psu_bin.instrument import cut, image, plan, verify
     planned = plan.make(binary, arch, include, exclude, debug)
     symbols, files = plan.symbols(binary, planned, debug)
     data = image.build(binary, arch, planned, symbols, files, stub_symbols)
     verify.verify(binary, arch, planned, symbols, files, data, where)
-    return planned, data
+    return planned, cut.shorten(Binary(data, where))
 
 
 def analyze(path: Path, include: tuple[str, ...], debug_file: Path | None) -> Plan:

@@ -17,7 +17,7 @@ from psu_bin import descriptor, elf, fde
 from psu_bin.arch import Arch
 from psu_bin.elf import Binary, Section
 from psu_bin.errors import PsuError
-from psu_bin.instrument import dynamic, edits, ehframe, exports, layout, marks, relocations, tail
+from psu_bin.instrument import cut, dynamic, edits, ehframe, exports, layout, marks, relocations, tail
 from psu_bin.instrument.layout import Group, Piece
 from psu_bin.instrument.plan_types import Detour, Plan
 from psu_bin.instrument.relocations import Form
@@ -201,7 +201,7 @@ def _place_tables(m: Image, symbols: tuple[descriptor.Symbol, ...], files: tuple
     m.tables = list(kept)
     _add_moved(m, [(s,) for s in layout.loader_tables(b)])
     second = _fit(m, m.tables, table, len(described))
-    if second.overflow + layout.SMALL_PAGE <= choice.overflow:
+    if second.cost + layout.SMALL_PAGE <= choice.cost:
         choice = second
     else:
         m.tables = kept
@@ -238,10 +238,12 @@ class Fit:
     descriptor: list[Piece]                    # in one part or two
     more_rows: ehframe.Place | None            # where .eh_frame grows
     rows: Piece | None                         # else a piece for its rows
+    cut: int                                   # bytes that the end of the first segment can do without
 
     @property
-    def overflow(self) -> int:
-        return layout.total_size(self.left)
+    def cost(self) -> int:
+        """Bytes that the file grows by."""
+        return layout.total_size(self.left) - self.cut
 
 
 def _fit(m: Image, tables: list[Piece], table: ehframe.SearchTable | None, size_of_descriptor: int) -> Fit:
@@ -259,20 +261,25 @@ def _fit(m: Image, tables: list[Piece], table: ehframe.SearchTable | None, size_
     # objcopy --only-keep-debug wants notes in front of what else their segment has.
     notes = [p for p in tables if p.type == elf.SHT_NOTE]
     others = [p for p in tables if p not in notes]
+    first = cut.first_segment(m.binary)
+    last = first.address + first.filesz if first else 0
+    step = max(cut.unit(m.binary), m.arch.page_size)
 
     def with_descriptor(*sizes: int, hole: tuple[int, int] | None = None) -> Fit:
         """With the descriptor in parts of these sizes, the first of them in `hole`."""
         parts = [_part(name, size) for name, size in zip((descriptor.SECTION_DESCRIPTOR, descriptor.SECTION_REST), sizes)]
-        placed, left = layout.fit([h for h in free if h != hole], others + parts[hole is not None:])
-        return Fit(([(parts[0], _up(hole[0], 8))] if hole else []) + placed, notes + left, parts, place, rows)
+        placed, left = layout.fit([h for h in free if h != hole], others + parts[hole is not None:], last)
+        saved = sum(end - max([start] + [at + p.size for p, at in placed if start <= at < end])
+                    for start, end in free if end == last and (start, end) != hole) // step * step
+        return Fit(([(parts[0], _up(hole[0], 8))] if hole else []) + placed, notes + left, parts, place, rows, saved)
 
     out = [with_descriptor(size_of_descriptor)]
     for hole in free:
         first = hole[1] - _up(hole[0], 8)
         if descriptor.HEADER.size + MIN_PART <= first <= size_of_descriptor - MIN_PART:
             out.append(with_descriptor(first, size_of_descriptor - first, hole=hole))
-    best = min(out, key=lambda x: x.overflow)
-    return best if best.overflow + MIN_PART <= out[0].overflow else out[0]
+    best = min(out, key=lambda x: x.cost)
+    return best if best.cost + MIN_PART <= out[0].cost else out[0]
 
 
 def _part(name: str, size: int) -> Piece:

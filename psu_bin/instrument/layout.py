@@ -8,7 +8,8 @@ AT_PHDR from that, and strip puts it there anyway.  So the sections that follow 
 through a program header, a dynamic tag or a section header, never by code.
 
 A section that grows (.dynstr, .rela.dyn, .eh_frame_hdr) moves as well.  What moved leaves a hole in an old read-only
-segment, and new read-only pieces go into holes where they fit.
+segment, and new read-only pieces go into holes where they fit.  What stays free at the end of the first segment is taken
+out of the file (cut.py).
 """
 
 from __future__ import annotations
@@ -175,7 +176,8 @@ def _unit(binary: Binary, loaded: list[Section], s: Section) -> tuple[Section, .
     """The sections that move when `s` does; () when it cannot."""
     tag = TAG_OF_TYPE.get(s.type)
     if tag is not None:
-        return (s,) if binary.dyn(tag) == s.address else ()
+        whole = s.type == elf.SHT_RELA and (binary.dyn(elf.DT_RELA), binary.dyn(elf.DT_RELASZ)) == (s.address, s.size)
+        return (s,) if whole or binary.dyn(tag) == s.address else ()
     low, high = s.address, s.end
     naming = [p for p in binary.segments if p.type in MOVABLE_SEGMENTS and p.filesz]
     while True:                  # a note segment moves as a whole, and with it what overlaps it
@@ -246,12 +248,13 @@ def holes(binary: Binary, pieces: Iterable[Piece], headers_end: int) -> list[tup
     return [(max(a, limit), b) for a, b in out if b > max(a, limit)]
 
 
-def fit(free: list[tuple[int, int]], pieces: list[Piece]) -> tuple[list[tuple[Piece, int]], list[Piece]]:
+def fit(free: list[tuple[int, int]], pieces: list[Piece], last: int = 0) -> tuple[list[tuple[Piece, int]], list[Piece]]:
     """Fill the holes `free` as well as can be: ([(piece, address)], pieces that find no room).
 
-    Hole by hole, the largest first, with the pieces that leave least of it."""
+    Hole by hole, the largest first, with the pieces that leave least of it; but the hole that ends at `last` comes last:
+    what it has left is not lost."""
     placed, left = [], sorted(pieces, key=lambda p: -p.size)
-    for start, end in sorted(free, key=lambda hole: hole[0] - hole[1]):
+    for start, end in sorted(free, key=lambda hole: (hole[1] == last, hole[0] - hole[1])):
         chosen = _fullest(left, end - start)
         at = start
         for p in chosen:
