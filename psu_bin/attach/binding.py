@@ -22,6 +22,7 @@ from psu_bin import arch, descriptor, elf
 from psu_bin.attach import statics
 from psu_bin.attach.callers import Patched
 from psu_bin.attach.meaning import BoundFunction, Exported, External, Fixed, Target, Thread, Unclear
+from psu_bin.attach.owners import Owners
 from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol, is_clone, without_clone
 from psu_bin.attach.view import SEVERAL, Identity, ModuleView, artificial, base_name
 from psu_bin.descriptor import NO_FUNCTION, Symbol
@@ -64,6 +65,8 @@ class Binder:
         self.functions: list[dict[tuple[int, int], BoundFunction]] = []   # by patch: (section, start) ->
         self._variables: dict[tuple[int, int], Target | None] = {}
         self.assigned: dict[tuple[int, int, str, str], dict[int, Symbol | str | None]] = {}      # statics.match
+        self.patch_owners: dict[int, Owners] = {}       # statics.match: by patch,
+        self.module_owners: dict[int, Owners] = {}      # by module
         self._preferred: dict[tuple[int, int, str], set[int]] = {}
         for n in range(len(patches)):
             self.module.append(self._choose_module(n))

@@ -9,7 +9,7 @@ refused, never guessed: the wrong storage corrupts the program's state silently.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from psu_bin.attach import owners
 from psu_bin.attach.patch import PatchObject, PatchSymbol, numbered, program_name, without_clone
 from psu_bin.attach.view import Identity, ModuleView
 from psu_bin.descriptor import Symbol
+from psu_bin.elf import Binary
 
 if TYPE_CHECKING:
     from psu_bin.attach.binding import Binder
@@ -58,6 +59,13 @@ def match(binder: Binder, n: int, m: int, s: PatchSymbol) -> Symbol | None:
     return found_local
 
 
+def _owners(known: dict[int, owners.Owners], number: int, file: Callable[[], Binary | None] | None) -> owners.Owners:
+    """Those of the patch or module `number`, read once."""
+    if number not in known:
+        known[number] = owners.Owners(file() if file else None)
+    return known[number]
+
+
 def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, Symbol | str | None]:
     """For all static locals called `base` of the patch's `file`: the module's, None for a new one, or, where it is
     undecided, the files of the candidates."""
@@ -73,8 +81,8 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
             theirs[y.address] = (y, _module_users(view, y, theirs_functions))
     out: dict[int, Symbol | str | None] = {}
     left, free = list(ours), list(theirs.values())
-    declared = owners.declared(patch.source, base) if free else {}
-    declared_there = owners.declared(view.file() if view.file else None, base) if declared else {}
+    declared = _owners(binder.patch_owners, n, lambda: patch.source).declared(base) if free else {}
+    declared_there = _owners(binder.module_owners, m, view.file).declared(base) if declared else {}
 
     def both(x: PatchSymbol, y: Symbol) -> tuple[str, str] | None:
         """The functions that declare the two, where both are known."""
