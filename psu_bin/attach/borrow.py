@@ -28,7 +28,7 @@ from psu_bin.attach.target import Target
 from psu_bin.attach.tracing import Seized, agent_thread, in_freezer, traced
 from psu_bin.errors import PsuError
 
-PTRACE_GETREGSET, PTRACE_SETREGSET, NT_PRSTATUS = 0x4204, 0x4205, 1
+PTRACE_POKEDATA, PTRACE_GETREGSET, PTRACE_SETREGSET, NT_PRSTATUS = 5, 0x4204, 0x4205, 1
 PATIENCE_WAITING = 1.0    # seconds to look for a waiting thread before a running one is taken
 PATIENCE = 10.0
 STACK_SEARCHED = 1 << 20
@@ -48,8 +48,6 @@ def start_agent(target: Target) -> int:
     if not runtime.borrow:
         raise PsuError(process.where, "its shim cannot start an agent on request")
     machine = arch_package.for_machine(target.modules[0].machine, process.where).borrow
-    # What an earlier attempt left must not be taken for this one's result.
-    process.write(target.runtime_address + shim.AGENT_ERROR_OFFSET, bytes(8))
     began = time.monotonic()
     stops = 0
     while time.monotonic() - began < PATIENCE:
@@ -201,7 +199,7 @@ def _borrow(target: Target, machine, seized: Seized, seen: _Seen, entry: int) ->
     waiting = _undisturbed(process, seized.tid, seen)
     pc, sp, nr = machine.program_counter(regs, waiting)
     maps = process.maps()
-    if not all(any((x.start, x.path) == (m.start, m.path) for x in maps) for m in target.modules):
+    if process.replaced():
         process.lost = True    # exec between our look at it and the stop
         raise process.gone()
     if sp % machine.STACK_ALIGN or not _fit(machine, seized.tid):
@@ -216,9 +214,21 @@ def _borrow(target: Target, machine, seized: Seized, seen: _Seen, entry: int) ->
     calls = arch_package.for_machine(target.modules[0].machine, process.where).calls
     seccomp.check(process, seized.tid, calls.AUDIT_ARCH, [seccomp.Call(*c) for c in (*calls.THREAD, *calls.AGENT)])
     new, at, back = machine.enter(regs, entry, waiting)
-    process.write(at, back)
+    _poke(seized.tid, at, back)
+    # What an earlier attempt left must not be taken for this one's result.
+    _poke(seized.tid, target.runtime_address + shim.AGENT_ERROR_OFFSET, bytes(8))
     _regset(PTRACE_SETREGSET, seized.tid, new)
     return True
+
+
+def _poke(tid: int, address: int, words: bytes) -> None:
+    """Write into the memory of the stopped thread.
+
+    By ptrace: process_vm_writev would write into whatever program the process is by then.  An exec in another thread waits for
+    a traced thread, but not for the first one, which is what is borrowed here most of the time."""
+    from psu_bin.attach.system_call import ptrace
+    for at in range(0, len(words), 8):
+        ptrace(PTRACE_POKEDATA, tid, address + at, int.from_bytes(words[at:at + 8], "little"))
 
 
 def _signal_pending(process: Process, tid: int) -> bool:

@@ -10,9 +10,13 @@ Addresses are run-time addresses of the target, sizes bytes, pids as this proces
 from __future__ import annotations
 
 import bisect
+import contextlib
 import ctypes
 import errno
 import os
+import struct
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +24,8 @@ from psu_bin.attach import proc
 from psu_bin.attach.proc import Mapping
 from psu_bin.errors import PsuError
 
+AT_RANDOM = 25             # getauxval(3)
+DECIDED_AFTER = 1.0        # seconds between the end of a program's memory and that of the process, or the new program
 MOST_READ = 1 << 28        # bytes at once; the largest things there are, descriptors, have a few MiB
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -50,6 +56,7 @@ class Process:
         self.where = f"process {pid}"
         self.lost = False      # the thread that we traced is gone: what lies at our addresses may be another program
         self.start_time = self._alive()
+        self._instance = self._read_instance()
 
     def _alive(self) -> int:
         """The start time (clock ticks since boot) that tells this process from a later one with its number."""
@@ -77,9 +84,46 @@ class Process:
         except PsuError:
             return False
 
+    def _read_instance(self) -> bytes:
+        """The 16 random bytes that the kernel gives to each program that it starts; empty where they cannot be read."""
+        try:
+            vector = Path(f"/proc/{self.pid}/auxv").read_bytes()
+        except OSError:
+            return b""
+        at = dict(struct.iter_unpack("<QQ", vector[:len(vector) // 16 * 16])).get(AT_RANDOM, 0)
+        buffer = ctypes.create_string_buffer(16)
+        local, remote = _Iovec(ctypes.addressof(buffer), 16), _Iovec(at, 16)
+        n = _libc.process_vm_readv(self.pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        return buffer.raw if n == 16 else b""
+
+    def replaced(self) -> bool:
+        """Whether the process has become another program (execve) since this object was made.
+
+        Pid and start time stay the same then, and without randomisation so do addresses."""
+        now = self._read_instance()
+        return bool(now) and now != self._instance
+
     def gone(self) -> PsuError:
-        """What became of a process whose agent ended in the middle of our work."""
-        return PsuError(self.where, "started another program meanwhile (exec)" if self.alive() else "ended meanwhile")
+        """What became of a process that ended, or became another program, in the middle of our work."""
+        deadline = time.monotonic() + DECIDED_AFTER
+        while time.monotonic() < deadline:
+            if not self.alive():
+                return PsuError(self.where, "ended meanwhile")
+            if self.replaced():
+                return PsuError(self.where, "started another program meanwhile (exec)")
+            time.sleep(0.001)
+        return PsuError(self.where, "ended, or started another program, meanwhile")
+
+    @contextlib.contextmanager
+    def one_program(self) -> Iterator[None]:
+        """For work that takes the process for one and the same program.  Where that ended or was replaced meanwhile, the error
+        says so, and not what was odd about memory that suddenly was another's."""
+        try:
+            yield
+        except Exception as e:      # words of two programs, taken for those of one, may make any
+            if self.lost or self.replaced() or isinstance(e, PsuError) and not self.alive():
+                raise self.gone() from e
+            raise
 
     def status(self) -> dict[str, str]:
         """The fields of /proc/PID/status."""
@@ -95,7 +139,7 @@ class Process:
         except OSError as e:
             raise self.forbidden(e) from e
         if not text:
-            raise PsuError(self.where, "has no memory: it is ending")
+            raise self.gone()      # it has no memory any more, or not yet
         return proc.maps(text, f"/proc/{self.pid}/maps")
 
     def threads(self) -> tuple[Thread, ...]:

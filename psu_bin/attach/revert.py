@@ -34,28 +34,29 @@ def revert(pid: int, patch_id: int | None, *, original: bool = False) -> RevertR
     Raises PsuError; then the target is as it was before."""
     began = time.monotonic()
     process = Process(pid)
-    t = target.read(process)
-    notes = meta.read(process, t.runtime())
-    _chosen(notes, patch_id, original, process)      # before a thread is borrowed for nothing
-    with Transaction(t) as x:
-        ids = _chosen(x.notes, patch_id, original, process)
-        back: list[tuple[meta.FunctionNotes, int]] = []
-        for f in x.notes.functions:
-            if any(i in f.history for i in ids):
-                was = f.history[-1]
-                f.history = [i for i in f.history if i not in ids]
-                now = f.history[-1] if f.history else 0
-                if now != was and not (f.module == "" and not now):
-                    back.append((f, now))
-        for p in x.notes.patches:
-            if p.id in ids:
-                p.reverted = True
-        placed = _place(x, back)
-        linked = time.monotonic() - began
-        seconds = x.commit(placed)
-        late = turning.reopen(x, placed.switches)
-        names = tuple(dict.fromkeys(s.function.name for s in placed.switches))
-        return RevertResult(tuple(ids), names, linked, seconds, x.threads_stopped, placed.warnings + late)
+    with process.one_program():
+        t = target.read(process)
+        notes = meta.read(process, t.runtime())
+        _chosen(notes, patch_id, original, process)      # before a thread is borrowed for nothing
+        with Transaction(t) as x:
+            ids = _chosen(x.notes, patch_id, original, process)
+            back: list[tuple[meta.FunctionNotes, int]] = []
+            for f in x.notes.functions:
+                if any(i in f.history for i in ids):
+                    was = f.history[-1]
+                    f.history = [i for i in f.history if i not in ids]
+                    now = f.history[-1] if f.history else 0
+                    if now != was and not (f.module == "" and not now):
+                        back.append((f, now))
+            for p in x.notes.patches:
+                if p.id in ids:
+                    p.reverted = True
+            placed = _place(x, back)
+            linked = time.monotonic() - began
+            seconds = x.commit(placed)
+            late = turning.reopen(x, placed.switches)
+            names = tuple(dict.fromkeys(s.function.name for s in placed.switches))
+            return RevertResult(tuple(ids), names, linked, seconds, x.threads_stopped, placed.warnings + late)
 
 
 def _chosen(notes: meta.Notes, patch_id: int | None, original: bool, process: Process) -> list[int]:

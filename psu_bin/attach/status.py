@@ -51,11 +51,13 @@ class Status:
 
 def read(pid: int) -> Status:
     """The present state of process `pid`.  Raises PsuError when it cannot be read or is not instrumented."""
-    t = target.read(Process(pid))
-    written_off, unseen = surplus.sweep(t, most=surplus.BRIEF)
-    if written_off:
-        _until_freed(t)
-    return of(t, unseen)
+    process = Process(pid)
+    with process.one_program():
+        t = target.read(process)
+        written_off, unseen = surplus.sweep(t, most=surplus.BRIEF)
+        if written_off:
+            _until_freed(t)
+        return of(t, unseen)
 
 
 def of(t: target.Target, unseen: Mapping[int, frozenset[int]] = MappingProxyType({})) -> Status:
@@ -171,21 +173,22 @@ def retired(process: Process, runtime_address: int) -> int:
 def wait(pid: int, timeout: float | None) -> None:
     """Return when no retired object is left; PsuError when `timeout` seconds pass before, or the process ends."""
     process = Process(pid)
-    t = target.read(process)
-    deadline = None if timeout is None else time.monotonic() + timeout
-    pause = 0.001
-    look, clearing = time.monotonic() + LOOK_AFTER, surplus.begin(t)
-    while (n := retired(process, t.runtime_address)):
-        if not process.alive():
-            raise PsuError(process.where, "ended meanwhile")
-        if deadline is not None and time.monotonic() >= deadline:
-            raise PsuError(process.where, f"still holds {n} retired object{'s' if n != 1 else ''} after {timeout:g} s",
-                           f"psu-bin status {pid} says what keeps them")
-        if time.monotonic() > look:
-            surplus.sweep(t, clearing=clearing)
-            look = time.monotonic() + LOOK_EVERY
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.05)
+    with process.one_program():
+        t = target.read(process)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = 0.001
+        look, clearing = time.monotonic() + LOOK_AFTER, surplus.begin(t)
+        while (n := retired(process, t.runtime_address)):
+            if not process.alive():
+                raise PsuError(process.where, "ended meanwhile")
+            if deadline is not None and time.monotonic() >= deadline:
+                raise PsuError(process.where, f"still holds {n} retired object{'s' if n != 1 else ''} after {timeout:g} s",
+                               f"psu-bin status {pid} says what keeps them")
+            if time.monotonic() > look:
+                surplus.sweep(t, clearing=clearing)
+                look = time.monotonic() + LOOK_EVERY
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.05)
 
 
 def _until_freed(t: target.Target) -> None:

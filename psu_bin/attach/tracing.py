@@ -97,12 +97,23 @@ class Seized:
     def __exit__(self, *_: object) -> None:
         try:
             if self.interrupt():
-                _ptrace(PTRACE_DETACH, self.tid)
+                self._let_go(PTRACE_DETACH)
         except OSError as e:
             if e.errno != errno.ESRCH:
                 raise
         finally:
             self._restore()
+
+    def _let_go(self, request: int, data: int = 0) -> None:
+        """PTRACE_CONT or PTRACE_DETACH.  OSError(ESRCH) when the thread is gone."""
+        try:
+            _ptrace(request, self.tid, data)
+        except OSError as e:
+            if e.errno != errno.ESRCH:
+                raise
+            # SIGKILL has woken it: it is at its end, and an exec or exit in the target waits until we have heard of it.
+            while True:
+                self._wait(0)
 
     def _wait(self, options: int) -> int | None:
         """One waitpid; the status, None when nothing is to report.  OSError(ESRCH) when the thread is gone."""
@@ -134,9 +145,9 @@ class Seized:
     def _resume_from(self, status: int) -> None:
         if status >> 16 == PTRACE_EVENT_STOP:
             # Job control stops the process: the agent finishes what it has begun, and stops when it is detached.
-            _ptrace(PTRACE_CONT, self.tid)
+            self._let_go(PTRACE_CONT)
         else:
-            _ptrace(PTRACE_CONT, self.tid, os.WSTOPSIG(status))  # a signal on its way to the thread
+            self._let_go(PTRACE_CONT, os.WSTOPSIG(status))  # a signal on its way to the thread
 
     def interrupt(self) -> bool:
         """Stop the thread.  False when it is gone."""
@@ -161,8 +172,8 @@ class Seized:
 
     def resume(self) -> None:
         """Let the stopped thread run on."""
-        _ptrace(PTRACE_CONT, self.tid, 0)
         self.stopped = False
+        self._let_go(PTRACE_CONT)
 
 
 class AgentSession:
@@ -179,6 +190,10 @@ class AgentSession:
             raise PsuError(process.where, "is stopped (state T)", "let it run: kill -CONT")
         _refuse_frozen(process, thread)
         self.seized = Seized(process, thread)
+        # An exec from now on waits for us; one before this would have us write into another program what was meant for this one.
+        if process.replaced():
+            self.seized.__exit__()
+            raise process.gone()
 
     def __enter__(self) -> AgentSession:
         return self

@@ -80,26 +80,27 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
     files = [Binary.read(p) for p in paths]
     objects = [patch.parse(f) for f in files]
     process = Process(pid)
-    t = target.read(process)
-    target.check_files(t, t.modules)
-    if dry_run:
-        return _dry_run(t, objects, began)
-    with Transaction(t) as x:
-        number = x.notes.next_patch
-        x.notes.next_patch += 1
-        placed = x.place([Source(number, o) for o in objects])
-        linked = time.monotonic() - began
-        names, lost = x.copies([f.data for f in files])
-        x.record(number, ", ".join(p.name for p in paths), placed, list(zip(map(str, paths), names)))
-        seconds = x.commit(placed)
-        functions = tuple(dict.fromkeys(s.function.name for s in placed.switches))
-        late = turning.reopen(x, placed.switches)
-        result = AttachResult(number, functions, placed.bytes, linked, seconds, x.threads_stopped,
-                              placed.warnings + ((lost,) if lost else ()) + late)
-    surplus.sweep(t, LEFTOVERS, surplus.BRIEF, seconds=0)
-    assert placed.linked
-    return replace(result, warnings=result.warnings + callers.warnings(
-        placed.linked.patched, lambda view: target.file(t, view.descriptor)))
+    with process.one_program():
+        t = target.read(process)
+        target.check_files(t, t.modules)
+        if dry_run:
+            return _dry_run(t, objects, began)
+        with Transaction(t) as x:
+            number = x.notes.next_patch
+            x.notes.next_patch += 1
+            placed = x.place([Source(number, o) for o in objects])
+            linked = time.monotonic() - began
+            names, lost = x.copies([f.data for f in files])
+            x.record(number, ", ".join(p.name for p in paths), placed, list(zip(map(str, paths), names)))
+            seconds = x.commit(placed)
+            functions = tuple(dict.fromkeys(s.function.name for s in placed.switches))
+            late = turning.reopen(x, placed.switches)
+            result = AttachResult(number, functions, placed.bytes, linked, seconds, x.threads_stopped,
+                                  placed.warnings + ((lost,) if lost else ()) + late)
+        surplus.sweep(t, LEFTOVERS, surplus.BRIEF, seconds=0)
+        assert placed.linked
+        return replace(result, warnings=result.warnings + callers.warnings(
+            placed.linked.patched, lambda view: target.file(t, view.descriptor)))
 
 
 def _dry_run(t: Target, objects: list[patch.PatchObject], began: float) -> AttachResult:

@@ -6,12 +6,15 @@ memory is mapped, but nothing is committed.
 
 import os
 import signal
+import time
 
 import pytest
 from conftest import PATIENCE, psu_bin, updates
 from updating import Versions
 
 from psu_bin.attach import linker
+from psu_bin.attach.process import Process
+from psu_bin.attach.tracing import Seized
 from psu_bin.errors import PsuError
 
 
@@ -80,6 +83,26 @@ def test_the_target_becomes_another_program(lab, program, in_the_middle):
         versions.attach(again.pid, 1)
     versions.attach(again.pid, 2)
     again.expect("^version 2$", reject="version 1")
+
+
+def test_the_target_becomes_another_program_while_the_agent_is_stopped(program, lab, monkeypatch):
+    """SIGKILL alone ends a stopped agent, and the exec waits until we have heard of it: not only when this process ends."""
+    real = Seized.resume
+
+    def held(seized):
+        monkeypatch.setattr(Seized, "resume", real)
+        program.say(f"exec {lab.folder / 'main.psu'}")
+        deadline = time.monotonic() + PATIENCE
+        while Process(program.pid).thread(seized.tid).state != "Z":
+            assert time.monotonic() < deadline
+        real(seized)
+    monkeypatch.setattr(Seized, "resume", held)
+    versions = Versions(lab, "moments")
+    with pytest.raises(PsuError, match="started another program meanwhile"):
+        versions.attach(program.pid, 1)
+    program.expect("^version 0$")
+    versions.attach(program.pid, 2)
+    program.expect("^version 2$", reject="version 1")
 
 
 def test_job_control_stops_the_target(lab, program, in_the_middle):

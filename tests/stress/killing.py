@@ -1,4 +1,4 @@
-"""psu-bin commands that can be killed after any of their system calls: a process that others fork from.
+"""psu-bin commands that can be killed, or held, after any of their system calls: a process that others fork from.
 
 Run as a program: it loads psu-bin once, then serves requests, one JSON object a line:
 
@@ -7,6 +7,12 @@ Run as a program: it loads psu-bin once, then serves requests, one JSON object a
     {"argv": [...], "kill": N}                  SIGKILL as its N-th system call (from 1) returns
     {"argv": [...], "kill_after": [STEP, N]}    SIGKILL as the N-th one after the first that is such a step returns
     {"argv": [...], "env": {...}}               in another environment
+    {"argv": [...], "hold": N}                  held as its N-th system call returns: {"held": the step}
+    {"argv": [...], "hold_after": [STEP, N]}    as kill_after, but held
+    {"go": ""}                                  a held one runs to its end; its answer
+    {"go": "end"}                               the same, but held again as wait4 tells it that a child, or what it traces, ended
+
+With "follow", the processes that it makes are followed like itself, their steps among its own.
 
 Each command runs in a fork of its own, traced with PTRACE_SYSCALL by this process; psu-bin itself traces the target's
 agent at the same time, which is another process, so neither sees the other.  A command that ended before its time came
@@ -37,7 +43,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PTRACE_SYSCALL, PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_GET_SYSCALL_INFO = 24, 0x4206, 0x4207, 0x420E
 OPTIONS = 1 | 1 << 20       # TRACESYSGOOD, EXITKILL
+FOLLOW = 1 << 1 | 1 << 2 | 1 << 3       # TRACEFORK, TRACEVFORK, TRACECLONE
 ENTRY = 1
+WALL = 0x40000000
 PTRACE_NAMES = {7: "CONT", 17: "DETACH", 0x4204: "GETREGSET", 0x4205: "SETREGSET", 0x4206: "SEIZE", 0x4207: "INTERRUPT",
                 0x4208: "LISTEN"}
 
@@ -59,65 +67,90 @@ class Tracer:
     pid: int
     kill: int = 0
     kill_after: tuple[str, int] = ("", 0)
+    hold: int = 0
+    hold_after: tuple[str, int] = ("", 0)
     steps: list[str] = field(default_factory=list)
     killed: str | None = None
     commands: int = 0
+    until: str = ""
 
     def run(self) -> int:
         """Let the stopped command run to its end or to its kill; the wait status."""
         info = ctypes.create_string_buffer(128)
-        entered = ""
+        entered: dict[int, str] = {}
+        waits: dict[int, int] = {}          # where wait4 puts the status
+        pid, signal_for_it = self.pid, 0
         while True:
-            _ptrace(PTRACE_SYSCALL, self.pid)
-            _, status = os.waitpid(self.pid, 0x40000000)
+            if pid:
+                with contextlib.suppress(ProcessLookupError):       # it is being killed; its end is the next news
+                    _ptrace(PTRACE_SYSCALL, pid, 0, signal_for_it)
+            pid, status = os.waitpid(-1, WALL)
+            signal_for_it = 0
             if os.WIFEXITED(status) or os.WIFSIGNALED(status):
-                return status
+                if pid == self.pid:
+                    return status
+                pid = 0
+                continue
             number = os.WSTOPSIG(status)
             if number != signal.SIGTRAP | 0x80:
-                # Signals: none is expected but those of the agent, a child by ptrace, which are ignored anyhow.
+                # A signal (the agent, a child by ptrace, is the reason of some) is its own; other stops are ours.
+                signal_for_it = 0 if status >> 16 else number
                 continue
-            _ptrace(PTRACE_GET_SYSCALL_INFO, self.pid, len(info), info)
+            _ptrace(PTRACE_GET_SYSCALL_INFO, pid, len(info), info)
             if info.raw[0] == ENTRY:
                 nr, *arguments = struct.unpack_from("<7Q", info.raw, 24)
-                entered = f"{self.commands}: {self._describe(nr, arguments)}"
+                waits[pid] = arguments[1]
+                entered[pid] = f"{self.commands}: {self._describe(pid, nr, arguments)}"
                 # Not when the agent goes on: it may have to several times, until it is parked.
-                if entered.endswith("command_seq"):
+                if entered[pid].endswith("command_seq"):
                     self.commands += 1
                 continue
-            self.steps.append(entered)
-            if self._is_time():
-                self.killed = entered
+            self.steps.append(entered.get(pid, ""))
+            if self._is_time(self.kill, self.kill_after):
+                self.killed = entered[pid]
                 os.kill(self.pid, signal.SIGKILL)
-                return os.waitpid(self.pid, 0x40000000)[1]
+                return os.waitpid(self.pid, WALL)[1]
+            ended = self.until and self.steps[-1].endswith("wait4") and self._tells_an_end(pid, info.raw, waits[pid])
+            if ended or self._is_time(self.hold, self.hold_after):
+                print(json.dumps({"held": self.steps[-1]}), flush=True)
+                self.until = json.loads(sys.stdin.readline())["go"]
 
-    def _is_time(self) -> bool:
-        if self.kill:
-            return len(self.steps) == self.kill
-        step, more = self.kill_after
+    def _tells_an_end(self, pid: int, info: bytes, at: int) -> bool:
+        """Whether wait4, of which `info` has the result, has put the status of one that ended at `at`."""
+        if struct.unpack_from("<q", info, 24)[0] <= 0:
+            return False
+        with open(f"/proc/{pid}/mem", "rb") as f:
+            f.seek(at)
+            return struct.unpack("<i", f.read(4))[0] & 0x7F != 0x7F
+
+    def _is_time(self, number: int, after: tuple[str, int]) -> bool:
+        if number:
+            return len(self.steps) == number
+        step, more = after
         at = len(self.steps) - 1 - more
         return at >= 0 and self.steps[at] == step and self.steps.index(step) == at
 
-    def _describe(self, nr: int, arguments: list[int]) -> str:
+    def _describe(self, pid: int, nr: int, arguments: list[int]) -> str:
         from ptrace.syscall.names import SYSCALL_NAMES
         name = SYSCALL_NAMES.get(nr, str(nr))
         if name == "ptrace":
             return f"ptrace {PTRACE_NAMES.get(arguments[0], hex(arguments[0]))}"
         if name == "process_vm_writev":
-            return f"{name} {self._remote_size(arguments)}"
+            return f"{name} {self._remote_size(pid, arguments)}"
         path = {"open": 0, "stat": 0, "lstat": 0, "mkdir": 0, "unlink": 0, "rename": 1, "readlink": 0, "openat": 1,
                 "newfstatat": 1, "unlinkat": 1, "mkdirat": 1, "rmdir": 0}.get(name)
         if path is None:
             return name
         return f"{name} " + re.sub(r"[0-9a-f]{64}", "SHA", re.sub(r"(?<![0-9a-f])\d+(?![0-9a-f])", "N",
-                                                                  self._text(arguments[path])))
+                                                                  self._text(pid, arguments[path])))
 
-    def _text(self, address: int) -> str:
-        with open(f"/proc/{self.pid}/mem", "rb") as f:
+    def _text(self, pid: int, address: int) -> str:
+        with open(f"/proc/{pid}/mem", "rb") as f:
             f.seek(address)
             return f.read(256).split(b"\0")[0].decode("utf-8", "replace")
 
-    def _remote_size(self, arguments: list[int]) -> str:
-        with open(f"/proc/{self.pid}/mem", "rb") as f:
+    def _remote_size(self, pid: int, arguments: list[int]) -> str:
+        with open(f"/proc/{pid}/mem", "rb") as f:
             f.seek(arguments[3])
             size = struct.unpack("<QQ", f.read(16))[1]
         return {2: "command_seq", 8: "command address"}.get(size, "bytes")
@@ -153,7 +186,7 @@ def serve_one(request: dict[str, Any]) -> dict[str, Any]:
     """Run the command of `request`; the answer."""
     out, err = os.memfd_create("out"), os.memfd_create("err")
     start, go = os.pipe()
-    traced = any(k in request for k in ("trace", "kill", "kill_after"))
+    traced = any(k in request for k in ("trace", "kill", "kill_after", "hold", "hold_after"))
     modules = os.memfd_create("modules") if not traced else -1
     pid = os.fork()
     if pid == 0:
@@ -162,11 +195,12 @@ def serve_one(request: dict[str, Any]) -> dict[str, Any]:
     os.close(start)
     answer: dict[str, Any] = {}
     if traced:
-        _ptrace(PTRACE_SEIZE, pid, 0, OPTIONS)
+        _ptrace(PTRACE_SEIZE, pid, 0, OPTIONS | (FOLLOW if request.get("follow") else 0))
         _ptrace(PTRACE_INTERRUPT, pid)
         os.waitpid(pid, 0x40000000)
         os.write(go, b"x")
-        t = Tracer(pid, request.get("kill", 0), tuple(request.get("kill_after", ("", 0))))
+        t = Tracer(pid, request.get("kill", 0), tuple(request.get("kill_after", ("", 0))), request.get("hold", 0),
+                   tuple(request.get("hold_after", ("", 0))))
         status = t.run()
         answer["count"] = len(t.steps)
         if "trace" in request:
@@ -222,8 +256,15 @@ class Killer:
 
     def ask(self, *argv: object, **how: Any) -> dict[str, Any]:
         """The answer to a request."""
+        return self._exchange({"argv": [str(a) for a in argv], **how})
+
+    def go(self, until: str = "") -> dict[str, Any]:
+        """Let a held command go on."""
+        return self._exchange({"go": until})
+
+    def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps({"argv": [str(a) for a in argv], **how}) + "\n")
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
