@@ -26,11 +26,13 @@ def test_pointers_outlive_versions_and_memory_stays(lab):
     running = lab.start(lab.program("outlive"), 8)
     versions = Versions(lab, "outlive")
     running.expect("^ready$")
-    early = (0, 0)
+    second = early = (0, 0)
     for v in range(1, UPDATES + 1):
         versions.run(running.pid, v, v)
         running.say("take")
         running.expect("^taken$")
+        if v == 2:
+            second = memory(running.pid)
         if v == SETTLED:
             running.say("check")
             running.expect(f"^checked {v} newest {v} distinct 1$")
@@ -38,7 +40,8 @@ def test_pointers_outlive_versions_and_memory_stays(lab):
     running.say("check")
     running.expect(f"^checked {UPDATES} newest {UPDATES} distinct 1$")
     late = memory(running.pid)
-    print(f"{UPDATES} updates: {late[0] - early[0]:+} bytes resident, {late[1] - early[1]:+} mappings since the {SETTLED}th")
+    print(f"(bytes resident, mappings) after the 2nd update {second}, the {SETTLED}th {early}, the {UPDATES}th {late}: "
+          f"{late[0] - early[0]:+} bytes, {late[1] - early[1]:+} mappings since the {SETTLED}th")
     assert late[1] <= early[1], (early, late)
     assert late[0] - early[0] <= 64 * 1024, (early, late)
     shown = psu_bin("status", running.pid, "--json").json
