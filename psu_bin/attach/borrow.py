@@ -51,7 +51,7 @@ def start_agent(target: Target) -> int:
     began = time.monotonic()
     stops = 0
     while time.monotonic() - began < PATIENCE:
-        if not process.alive():
+        if not process.alive() or process.replaced():
             raise process.gone()    # its threads are listed until they are waited for
         waiting_only = time.monotonic() - began < PATIENCE_WAITING
         thread = _candidate(process, machine, waiting_only)
@@ -132,8 +132,8 @@ def _await_agent(target: Target, began: float, stops: int) -> int:
             name = errno.errorcode.get(runtime.agent_error, str(runtime.agent_error))
             raise PsuError(process.where, f"the agent did not start: the program could not make a thread: {name}",
                            "is a limit on threads or memory reached, or does a seccomp filter forbid clone?")
-        if not process.alive():
-            raise PsuError(process.where, "ended meanwhile")
+        if not process.alive() or process.replaced():      # the new program has no reason to start one
+            raise process.gone()
         time.sleep(0.0005)
     raise PsuError(process.where, "the agent did not start: the borrowed thread has not come to it",
                    "is the process stopped, or starved of processor time?")

@@ -178,7 +178,7 @@ class Execs:
         assert running.process.wait(PATIENCE) == 7, where
 
     def all_over(self, arrange, least: int, thin: int) -> None:  # noqa: ANN001
-        """At each step; in the suite, at every `thin`-th of the interesting ones, which are `least` or more."""
+        """At each step; in the suite, at every `thin`-th of the interesting ones before the agent is held, some after that."""
         target = self.start()
         self.killer.run(*arrange(target))        # imports what it needs
         target.running.stop()
@@ -187,8 +187,9 @@ class Execs:
         assert trace["status"] == 0, trace["err"]
         target.running.stop()
         steps = trace["steps"]
+        early, late = ([s for s in interesting(steps) if s[0].startswith("0:") is first] for first in (True, False))
         ways = [{"hold": n} for n in range(1, 100000)] if LONG else [
-            {"hold_after": s} for s in interesting(steps)[::thin]]
+            {"hold_after": s} for s in early[::thin] + [s for s in late if re.search("CONT|bytes|maps", s[0])][::3]]
         done = 0
         for n, hold in enumerate(ways):
             if self.one(arrange, ("leader", "thread")[n % 2], BUILDS[n // 2 % 3], **hold):
@@ -201,7 +202,7 @@ class Execs:
 
 def test_the_target_execs_in_attach(lab, killer):
     x = Execs(lab, killer)
-    x.all_over(lambda target: ("attach", target.pid, x.patches[0]), 8, 9)
+    x.all_over(lambda target: ("attach", target.pid, x.patches[0]), 12, 1)
 
 
 def test_the_target_execs_in_revert(lab, killer):
@@ -212,9 +213,9 @@ def test_the_target_execs_in_revert(lab, killer):
         x.attach(target, 1)
         return "revert", target.pid
 
-    x.all_over(arrange, 6, 7)
+    x.all_over(arrange, 6, 4)
 
 
 def test_the_target_execs_while_a_thread_is_borrowed(lab, killer):
     x = Execs(lab, killer, {"PSU_AGENT": "never"})
-    x.all_over(lambda target: ("attach", target.pid, x.patches[0]), 8, 9)
+    x.all_over(lambda target: ("attach", target.pid, x.patches[0]), 8, 3)
