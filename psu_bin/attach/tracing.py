@@ -190,7 +190,7 @@ class AgentSession:
             raise PsuError(process.where, "is stopped (state T)", "let it run: kill -CONT")
         _refuse_frozen(process, thread)
         self.seized = Seized(process, thread)
-        # An exec from now on waits for us; one before this would have us write into another program what was meant for this one.
+        # From now on an exec waits for us.  One that was before would have us change a program that we have not read.
         if process.replaced():
             self.seized.__exit__()
             raise process.gone()

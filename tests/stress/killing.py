@@ -10,7 +10,7 @@ Run as a program: it loads psu-bin once, then serves requests, one JSON object a
     {"argv": [...], "hold": N}                  held as its N-th system call returns: {"held": the step}
     {"argv": [...], "hold_after": [STEP, N]}    as kill_after, but held
     {"go": ""}                                  a held one runs to its end; its answer
-    {"go": "end"}                               the same, but held again as wait4 tells it that a child, or what it traces, ended
+    {"go": "end"}                               the same, but held again as wait4 tells it of the end of another
 
 With "follow", the processes that it makes are followed like itself, their steps among its own.
 

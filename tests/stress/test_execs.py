@@ -178,7 +178,7 @@ class Execs:
         assert running.process.wait(PATIENCE) == 7, where
 
     def all_over(self, arrange, least: int, thin: int) -> None:  # noqa: ANN001
-        """At each step; in the suite, at every `thin`-th of the interesting ones before the agent is held, some after that."""
+        """At each step; in the suite, at every `thin`-th of the interesting ones before the first command, and some later."""
         target = self.start()
         self.killer.run(*arrange(target))        # imports what it needs
         target.running.stop()
