@@ -48,7 +48,7 @@ while True:
         seen[names[0]] = seen.get(names[0], 0) + 1
         # psu_route, in a function inlined in it, takes a gate's frame away with two stores, to the return address and to
         # rbp: in between it is neither.
-        if names[-2:] != ["caller", "main"] and names[0] not in ("psu_route", "psu_frame_return_to"):
+        if (names[-2:] != ["caller", "main"] or None in names) and names[0] not in ("psu_route", "psu_frame_return_to"):
             wrong += 1
             where = gdb.execute("x/i $pc", to_string=True).strip()
             if wrong < 40:

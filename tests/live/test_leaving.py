@@ -26,7 +26,8 @@ def test_old_versions_are_freed(lab, way, flags):
     status = psu_bin("status", running.pid, "--json").json
     assert [p["id"] for p in status["patches"] if p["state"] != "freed"] == [UPDATES]
     turns = int(running.expect(r"^turns (\d+)$")[1])
-    running.expect(f"^turns {turns + 2000}$")
+    while int(running.expect(r"^turns (\d+)$")[1]) < turns + 2000:        # threads may print out of order
+        pass
 
 
 def test_threads_that_block_right_after_a_jump(lab):
@@ -101,7 +102,8 @@ def test_jumping_threads_that_wait_now_and_then_or_never(lab, pause):
     if kept:
         assert "or they were left without returning (longjmp), which cannot be told: thread" in patches[0]["kept_because"]
     turns = int(running.expect(r"^turns (\d+)$")[1])
-    running.expect(f"^turns {turns + 2000}$")
+    while int(running.expect(r"^turns (\d+)$")[1]) < turns + 2000:        # threads may print out of order
+        pass
 
 
 def test_a_call_whose_way_back_may_be_in_a_register_only(lab):
