@@ -24,12 +24,12 @@ from psu_bin.arch import aarch64_veneers as veneers
 from psu_bin.arch.aarch64 import BRK, BTI_C, adrp
 from psu_bin.arch.aarch64 import jump as _jump
 from psu_bin.arch.aarch64_decode import NOP
-from psu_bin.arch.aarch64_stack import leaves, stack_use
+from psu_bin.arch.aarch64_stack import leaves, moves_stack, stack_use
 from psu_bin.arch.link_types import (
     Access, CodeSurvey, Cut, Field, Found, Howto, Mark, OutOfRange, Part, Places, Resolved, Use)
 from psu_bin.errors import PsuError
 
-__all__ = ["HOWTO", "SHORT", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate",
+__all__ = ["HOWTO", "SHORT", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "moves_stack", "pack_slot", "padding", "plt_entry", "relocate",
            "repoint", "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace", "veneer"]
 
 PLT_SIZE = 16

@@ -82,6 +82,30 @@ def leaves(code: bytes, start: int, end: int, relocated: Container[int]) -> tupl
     return fields, unknown
 
 
+def moves_stack(code: bytes, start: int, end: int) -> bool:
+    """Whether code[start:end] may go on with another stack: it gives sp a value that is not made of sp or x29, or makes a system
+    call (clone).
+
+    Where an array of variable length goes out of scope, or the stack is realigned, compilers put back a value that the same function
+    made of sp: that does not count, where it can be seen.  Raises ValueError where the bytes are no instructions."""
+    words = decode.walk(code, start, end)
+    own = {w & 31 for w in words if w >> 5 & 31 == SP and (w & 0x3F800000 == 0x11000000        # add, sub: of sp and a constant,
+                                                           or w & 0x3FE00000 == 0x0B200000)}    # or a register
+    return any(_moves_stack(w, own | {SP, DWARF_FP}) for w in words)
+
+
+def _moves_stack(word: int, own: Container[int]) -> bool:
+    """own: registers that hold places in the present stack."""
+    rd, rn = word & 31, word >> 5 & 31
+    if word & 0xFFE0001F == 0xD4000001:                          # svc
+        return True
+    if rd != SP or rn in own:
+        return False
+    # To register 31, which is sp in these alone: add, sub (immediate; extended register), and, orr, eor (immediate).
+    return (word & 0x3F800000 == 0x11000000 or word & 0x3FE00000 == 0x0B200000
+            or word & 0x1F800000 == 0x12000000 and word >> 29 & 3 != 3)
+
+
 def _leaves(word: int, at: int, start: int, end: int, relocated: Container[int]) -> bool:
     """The direct jump leads out of [start, end), or may."""
     return at in relocated or not start <= decode.branch_target(word, at) < end

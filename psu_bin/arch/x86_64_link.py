@@ -21,9 +21,9 @@ from psu_bin.arch.link_types import (
     Access, CodeSurvey, Field, Found, Howto, Mark, OutOfRange, Part, Places, Resolved, Use)
 from psu_bin.arch.x86_64_decode import Insn
 from psu_bin.arch.x86_64_reach import THUNK_SIZE, rewrite
-from psu_bin.arch.x86_64_stack import leaves, stack_use
+from psu_bin.arch.x86_64_stack import leaves, moves_stack, stack_use
 
-__all__ = ["HOWTO", "SHORT", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "pack_slot", "padding", "plt_entry", "relocate",
+__all__ = ["HOWTO", "SHORT", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "moves_stack", "pack_slot", "padding", "plt_entry", "relocate",
            "repoint", "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace"]
 
 PLT_SIZE = 16

@@ -11,6 +11,7 @@ which counts."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from typing import NamedTuple
 
@@ -73,6 +74,51 @@ def leaves(code: bytes, start: int, end: int, relocated: Container[int]) -> tupl
     unknown = any(decode.is_indirect_call(i) or decode.is_indirect_jump(i) and not _switch(insns, k)
                   for k, i in enumerate(insns))
     return fields, unknown
+
+
+R10 = 10                    # by which GCC finds its way back from a realigned stack
+# Bytes without which no instruction of a function does what _moves_stack looks for: most functions need no decoding.
+_TO_RSP = rb"[\x20-\x27\x60-\x67\xa0-\xa7\xe0-\xe7]"        # ModRM.reg is 4
+_CANDIDATE = re.compile(rb"\x0f\x05|[\x48-\x4b](?:[\x8b\x8d]|\x0f[\x40-\x4f])" + _TO_RSP
+                        + rb"|[\x48\x4a\x4c\x4e]\x89[\xc4\xcc\xd4\xdc\xe4\xec\xf4\xfc]|\x87|\x48\x94|\x5c|\x8f\xc4", re.S)
+
+
+def moves_stack(code: bytes, start: int, end: int) -> bool:
+    """Whether code[start:end] may go on with another stack: it gives rsp a value that is not made of rsp or rbp, or makes
+    a system call (clone).
+
+    Where an array of variable length goes out of scope, compilers put back a value that the same function saved in a register:
+    that does not count.  Where the value was in memory, or came by other ways, it does.  Raises ValueError where the bytes are no instructions."""
+    if not _CANDIDATE.search(code, start, end):
+        return False
+    insns = decode.walk(code, start, end)
+    saved = {_operand(i) for i in insns if i.map == 0 and i.opcode == 0x89 and i.reg == RSP}       # mov %rsp, register
+    return any(_moves_stack(i, saved | {RSP, RBP}) for i in insns)
+
+
+def _operand(i: Insn) -> int:
+    """The register that ModRM.rm names, -1: none."""
+    return (i.modrm & 7) | (i.rex & 1) << 3 if i.modrm >= 0xC0 else -1
+
+
+def _moves_stack(i: Insn, own: Container[int]) -> bool:
+    """own: registers that hold places in the present stack."""
+    if i.vex or i.map > 1:
+        return False
+    if i.map == 1:
+        return i.opcode == 0x05 or i.opcode & 0xF0 == 0x40 and i.reg == RSP       # syscall, cmov
+    operand = _operand(i)
+    if i.opcode == 0x8B and i.reg == RSP:                        # mov
+        return operand not in own if operand >= 0 else i.base not in (RSP, RBP)
+    if i.opcode == 0x89 and operand == RSP:
+        return i.reg not in own
+    if i.opcode == 0x8D and i.reg == RSP:                        # lea
+        return i.base not in (RSP, RBP, R10)
+    if i.opcode == 0x87:                                         # xchg
+        return RSP in (i.reg, operand)
+    if i.opcode in (0x94, 0x5C):                                 # xchg with rax, pop
+        return not i.rex & 1
+    return i.opcode == 0x8F and operand == RSP                   # pop
 
 
 def _leaves(code: bytes, jump: Insn, start: int, end: int, relocated: Container[int]) -> bool:

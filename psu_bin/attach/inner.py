@@ -8,6 +8,9 @@ Where they are is in a table in the object's own memory: to read the code once m
 call needs a stub at a distance of its own (Arch.site_form.step), room for those stubs is mapped with the object, and goes with
 it.  Whoever is about to execute such a stub is counted: the call came from the object.
 
+That the caller is counted takes that its own caller is on the same stack.  Code that goes on with another stack and calls from
+there (libdill's `go`) is returned to when what counted it is gone: an object with such code has no direct calls of its own.
+
 This module finds the calls and makes the table; turning.py is who uses it.
 """
 
@@ -17,17 +20,20 @@ import zlib
 from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from struct import error, pack, unpack_from
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from psu_bin.arch.link_types import Use
 from psu_bin.attach.meaning import BoundFunction, Room
 from psu_bin.attach.sections import Role
 from psu_bin.descriptor import MODULE_IBT
+from psu_bin.elf import SHN_UNDEF
 from psu_bin.errors import PsuError
 
 if TYPE_CHECKING:
     from psu_bin.arch import Arch
     from psu_bin.attach.layout import Layout
+    from psu_bin.attach.patch import PatchObject
     from psu_bin.attach.references import Reader, Rerouted
 
 STUB_FLAGS = MODULE_IBT    # of the stubs: they fit any module
@@ -43,6 +49,17 @@ class Call(NamedTuple):
 def stub_size(arch: Arch) -> int:
     """Bytes of the stub that a turned call needs for itself; 0: it takes the one that everybody takes."""
     return len(arch.site_form.stub(0, 0, STUB_FLAGS)) if arch.site_form.step else 0
+
+
+_TWICE = frozenset(("setjmp", "_setjmp", "sigsetjmp", "__sigsetjmp", "getcontext"))
+
+
+def moves_stack(patch: PatchObject, link: ModuleType) -> bool:
+    """Whether code of the object may go on with another stack: by instructions of its own (assembly), or by a context that it saved
+    in a signal handler with a stack of its own."""
+    wanted = {s.name for s in patch.symbols if s.section == SHN_UNDEF}
+    return "sigaltstack" in wanted and not wanted.isdisjoint(_TWICE) or any(
+        link.moves_stack(patch.contents[f.section], f.start, f.end) for f in patch.functions)
 
 
 def calls(layout: Layout, reader: Reader, arch: Arch, functions: Collection[BoundFunction]) -> Iterator[Call]:

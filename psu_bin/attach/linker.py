@@ -140,7 +140,8 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
             room.add(p)
     home = layout.binder.module[n]
     # Another module's stubs and slots may be out of reach.
-    room.add_calls(inner.calls(layout, reader, machine, {f for f in kinds if f.module == home}), inner.stub_size(machine))
+    direct = set() if inner.moves_stack(layout.patch, link) else {f for f in kinds if f.module == home}
+    room.add_calls(inner.calls(layout, reader, machine, direct), inner.stub_size(machine))
 
     def far(t: Target) -> bool:
         """The target may be more than 2 GiB away."""

@@ -55,6 +55,14 @@ CALLS_INSIDE = (
         (INSIDE,),
     ),
     Mutant(
+        "direct-from-other-stacks",
+        "psu_bin/attach/linker.py",
+        "    direct = set() if inner.moves_stack(layout.patch, link) else {",
+        "    direct = {",
+        "the object that a suspended coroutine will go on in is freed",
+        ("tests/live/test_stacks.py",),
+    ),
+    Mutant(
         "calls-left-direct-in-program",
         "psu_bin/attach/turning.py",
         "    _turn(x, [s for i in inside for s in i.spots] + _in_program(x, switches), True)\n",

@@ -1,0 +1,4 @@
+/* Both, version V. */
+#include "stacks.h"
+START
+WORKER(V)

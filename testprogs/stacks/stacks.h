@@ -1,0 +1,31 @@
+/* A coroutine on a stack of its own, begun by code that moves the stack pointer itself and calls from there, as libdill does: what
+ * the program and its patches share. */
+#include <setjmp.h>
+#include <stdint.h>
+
+extern jmp_buf back;
+extern char stack_of_worker[];
+enum { STACK = 64 << 10 };
+void suspend(int version);
+void start(void);
+void worker(void);
+
+#ifdef __aarch64__
+#define CALL_ON(stack, function) \
+    __asm__ volatile("mov x19, sp\n\tmov sp, %0\n\tbl " #function "\n\tmov sp, x19" : : "r"(stack) : "x19", "x30", "memory")
+#else
+#define CALL_ON(stack, function) \
+    __asm__ volatile("mov %%rsp, %%rbx\n\tmov %0, %%rsp\n\tcall " #function "\n\tmov %%rbx, %%rsp" : : "r"(stack) : "rbx", "memory")
+#endif
+
+/* The call is the object's own, and goes on when `start` has returned. */
+#define START __attribute__((noipa)) void start(void) \
+{ \
+    if (!_setjmp(back)) \
+        CALL_ON(stack_of_worker + STACK, worker); \
+}
+#define WORKER(v) __attribute__((noipa)) void worker(void) \
+{ \
+    for (;;) \
+        suspend(v); \
+}
