@@ -77,6 +77,7 @@ def leaves(code: bytes, start: int, end: int, relocated: Container[int]) -> tupl
 
 
 R10 = 10                    # by which GCC finds its way back from a realigned stack
+CALLEE_SAVED = frozenset((3, 12, 13, 14, 15))
 # Bytes without which no instruction of a function does what _moves_stack looks for: most functions need no decoding.
 _TO_RSP = rb"[\x20-\x27\x60-\x67\xa0-\xa7\xe0-\xe7]"        # ModRM.reg is 4
 _CANDIDATE = re.compile(rb"\x0f\x05|[\x48-\x4b](?:[\x8b\x8d]|\x0f[\x40-\x4f])" + _TO_RSP
@@ -87,13 +88,14 @@ def moves_stack(code: bytes, start: int, end: int) -> bool:
     """Whether code[start:end] may go on with another stack: it gives rsp a value that is not made of rsp or rbp, or makes
     a system call (clone).
 
-    Where an array of variable length goes out of scope, compilers put back a value that the same function saved in a register:
-    that does not count.  Where the value was in memory, or came by other ways, it does.  Raises ValueError where the bytes are no instructions."""
+    Where an array of variable length goes out of scope, compilers put back a value that the same function saved in a register that
+    outlives calls: that does not count.  Where it came by other ways, it does.  Raises ValueError where the bytes are no
+    instructions."""
     if not _CANDIDATE.search(code, start, end):
         return False
     insns = decode.walk(code, start, end)
     saved = {_operand(i) for i in insns if i.map == 0 and i.opcode == 0x89 and i.reg == RSP}       # mov %rsp, register
-    return any(_moves_stack(i, saved | {RSP, RBP}) for i in insns)
+    return any(_moves_stack(i, saved & CALLEE_SAVED | {RSP, RBP}) for i in insns)
 
 
 def _operand(i: Insn) -> int:

@@ -56,10 +56,13 @@ _TWICE = frozenset(("setjmp", "_setjmp", "sigsetjmp", "__sigsetjmp", "getcontext
 
 def moves_stack(patch: PatchObject, link: ModuleType) -> bool:
     """Whether code of the object may go on with another stack: by instructions of its own (assembly), or by a context that it saved
-    in a signal handler with a stack of its own."""
+    in a signal handler with a stack of its own.  What cannot be read may, too."""
     wanted = {s.name for s in patch.symbols if s.section == SHN_UNDEF}
-    return "sigaltstack" in wanted and not wanted.isdisjoint(_TWICE) or any(
-        link.moves_stack(patch.contents[f.section], f.start, f.end) for f in patch.functions)
+    try:
+        return "sigaltstack" in wanted and not wanted.isdisjoint(_TWICE) or any(
+            link.moves_stack(patch.contents[f.section], f.start, f.end) for f in patch.functions)
+    except ValueError:
+        return True
 
 
 def calls(layout: Layout, reader: Reader, arch: Arch, functions: Collection[BoundFunction]) -> Iterator[Call]:

@@ -261,8 +261,8 @@ def _fit(m: Image, tables: list[Piece], table: ehframe.SearchTable | None, size_
     # objcopy --only-keep-debug wants notes in front of what else their segment has.
     notes = [p for p in tables if p.type == elf.SHT_NOTE]
     others = [p for p in tables if p not in notes]
-    first = cut.first_segment(m.binary)
-    last = first.address + first.filesz if first else 0
+    head = cut.first_segment(m.binary)
+    last = head.address + head.filesz if head else 0
     step = max(cut.unit(m.binary), m.arch.page_size)
 
     def with_descriptor(*sizes: int, hole: tuple[int, int] | None = None) -> Fit:
