@@ -86,7 +86,7 @@ def test_the_target_becomes_another_program(lab, program, in_the_middle):
 
 
 def test_the_target_becomes_another_program_while_the_agent_is_stopped(program, lab, monkeypatch):
-    """SIGKILL alone ends a stopped agent, and the exec waits until we have heard of it: not only when this process ends."""
+    """SIGKILL alone ends a stopped agent.  Attach says what became of the program, and the new one can be patched."""
     real = Seized.resume
 
     def held(seized):
