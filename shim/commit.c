@@ -107,13 +107,19 @@ static int64_t check_object(const struct psu_new_object *o)
     return 0;
 }
 
+/* An object without memory stands for code of the program: an original behind a gate (psu_bin/attach/originals.py). */
 static int in_regions(const struct record *r, uint32_t index, uint64_t body)
 {
     for (uint32_t i = 0; i < r->head->objects; i++)
-        if (r->objects[i].index == index)
-            for (int j = 0; j < PSU_REGIONS; j++)
+        if (r->objects[i].index == index) {
+            uint64_t all = 0;
+            for (int j = 0; j < PSU_REGIONS; j++) {
                 if (body - r->objects[i].region[j].address < r->objects[i].region[j].size)
                     return 1;
+                all |= r->objects[i].region[j].size;
+            }
+            return !all && body;
+        }
     return 0;
 }
 

@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define PSU_RUNTIME_MAGIC 0x314e55525f555350ull /* "PSU_RUN1" */
-#define PSU_RUNTIME_VERSION 5
+#define PSU_RUNTIME_VERSION 6
 
 /* ---- counters -------------------------------------------------------------------------------------
  * A counter index names one injected object (index i <-> psu_object i).  Each thread that ever called a
@@ -102,7 +102,7 @@ struct psu_object {
     uint32_t patch;        /* patch id, 1, 2, ...; several objects may share one (several .o in one attach) */
     uint32_t state;        /* enum psu_object_state */
     uint64_t eh_frame;     /* address of registered .eh_frame, 0: none */
-    struct { uint64_t address, size; } region[PSU_REGIONS]; /* unmapped when the object is freed */
+    struct { uint64_t address, size; } region[PSU_REGIONS]; /* unmapped when the object is freed; none: its code is the program's */
 };
 
 /* ---- commands -------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ struct psu_turn { uint64_t at, before, after; }; /* a word of `unit` bytes */
 struct psu_switch {
     uint64_t slot;         /* address of the slot */
     uint64_t to_original;  /* non-zero: go back to this original code, `gate` is not used */
-    uint64_t body;         /* entry of the new version */
+    uint64_t body;         /* entry of the new version; of any code, where its object has no memory */
     uint32_t kind, gate;   /* the new gate: pool and number */
     uint32_t index;        /* counter index of the new object */
     uint32_t preserve;

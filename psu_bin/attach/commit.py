@@ -8,6 +8,7 @@ again and again alternates between two.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from psu_bin.attach import gates, meta, shim
@@ -32,18 +33,18 @@ class Switch:
     function: meta.FunctionNotes
     slot: int
     original: int                          # run-time address of the original code; 0: there is none (new function)
-    body: int                              # the new version's entry; 0: back to the original
+    body: int                              # the new version's entry (`original`: through a gate); 0: the original, without one
     kind: int
     index: int                             # counter index of the new version's object
     preserve: int = 0                      # registers that a full gate restores; and bits of gates.py
 
 
 def choose_indices(runtime: shim.Runtime, process: Process, functions: list[list[meta.FunctionNotes]],
-                   ) -> list[int]:
-    """A free counter index for each new object; `functions`: what each replaces.
+                   promised: Collection[int] = ()) -> list[int]:
+    """A free counter index for each new object; `functions`: what each replaces; promised: indices that are not free either.
 
     Prefers an index for which the functions have gates already.  Raises PsuError when all are taken."""
-    taken = {o.index for o in runtime.read_objects(process)}
+    taken = {o.index for o in runtime.read_objects(process)} | set(promised)
     out: list[int] = []
     for replaced in functions:
         score: dict[int, int] = {}

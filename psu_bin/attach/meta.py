@@ -20,7 +20,7 @@ from psu_bin.attach.process import Process
 from psu_bin.attach.shim import Runtime
 from psu_bin.errors import PsuError
 
-FORMAT = 3
+FORMAT = 4
 HISTORY = 64          # versions of a function that a revert can go back through
 FREED_KEPT = 16       # freed patches that status still lists
 LARGEST = 1 << 28     # bytes of the notes, unpacked
@@ -37,8 +37,7 @@ class FunctionNotes:
     history: list[int] = field(default_factory=list)
     gates: list[list[int]] = field(default_factory=list)   # [kind, gate, counter index], given for ever
     current: list[int] = field(default_factory=list)       # [kind, gate, counter index]; []: the original
-    preserve: int = 0
-    body: int = 0                                 # entry of the current version, 0: the original
+    body: int = 0                                 # entry of the current version; 0: the original, without a gate
 
 
 @dataclass
@@ -89,6 +88,8 @@ class Notes:
     constants: list[list] = field(default_factory=list)   # [module, crc32, address, size, align]
     imports: list[list] = field(default_factory=list)     # [module, name, where it leads, entry]: imports.py
     pinned: list[str] = field(default_factory=list)       # keys of libraries that a dlclose leaves where they are
+    # [patch, module and number of a function as in FunctionNotes, registers that the patch's code expects it to leave alone]
+    relied: list[list] = field(default_factory=list)
     # Of objects that call themselves: [counter index, address, the table of those calls, its size, distance to the room of
     # the stubs that they can be turned to (0: they need none)]: inner.py
     calls: list[list] = field(default_factory=list)
@@ -96,11 +97,19 @@ class Notes:
     def patch(self, patch_id: int) -> PatchNotes | None:
         return next((p for p in self.patches if p.id == patch_id), None)
 
+    def relied_on(self) -> dict[tuple[str, int], int]:
+        """By (module, number): the registers that code of patches expects the function to leave alone."""
+        out: dict[tuple[str, int], int] = {}
+        for _, module, number, registers in self.relied:
+            out[module, number] = out.get((module, number), 0) | registers
+        return out
+
 
 # What each list holds, as types or, for rows of fixed length, a type for each place.
 _SHAPES: dict[str, type | tuple[type, ...]] = {
     "next_gate": int, "variables": (str, str, str, int, int), "constants": (str, int, int, int, int),
-    "imports": (str, str, int, int), "calls": (int, int, int, int, int), "pinned": str, "history": int, "gates": (int, int, int), "current": int,
+    "imports": (str, str, int, int), "calls": (int, int, int, int, int), "relied": (int, str, int, int), "pinned": str,
+    "history": int, "gates": (int, int, int), "current": int,
     "functions": str, "objects": int, "sources": (str, str), "code": (str, int, int)}
 _ROWS = {"patches": PatchNotes, "functions": FunctionNotes, "stubs": StubNotes, "stores": Store}
 
@@ -126,6 +135,8 @@ def read(process: Process, runtime: Runtime) -> Notes:
         for key, row in _ROWS.items():
             loaded[key] = [_checked(row(**x)) for x in loaded[key]]
         notes = _checked(Notes(**loaded))
+        if any(not module and number >= len(notes.stubs) for _, module, number, _ in notes.relied):
+            raise ValueError("relied")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error, zlib.error) as e:
         raise PsuError(process.where, f"psu-bin's notes in it are damaged: {e}") from e
     return notes

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from psu_bin.attach.transaction import Transaction
 
 PAGE = 4096
-PATCH = 0                  # the number of no patch
 AT_ONCE = 16               # runs in one commit: staged memory is a table of 128
 MOST_DROPPED = 512         # objects in one commit: a record that fits the fixed buffer
 ATTEMPTS = 5               # the program may take an address between our look at its map and the mmap
@@ -62,7 +61,7 @@ def known(process: Process, runtime: shim.Runtime, module: Module) -> list[Run]:
     arch = arch_package.for_machine(module.machine, module.path)
     step = arch.site_form.step
     out = []
-    for start, size in (r for o in runtime.read_objects(process) if o.patch == PATCH and o.state == shim.CURRENT
+    for start, size in (r for o in runtime.read_objects(process) if o.patch == shim.NO_PATCH and o.state == shim.CURRENT
                         for r in o.regions) if step else ():
         data = process.read(start, size)
         first = start - module.end + size
@@ -144,7 +143,7 @@ def _make(x: Transaction, arch: Arch, module: Module, runs: list[Run], code: lis
             raise PsuError(process.where, f"holds {x.session.runtime.indices} patch objects: no more fit", "revert some")
         indices.append(index)
         regions = [(r.start, r.end - r.start)] + [(0, 0)] * (shim.REGIONS - 1)
-        objects += shim.NEW_OBJECT.pack(index, PATCH, rows, *(n for region in regions for n in region), 0, 0)
+        objects += shim.NEW_OBJECT.pack(index, shim.NO_PATCH, rows, *(n for region in regions for n in region), 0, 0)
     x.protect([(r.start, r.end - r.start, 5) for r in made])
     x.session.command(shim.OP_COMMIT, shim.COMMIT.pack(len(made), 0, 0, 0, 0, 0) + objects, 0)
     runs += made

@@ -39,12 +39,12 @@ class Types:
     def __init__(self) -> None:
         self._readers: dict[int, _Results | None] = {}
 
-    def result(self, name: str, patch: PatchObject, view: ModuleView, link: ModuleType) -> int | None:
+    def result(self, name: str, patch: PatchObject | None, view: ModuleView, link: ModuleType) -> int | None:
         """Registers (bits as descriptor.Function.preserve, of link.RESULTS) that are sure to carry function `name`'s result; None:
-        not known."""
+        not known.  `patch` has the first word, `view` the next."""
         source = without_clone(name)
         found: set[str] = set()
-        for key, binary in ((id(patch), lambda: patch.source), (id(view), view.file)):
+        for key, binary in ((id(patch), (lambda: patch.source) if patch else None), (id(view), view.file)):
             if key not in self._readers:
                 self._readers[key] = _reader(binary() if binary else None)
             reader = self._readers[key]

@@ -8,14 +8,18 @@ linked anew; variables and constants are found again, so it goes on with the sam
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
-from psu_bin.attach import copies, meta, patch, target, turning
+from psu_bin.attach import copies, meta, originals, patch, results, target, turning
 from psu_bin.attach.commit import Switch
 from psu_bin.attach.process import Process
 from psu_bin.attach.transaction import Placed, Source, Transaction
+from psu_bin.attach.view import ModuleView, views
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
+
+SETTLING = 0.5             # seconds that old versions may take to be freed before gates of originals are left to the next transaction
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,14 @@ def revert(pid: int, patch_id: int | None, *, original: bool = False) -> RevertR
         _chosen(notes, patch_id, original, process)      # before a thread is borrowed for nothing
         with Transaction(t) as x:
             ids = _chosen(x.notes, patch_id, original, process)
-            back: list[tuple[meta.FunctionNotes, int]] = []
+            back: list[tuple[meta.FunctionNotes, int, int]] = []
             for f in x.notes.functions:
                 if any(i in f.history for i in ids):
                     was = f.history[-1]
                     f.history = [i for i in f.history if i not in ids]
                     now = f.history[-1] if f.history else 0
                     if now != was and not (f.module == "" and not now):
-                        back.append((f, now))
+                        back.append((f, now, was))
             for p in x.notes.patches:
                 if p.id in ids:
                     p.reverted = True
@@ -56,7 +60,35 @@ def revert(pid: int, patch_id: int | None, *, original: bool = False) -> RevertR
             seconds = x.commit(placed)
             late = turning.reopen(x, placed.switches)
             names = tuple(dict.fromkeys(s.function.name for s in placed.switches))
-            return RevertResult(tuple(ids), names, linked, seconds, x.threads_stopped, placed.warnings + late)
+            done = RevertResult(tuple(ids), names, linked, seconds, x.threads_stopped, placed.warnings + late)
+        return replace(done, warnings=done.warnings + settle(t, SETTLING))
+
+
+def settle(t: target.Target, seconds: float) -> tuple[str, ...]:
+    """Take away the gates that originals are behind (originals.py), if those for whose sake they are there are gone within
+    `seconds`.  Else the next transaction does.  Returns warnings: they cost time and nothing else."""
+    try:
+        _settle(t, seconds)
+    except PsuError as e:
+        return (f"originals keep gates that they need not have, until the next patch: {e.what}",)
+    return ()
+
+
+def _settle(t: target.Target, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    runtime = t.runtime()
+    notes = meta.read(t.process, runtime)
+    behind = [f for m in t.modules for f in notes.functions if f.module == m.key and originals.behind_gate(f, m)]
+    if not behind:
+        return
+    kept = {(f.module, f.number) for f in behind}
+    patches = {patch_id for patch_id, *function, _ in notes.relied if tuple(function) in kept}
+    while any(o.patch in patches for o in t.runtime().read_objects(t.process)):
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(0.001)
+    with Transaction(t) as x:
+        x.commit(Placed([], [], None, [], 0, ()))
 
 
 def _chosen(notes: meta.Notes, patch_id: int | None, original: bool, process: Process) -> list[int]:
@@ -77,19 +109,20 @@ def _chosen(notes: meta.Notes, patch_id: int | None, original: bool, process: Pr
     return [patch_id]
 
 
-def _place(x: Transaction, back: list[tuple[meta.FunctionNotes, int]]) -> Placed:
-    """Objects and switches that bring the functions of `back` to the patch beside each, 0: to the original."""
-    switches: list[Switch] = []
+def _place(x: Transaction, back: list[tuple[meta.FunctionNotes, int, int]]) -> Placed:
+    """Objects and switches that bring the functions of `back` to the patch beside each, 0: to the original; and from which."""
     again: dict[int, list[meta.FunctionNotes]] = {}
-    for f, patch_id in back:
-        if not patch_id:
-            switches.append(_to_original(x, f))
-        else:
+    for f, patch_id, _ in back:
+        if patch_id:
             again.setdefault(patch_id, []).append(f)
     sources = []
     for patch_id, functions in again.items():
         only = frozenset((f.module, f.number) for f in functions)
-        sources += [Source(patch_id, o, only) for o in _objects(x, patch_id)]
+        objects = _objects(x, patch_id)
+        if not objects:
+            raise PsuError(x.target.process.where, f"the copy of patch {patch_id} is lost: its functions cannot come back",
+                           "attach the patch again, or revert --original")
+        sources += [Source(patch_id, o, only) for o in objects]
     placed = x.place(sources)
     wanted = {(f.module, f.number) for functions in again.values() for f in functions}
     got = {(s.function.module, s.function.number) for s in placed.switches}
@@ -102,7 +135,36 @@ def _place(x: Transaction, back: list[tuple[meta.FunctionNotes, int]]) -> Placed
         p.objects.append(o.index)
         p.code += [list(c) for linked, _ in (placed.linked.modules if placed.linked else ()) for d in linked
                    for c in d.code if any(a <= c[1] < a + n for a, n in o.regions)]
-    return Placed(placed.objects, switches + placed.switches, placed.linked, placed.owner, placed.bytes, placed.warnings)
+    # By their notes as they are now: another attempt to place starts from a copy of them.
+    switches, warnings = _to_originals(x, [(x.function(f.module, f.number, f.name), was) for f, now, was in back if not now])
+    memoryless, switches = originals.with_object(x, switches, [o.index for o in placed.objects])
+    return Placed(placed.objects + memoryless, switches + placed.switches, placed.linked, placed.owner, placed.bytes,
+                  placed.warnings + warnings)
+
+
+def _to_originals(x: Transaction, back: list[tuple[meta.FunctionNotes, int]]) -> tuple[list[Switch], tuple[str, ...]]:
+    """Switches of functions to their original code, from the patch beside each; and warnings."""
+    switches, warnings = [], []
+    types = results.Types()
+    on = x.relied_on()
+    seen: dict[str, ModuleView] = {}
+    copied: dict[int, list[patch.PatchObject]] = {}
+
+    def of_patch(patch_id: int) -> list[patch.PatchObject]:
+        if patch_id not in copied:
+            copied[patch_id] = _objects(x, patch_id)
+        return copied[patch_id]
+
+    for f, was in back:
+        to = _to_original(x, f)
+        m = x.module_of(f)
+        assert m
+        if registers := originals.relied(on, f, m):
+            seen = seen or {x.module(v).key: v for v in views(x.target, x.notes)}
+            to, warning = originals.through_gate(to, registers, seen[f.module], types, partial(of_patch, was))
+            warnings += [warning] if warning else []
+        switches.append(to)
+    return switches, tuple(warnings)
 
 
 def _to_original(x: Transaction, f: meta.FunctionNotes) -> Switch:
@@ -115,19 +177,9 @@ def _to_original(x: Transaction, f: meta.FunctionNotes) -> Switch:
 
 
 def _objects(x: Transaction, patch_id: int) -> list[patch.PatchObject]:
-    """The patch's objects, from their copies."""
+    """The patch's objects, from their copies; none if one of these is lost."""
     p = x.notes.patch(patch_id)
-    process = x.target.process
-    lost = PsuError(process.where, f"the copy of patch {patch_id} is lost: its functions cannot come back",
-                    "attach the patch again, or revert --original")
-    if p is None or not p.sources:
-        raise lost
-    out = []
-    for path, sha in p.sources:
-        data = copies.load(process, sha)
-        if data is None:
-            raise lost
-        out.append(patch.parse(Binary(data, path)))
-    return out
+    data = [(path, copies.load(x.target.process, sha)) for path, sha in p.sources] if p else []
+    return [patch.parse(Binary(d, path)) for path, d in data if d is not None] if all(d is not None for _, d in data) else []
 
 

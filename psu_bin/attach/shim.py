@@ -13,11 +13,12 @@ from psu_bin.attach.process import Process
 from psu_bin.errors import PsuError
 
 MAGIC = 0x314E55525F555350
-VERSION = 5
+VERSION = 6
 
 PLAIN, SIDE, FULL = range(3)
 NO_GATE = 0xFFFFFFFF
 ON_STACK = 1                  # psu_switch.otherwise
+NO_PATCH = 0                  # the patch of objects that are none's: mirrors.py, originals.py
 WORD = (1 << 64) - 1          # distances wrap
 
 FREE, CURRENT, RETIRED = range(3)

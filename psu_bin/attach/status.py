@@ -165,13 +165,14 @@ def _function_on_stack(process: Process, p: meta.PatchNotes, o: shim.Object, tid
 
 
 def retired(process: Process, runtime_address: int) -> int:
-    """How many retired objects there are."""
+    """How many retired objects of patches there are."""
     runtime = shim.Runtime.read(process, runtime_address)
-    return sum(o.state == shim.RETIRED for o in runtime.read_objects(process))
+    return sum(o.state == shim.RETIRED and o.patch != shim.NO_PATCH for o in runtime.read_objects(process))
 
 
 def wait(pid: int, timeout: float | None) -> None:
     """Return when no retired object is left; PsuError when `timeout` seconds pass before, or the process ends."""
+    from psu_bin.attach.revert import settle
     process = Process(pid)
     with process.one_program():
         t = target.read(process)
@@ -189,6 +190,7 @@ def wait(pid: int, timeout: float | None) -> None:
                 look = time.monotonic() + LOOK_EVERY
             time.sleep(pause)
             pause = min(pause * 1.5, 0.05)
+        settle(t, 0)      # what it warns of is not what was asked for
 
 
 def _until_freed(t: target.Target) -> None:

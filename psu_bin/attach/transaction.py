@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
 from psu_bin.attach import (
-    borrow, callers, copies, imports, linker, meta, mirrors, patch, pressure, seccomp, shim, surplus, target, turning,
+    borrow, callers, copies, imports, linker, meta, mirrors, originals, patch, pressure, seccomp, shim, surplus, target, turning,
 )
 from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit, prepare
 from psu_bin.attach.process import Process
@@ -133,6 +133,7 @@ class Transaction:
     new_mirrors: list[int] = field(default_factory=list)        # objects that no call was turned to yet
     promised: frozenset[int] = frozenset()                      # counter indices of the objects that are to be committed
     _calls: list[list[int]] = field(default_factory=list)       # of those objects: rows of Notes.calls
+    _relied: list[list] = field(default_factory=list)           # the same: rows of Notes.relied
 
     def __enter__(self) -> Transaction:
         t = self.target
@@ -330,9 +331,8 @@ class Transaction:
                          for f, slot, original, body, kind, preserve in mine]
             if o.calls[1]:
                 self._calls.append([index, o.address, *o.calls, o.mirror[0] - o.address & shim.WORD if o.mirror[1] else 0])
-        for o in flat:
-            for stub, mask in o.relied:
-                self._note_relied(stub, mask)
+        for n, o in enumerate(flat):
+            self._relied += [[owner_of[n].patch, *self._by_stub(stub), mask] for stub, mask in o.relied]
         self._note_stores(linked)
         size = sum(o.size for o in flat) + room.new_bytes
         return Placed(objects, switches, linked, [owner_of[n].patch for n in range(len(flat))], size, linked.warnings)
@@ -360,12 +360,17 @@ class Transaction:
             self.notes.functions.append(f)
         return f
 
-    def _note_relied(self, stub: int, mask: int) -> None:
+    def relied_on(self) -> dict[tuple[str, int], int]:
+        """Notes.relied_on, with what was placed and is not committed yet."""
+        return replace(self.notes, relied=self.notes.relied + self._relied).relied_on()
+
+    def _by_stub(self, stub: int) -> tuple[str, int]:
+        """Module and number, as in FunctionNotes, of the function with this stub."""
         for m in self.target.modules:
             index, rest = divmod(stub - m.stub(0), m.descriptor.stub_size)
             if not rest and 0 <= index < len(m.descriptor.functions):
-                f = self.function(m.key, index, m.descriptor.functions[index].name)
-                f.preserve |= mask
+                return m.key, index
+        return "", next(i for i, s in enumerate(self.notes.stubs) if s.stub == stub)
 
     def _note_stores(self, linked: linker.LinkedPatch) -> None:
         for _, store in linked.modules:
@@ -399,7 +404,10 @@ class Transaction:
         self.promised = frozenset(o.index for o in placed.objects)
         inside = turning.in_objects(self, placed.switches)
         self.notes.calls = [row for row in self.notes.calls if row[0] not in self.promised] + self._calls
-        record = prepare(self.session, self.notes, placed.objects, placed.switches, self.scratch)
+        self.notes.relied = sorted({tuple(row) for row in self.notes.relied + self._relied})
+        switches = placed.switches + originals.free(
+            self.notes, self.target, {(s.function.module, s.function.number) for s in placed.switches})
+        record = prepare(self.session, self.notes, placed.objects, switches, self.scratch)
         # From here on nothing needs memory but the mirrors, and nothing fails for the want of it behind the first turn.
         turning.close(self, placed.switches, inside)
         seconds = commit(self.session, record)
@@ -416,6 +424,7 @@ class Transaction:
         gone = [p for p in self.notes.patches if p.id not in alive and p.id not in used]
         for p in gone[:-meta.FREED_KEPT]:
             self.notes.patches.remove(p)
+        self.notes.relied = [row for row in self.notes.relied if row[0] in alive or row[0] in used]
         for p in self.notes.patches:
             if p.id not in alive and p.id not in used:
                 p.code, p.sources = [], []

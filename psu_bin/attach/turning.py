@@ -74,7 +74,7 @@ def reopen(x: Transaction, switches: Iterable[Switch]) -> tuple[str, ...]:
     """Make the program's calls direct after a commit, of functions that have their originals back.
 
     Returns warnings: they cost a jump, if that fails, and nothing else."""
-    back = [s for s in switches if not s.body]
+    back = [s for s in switches if s.body in (0, s.original)]
     try:
         if back:
             _turn(x, _in_program(x, back), False)

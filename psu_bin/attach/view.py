@@ -43,7 +43,7 @@ class ModuleView:
     known_variables: Mapping[Identity, tuple[int, int]] = field(default_factory=dict)   # (address or SEVERAL, size)
     known_functions: Mapping[Identity, int] = field(default_factory=dict)               # address of its stub
     constants: tuple[Stored, ...] = ()
-    relied: Mapping[int, int] = field(default_factory=dict)  # stub -> registers that code of live patches relies on
+    relied: Mapping[int, int] = field(default_factory=dict)  # stub -> registers that code of patches relies on
     read: Callable[[int, int], bytes] | None = None     # (address, size) of the target's memory; may raise PsuError
     file: Callable[[], Binary | None] | None = None     # the module's file; the answer is None where it is not to be had
 
@@ -176,14 +176,15 @@ def views(t: Target, notes: meta.Notes) -> tuple[ModuleView, ...]:
     """The linker's views of the target's modules."""
     from psu_bin.attach import target
     out = []
+    relied_on = notes.relied_on()
     for m in t.modules:
         tls = None
         if m.tls and m.executable:
             tls = arch_package.for_machine(m.machine, m.path).link.static_tls_offset(*m.tls)
         relied = {}
-        for f in notes.functions:
-            if f.preserve and f.module == m.key:
-                relied[m.stub(f.number)] = f.preserve
+        for (key, number), registers in relied_on.items():
+            if key in ("", m.key):
+                relied[m.stub(number) if key else notes.stubs[number].stub] = registers
         out.append(ModuleView(
             m.path, m.load_bias, m.descriptor, tls,
             known_variables([((file, name), address, size) for key, file, name, address, size in notes.variables

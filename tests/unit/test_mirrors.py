@@ -98,6 +98,6 @@ def test_a_run_is_known_by_what_is_in_it_unless_it_was_dropped() -> None:
         objects = tuple(shim.Object(i, patch, state, 0, ((at, PAGE),)) for i, at in enumerate(memory))
         return mirrors.known(process, SimpleNamespace(read_objects=lambda process: objects), m)
 
-    assert known(mirrors.PATCH, shim.CURRENT) == [run]
-    assert known(mirrors.PATCH, shim.RETIRED) == []
+    assert known(shim.NO_PATCH, shim.CURRENT) == [run]
+    assert known(shim.NO_PATCH, shim.RETIRED) == []
     assert known(1, shim.CURRENT) == []
