@@ -16,6 +16,9 @@ from psu_bin.attach.process import Process
 from psu_bin.attach.tracing import AgentSession
 from psu_bin.errors import PsuError
 
+SLOT = 3                   # of shim.GATE
+LOOKED_AT = 256            # gates at once
+
 
 @dataclass(frozen=True)
 class NewObject:
@@ -64,19 +67,45 @@ def choose_indices(runtime: shim.Runtime, process: Process, functions: list[list
     return out
 
 
-def gate_for(notes: meta.Notes, runtime: shim.Runtime, f: meta.FunctionNotes, kind: int, index: int,
-             where: str) -> int:
-    """The gate of function `f` for (kind, index): its own from earlier, or a fresh one (noted in `notes`)."""
-    for k, gate, i in f.gates:
-        if (k, i) == (kind, index):
-            return gate
-    gate = notes.next_gate[kind]
-    if gate >= runtime.pools[kind].count:
-        raise PsuError(where, f"has used all {runtime.pools[kind].count} gates of kind {kind}",
-                       "restart the program with the new version built in")
-    notes.next_gate[kind] += 1
-    f.gates.append([kind, gate, index])
-    return gate
+class _Gates:
+    """Gives gates to functions, and notes that.
+
+    A process may be the child of one that forked while its agent was about to bind gates (shim/commit.c, step 1): then there are
+    gates that belong to a function for ever (I3), of which the notes know nothing.  They are left alone."""
+
+    def __init__(self, process: Process, runtime: shim.Runtime, notes: meta.Notes) -> None:
+        self._process, self._runtime, self._notes = process, runtime, notes
+        self._bound: list[tuple[int, list[bool]]] = [(0, []) for _ in runtime.pools]     # first number, which are bound
+
+    def of(self, f: meta.FunctionNotes, kind: int, index: int) -> int:
+        """The gate of function `f` for (kind, index): its own from earlier, or a fresh one.  Raises PsuError when none is left."""
+        for k, gate, i in f.gates:
+            if (k, i) == (kind, index):
+                return gate
+        while True:
+            gate = self._notes.next_gate[kind]
+            if gate >= self._runtime.pools[kind].count:
+                raise PsuError(self._process.where, f"has used all {self._runtime.pools[kind].count} gates of kind {kind}",
+                               "restart the program with the new version built in")
+            self._notes.next_gate[kind] += 1
+            if not self._is_bound(kind, gate):
+                f.gates.append([kind, gate, index])
+                return gate
+
+    def _is_bound(self, kind: int, gate: int) -> bool:
+        first, bound = self._bound[kind]
+        if not first <= gate < first + len(bound):
+            pool = self._runtime.pools[kind]
+            count = min(LOOKED_AT, pool.count - gate)
+            bound = [False] * count
+            for delta in {0, self._runtime.near_delta} if kind != shim.FULL else {0}:
+                try:
+                    raw = self._process.read((pool.data + delta & shim.WORD) + gate * shim.GATE.size, count * shim.GATE.size)
+                except PsuError:
+                    continue        # no such copies
+                bound = [b or bool(row[SLOT]) for b, row in zip(bound, shim.GATE.iter_unpack(raw))]
+            first, self._bound[kind] = gate, (gate, bound)
+        return bound[gate - first]
 
 
 @dataclass(frozen=True)
@@ -95,13 +124,14 @@ def prepare(session: AgentSession, notes: meta.Notes, objects: list[NewObject], 
     scratch_for(size) -> address of staged memory, for a record that does not fit the fixed buffer, and for the notes.
     Raises PsuError."""
     runtime, process = session.runtime, session.process
+    fresh = _Gates(process, runtime, notes)
     body = b""
     retiring: set[int] = set()
     for s in switches:
         old = s.function.current
         old_kind, old_gate = (old[0], old[1]) if old else (shim.NO_GATE, shim.NO_GATE)
         if s.body:
-            gate = gate_for(notes, runtime, s.function, s.kind, s.index, process.where)
+            gate = fresh.of(s.function, s.kind, s.index)
             body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.preserve & gates.REGISTERS, old_kind,
                                      old_gate, _otherwise(s))
             s.function.current, s.function.body = [s.kind, gate, s.index], s.body

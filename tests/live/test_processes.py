@@ -8,6 +8,9 @@ import pytest
 from conftest import WAIT, psu_bin, updates
 from updating import Versions
 
+from psu_bin.attach import meta, shim, target
+from psu_bin.attach.process import Process
+
 UPDATES = updates(100)
 
 
@@ -100,3 +103,26 @@ def test_programs_started_with_vfork(lab):
     # The borrowed memory of vfork left no count behind.
     psu_bin("wait", running.pid, "--timeout", WAIT)
     assert not any(re.search("ERROR", line) for line in running.seen)
+
+
+def test_a_gate_that_a_parent_was_about_to_use(lab):
+    """A child that was forked while its parent's agent made a commit may have gates that belong to a function for ever, and notes that
+    do not say so: here written into it, as no test can fork at that moment."""
+    running = lab.start(lab.program("forks"), "family")
+    pid = roles(running, ["parent", "child0", "child1"])["parent"]
+    versions = Versions(lab, "forks")
+    versions.attach(pid, 1)
+    t = target.read(Process(pid))
+    runtime = t.runtime()
+    notes = meta.read(t.process, runtime)
+    [kind, used, _] = notes.functions[0].current
+    gate = notes.next_gate[kind]
+    place = runtime.pools[kind].data + gate * shim.GATE.size
+    near = place + runtime.near_delta & shim.WORD
+    code, slot = (shim.GATE.unpack(t.process.read(near + (used - gate) * shim.GATE.size, shim.GATE.size))[i] for i in (0, 3))
+    for at in {place, near}:
+        t.process.write(at, shim.GATE.pack(code, 8 * 99, 0, slot + 8, 0, 0, 0, 0, 0))
+    for v in (2, 3):
+        versions.attach(pid, v)
+    assert sorted(g for _, g, _ in meta.read(t.process, t.runtime()).functions[0].gates) == [used, gate + 1]
+    settled(running, {"parent": 3, "child0": 0, "child1": 0})
