@@ -27,7 +27,7 @@ from psu_bin.arch.link_types import Use
 from psu_bin.attach.meaning import BoundFunction, Room
 from psu_bin.attach.sections import Role
 from psu_bin.descriptor import MODULE_IBT
-from psu_bin.elf import SHN_UNDEF
+from psu_bin.elf import SHF_ALLOC, SHF_EXECINSTR, SHN_UNDEF
 from psu_bin.errors import PsuError
 
 if TYPE_CHECKING:
@@ -60,9 +60,22 @@ def moves_stack(patch: PatchObject, link: ModuleType) -> bool:
     wanted = {s.name for s in patch.symbols if s.section == SHN_UNDEF}
     try:
         return "sigaltstack" in wanted and not wanted.isdisjoint(_TWICE) or any(
-            link.moves_stack(patch.contents[f.section], f.start, f.end) for f in patch.functions)
+            link.moves_stack(patch.contents[n], start, end) for n, s in enumerate(patch.sections)
+            if s.flags & SHF_ALLOC and s.flags & SHF_EXECINSTR for start, end in _pieces(patch, n))
     except ValueError:
         return True
+
+
+def _pieces(patch: PatchObject, section: int) -> Iterator[tuple[int, int]]:
+    """The functions of a section of code, and what lies between them: padding, or assembly that no symbol says to be a function."""
+    behind = 0
+    for f in patch.functions_in(section):
+        if f.start > behind:
+            yield behind, f.start
+        yield f.start, f.end
+        behind = max(behind, f.end)
+    if behind < len(patch.contents[section]):
+        yield behind, len(patch.contents[section])
 
 
 def calls(layout: Layout, reader: Reader, arch: Arch, functions: Collection[BoundFunction]) -> Iterator[Call]:

@@ -71,6 +71,17 @@ def test_what_cannot_be_read_may_go_anywhere(tmp_path: Path, arch: str) -> None:
     assert inner.moves_stack(o, LINKS[arch])
 
 
+@pytest.mark.parametrize("where", ["before", "between", "behind"])
+@pytest.mark.parametrize("arch", LINKS)
+def test_what_no_symbol_says_to_be_a_function_may_do_so_too(tmp_path: Path, arch: str, where: str) -> None:
+    def function(name: str) -> str:
+        return f".type {name}, @function\n{name}:\nnop\nret\n.size {name}, . - {name}\n.balign 16\n"
+    text = {"f": function("f"), "g": function("g"), "label": f".globl label\nlabel:\n{WRITTEN[arch][0]}\nret\n"}
+    order = {"before": ("label", "f", "g"), "between": ("f", "label", "g"), "behind": ("f", "g", "label")}[where]
+    assert inner.moves_stack(compiled(tmp_path, arch, "gcc", "".join(text[n] for n in order), "s"), LINKS[arch])
+    assert not inner.moves_stack(compiled(tmp_path, arch, "gcc", text["f"] + text["g"], "s"), LINKS[arch])
+
+
 @pytest.mark.parametrize("arch", LINKS)
 def test_each_way_to_another_stack_is_seen(tmp_path: Path, arch: str) -> None:
     text = "".join(f".globl {kind}_{n}\n.type {kind}_{n}, @function\n{kind}_{n}:\n{code}\nret\n.size {kind}_{n}, . - {kind}_{n}\n"
