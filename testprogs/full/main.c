@@ -7,7 +7,7 @@
  * Usage: main deep | storm | jump [PAUSE] | contexts.
  *   deep      a thread calls itself until its stack is nearly used up: "bottom VERSION", waits for a line, "levels N"
  *   storm     one thread sends signals to two that work; handlers do the same work
- *   jump      two threads leave every call by setting the stack pointer back, and wait PAUSE milliseconds now and then
+ *   jump      two threads leave every call by setting the stack pointer back, and wait PAUSE milliseconds now and then, as the first does
  *   contexts  two threads run eight contexts in turns: each is suspended inside a full gate
  * Prints "version N" when a call ran in it and, but for deep, "turns N HANDLED" for ten thousands of turns; "ERROR ..."
  * when a value was lost. */
@@ -175,7 +175,7 @@ int main(int argc, char **argv)
         pthread_create(&t[i], &size, start, (void *)i);
     if (start == work)
         pthread_create(&t[2], 0, storm, t);
-    for (int last = -1, told = 0;; usleep(1000)) {
+    for (int last = -1, told = 0;; usleep(1000 * (rest_for ? rest_for : 1))) {
         if (lost || wrong_result)
             printf("ERROR %ld values lost, result %ld\n", lost, wrong_result);
         if (arrived) {

@@ -10,7 +10,7 @@
 #include "recursion.h"
 
 long (*volatile to_even)(long n, long at) = even;
-long (*volatile to_odd)(long n, long a, long b, long c, long d, long e, long f, long at) = odd;
+long (*volatile to_odd)(long n, long a, long b, long c, long d, long e, long f, long g, long h, long at) = odd;
 static long levels;
 int deepest;
 
@@ -30,11 +30,11 @@ __attribute__((noipa)) long even(long n, long at)
     deepest = 0;
     if (n == at)
         middle();
-    return n ? 1 + to_odd(n - 1, 1, 2, 3, 4, 5, 6, at) : (middle(), 0);
+    return n ? 1 + to_odd(n - 1, 1, 2, 3, 4, 5, 6, 7, 8, at) : (middle(), 0);
 }
-__attribute__((noipa)) long odd(long n, long a, long b, long c, long d, long e, long f, long at)
+__attribute__((noipa)) long odd(long n, long a, long b, long c, long d, long e, long f, long g, long h, long at)
 {
-    return 1 + to_even(n - 1, at) + (a + b + c + d + e + f - 21);
+    return 1 + to_even(n - 1, at) + (a + b + c + d + e + f + g + h - 36);
 }
 
 static void *run(void *unused)

@@ -2,9 +2,10 @@
  *
  * Proves: a handler may interrupt a gate, the making of a thread's block, and another handler in a gate; side-frame entries and counts
  * are right afterwards.
- * Usage: main storm | timer.
+ * Usage: main storm | timer [SLOWER].
  *   storm  two threads send SIGUSR1 and SIGUSR2 to two working threads by pthread_kill
- *   timer  each working thread has a timer of its own that sends it both (SIGEV_THREAD_ID)
+ *   timer  each working thread has a timer of its own that sends it both (SIGEV_THREAD_ID), SLOWER times slower: on a machine
+ *          where handlers begin less often than signals come, the stack would be too small for any program
  * SIGUSR1's handler runs on an alternate stack.  SIGUSR2's has SA_NODEFER: it raises itself two levels deep, and is nested by
  * other signals, too.  Each result is checked: "ERROR ...".  Prints "version N" when the first thread sees it, "handled N" for thousands. */
 #define _GNU_SOURCE
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,7 +24,7 @@
 #ifndef sigev_notify_thread_id
 #define sigev_notify_thread_id _sigev_un._tid
 #endif
-enum { WORKERS = 2, MOST_UNDERWAY = 16, DEEPEST = 8 };
+enum { WORKERS = 2, MOST_UNDERWAY = 16, DEEPEST = 8, ALTERNATE = 1 << 18 };
 
 static struct worker { pthread_t thread; int tid, ready; long sent, handled; } workers[WORKERS];
 static int newest;
@@ -106,8 +108,12 @@ static void nested(int number)
 
 static void *work(void *argument)
 {
-    stack_t stack = {.ss_sp = malloc(1 << 18), .ss_size = 1 << 18};
+    /* Nothing lies below it that an overflow could change silently. */
+    char *memory = mmap(0, 2 * ALTERNATE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    stack_t stack = {.ss_sp = memory + ALTERNATE, .ss_size = ALTERNATE};
     self = argument;
+    if (memory == MAP_FAILED || mprotect(stack.ss_sp, ALTERNATE, PROT_READ | PROT_WRITE))
+        puts("ERROR no memory");
     self->tid = (int)syscall(SYS_gettid);
     if (sigaltstack(&stack, 0))
         puts("ERROR no alternate stack");
@@ -147,7 +153,7 @@ int main(int argc, char **argv)
 {
     struct sigaction alternate = {.sa_handler = on_alternate_stack, .sa_flags = SA_ONSTACK | SA_RESTART};
     struct sigaction again = {.sa_handler = nested, .sa_flags = SA_NODEFER | SA_RESTART};
-    int by_timer = argc > 1 && !strcmp(argv[1], "timer");
+    int by_timer = argc > 1 && !strcmp(argv[1], "timer"), slower = argc > 2 ? atoi(argv[2]) : 1;
     sigset_t both;
     pthread_t t;
     setvbuf(stdout, 0, _IOLBF, 0);
@@ -163,8 +169,8 @@ int main(int argc, char **argv)
     sigaddset(&both, SIGUSR2);
     pthread_sigmask(SIG_BLOCK, &both, 0);
     for (int i = 0; i < WORKERS && by_timer; i++) {
-        timer(&workers[i], SIGUSR1, 50000);
-        timer(&workers[i], SIGUSR2, 71000);
+        timer(&workers[i], SIGUSR1, 50000l * slower);
+        timer(&workers[i], SIGUSR2, 71000l * slower);
     }
     if (!by_timer) {
         pthread_create(&t, 0, storm, (void *)(long)SIGUSR1);

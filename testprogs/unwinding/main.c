@@ -4,7 +4,9 @@
  * of the thread's function, and is as deep as the calls are, at least.
  * Usage: main THREADS
  * Prints "version N" when a call first gives N, "looked N" each 10,000 looks, "ERROR ..." when something is wrong. */
+#define _GNU_SOURCE
 #include <execinfo.h>
+#include <link.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -19,11 +21,42 @@ static __thread void *callers[16];          /* of the thread's function, the out
 static __thread int callers_count;
 __thread volatile int levels;
 
+/* Where unwinders themselves may come to an end: code of the C and the compiler's libraries that has no unwind rows, in which a
+ * handler found its thread (AArch64: libgcc's helpers for atomic operations).  The plain program's stacks end there, too. */
+static struct { const char *start, *end; } libraries[4];
+static int libraries_count;
+extern const void *_Unwind_Find_FDE(const void *, void *);
+
+static int note_library(struct dl_phdr_info *info, size_t size, void *unused)
+{
+    (void)size, (void)unused;
+    if (libraries_count == 4 || (!strstr(info->dlpi_name, "/libc.so") && !strstr(info->dlpi_name, "/libgcc_s.so")))
+        return 0;
+    for (int i = 0; i < info->dlpi_phnum; i++)
+        if (info->dlpi_phdr[i].p_type == PT_LOAD && info->dlpi_phdr[i].p_flags & PF_X) {
+            libraries[libraries_count].start = (char *)info->dlpi_addr + info->dlpi_phdr[i].p_vaddr;
+            libraries[libraries_count].end = libraries[libraries_count].start + info->dlpi_phdr[i].p_memsz;
+            libraries_count++;
+        }
+    return 0;
+}
+
+static int ends_in_a_library(const char *last)
+{
+    void *bases[3];
+    for (int i = 0; i < libraries_count; i++)
+        if (libraries[i].start <= last && last < libraries[i].end)
+            return !_Unwind_Find_FDE(last, bases);
+    return 0;
+}
+
 /* Nothing is printed here: handlers look, too. */
 __attribute__((noipa)) void look(void)
 {
     void *now[100];
     int n = backtrace(now, 100), depth = n - callers_count;
+    if (n && ends_in_a_library(now[n - 1]))
+        return;
     if (depth < levels + 2 || memcmp(now + depth, callers, (size_t)callers_count * sizeof *callers)) {
         char text[100];
         int size = snprintf(text, sizeof text, "ERROR a stack of %d frames, %d at the least\n", n, levels + 2 + callers_count);
@@ -96,6 +129,7 @@ int main(int argc, char **argv)
     struct sigaction a = {.sa_handler = handler, .sa_flags = SA_RESTART};
     setvbuf(stdout, 0, _IOLBF, 0);
     backtrace(first, 4);                    /* loads the unwinder, which a handler may not */
+    dl_iterate_phdr(note_library, 0);
     sigaction(SIGUSR1, &a, 0);
     sigemptyset(&set);
     sigaddset(&set, SIGUSR1);

@@ -140,6 +140,7 @@ def read_behind(path, caller, callee):
     return out
 
 
+@pytest.mark.skipif(MACHINE != "x86_64", reason="registers of x86-64's compilers")
 def test_call_sites_of_sqlite_redis_and_memcached(lab):
     program = lab.program("sites")
     binary = Binary.read(program)
@@ -153,6 +154,7 @@ def test_call_sites_of_sqlite_redis_and_memcached(lab):
     be_replaced(lab, lab.start(program), UPDATES)
 
 
+@pytest.mark.skipif(MACHINE != "x86_64", reason="registers of x86-64's compilers")
 def test_call_sites_whose_threads_get_no_memory(lab):
     """What gates keep is on the threads' own stacks then; nothing stays behind."""
     be_replaced(lab, lab.start(lab.program("sites"), "poor"), UPDATES // 2)
