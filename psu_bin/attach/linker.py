@@ -140,7 +140,7 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
             room.add(p)
     home = layout.binder.module[n]
     # Another module's stubs and slots may be out of reach.
-    direct = set() if inner.moves_stack(layout.patch, link) else {f for f in kinds if f.module == home}
+    direct = {f for f in kinds if f.module == home} if inner.stays_on_stack(layout.patch, layout.binder.views, link) else set()
     room.add_calls(inner.calls(layout, reader, machine, direct), inner.stub_size(machine))
 
     def far(t: Target) -> bool:

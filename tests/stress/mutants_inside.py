@@ -57,9 +57,17 @@ CALLS_INSIDE = (
     Mutant(
         "direct-from-other-stacks",
         "psu_bin/attach/linker.py",
-        "    direct = set() if inner.moves_stack(layout.patch, link) else {",
-        "    direct = {",
+        " if inner.stays_on_stack(layout.patch, layout.binder.views, link) else set()",
+        "",
         "the object that a suspended coroutine will go on in is freed",
+        ("tests/live/test_stacks.py",),
+    ),
+    Mutant(
+        "program-does-not-move-stacks",
+        "psu_bin/attach/inner.py",
+        "not any(v.descriptor.flags & MODULE_MOVES_STACK for v in views) and not moves_stack",
+        "not moves_stack",
+        "the object that a coroutine, begun by the program's own code, will go on in is freed",
         ("tests/live/test_stacks.py",),
     ),
     Mutant(
