@@ -25,11 +25,16 @@ DAMAGED = (ValueError, IndexError, KeyError, RecursionError, zlib.error)
 TAG_SUBPROGRAM, TAG_INLINED, TAG_VARIABLE = 0x2E, 0x1D, 0x34
 AT_NAME, AT_ORIGIN, AT_SPECIFICATION, AT_LINKAGE_NAME, AT_STR_OFFSETS, AT_GNU_LINKAGE_NAME = 0x03, 0x31, 0x47, 0x6E, 0x72, 0x2007
 AT_BYTE_SIZE, AT_ENCODING, AT_TYPE = 0x0B, 0x3E, 0x49
-AT_LOCATION = 0x02
-_KEPT = (AT_NAME, AT_ORIGIN, AT_SPECIFICATION, AT_LINKAGE_NAME, AT_GNU_LINKAGE_NAME, AT_STR_OFFSETS, AT_BYTE_SIZE, AT_ENCODING, AT_TYPE,
-         AT_LOCATION)
+AT_SIBLING, AT_LOCATION, AT_CONST_VALUE, AT_UPPER_BOUND, AT_COUNT = 0x01, 0x02, 0x1C, 0x2F, 0x37
+AT_BIT_OFFSET, AT_BIT_SIZE, AT_DATA_BIT_OFFSET, AT_MEMBER_LOCATION = 0x0C, 0x0D, 0x6B, 0x38
+AT_DECL_FILE, AT_DECLARATION, AT_EXTERNAL = 0x3A, 0x3C, 0x3F
+_KEPT = frozenset((
+    AT_NAME, AT_ORIGIN, AT_SPECIFICATION, AT_LINKAGE_NAME, AT_GNU_LINKAGE_NAME, AT_STR_OFFSETS, AT_BYTE_SIZE, AT_ENCODING, AT_TYPE,
+    AT_SIBLING, AT_LOCATION, AT_CONST_VALUE, AT_UPPER_BOUND, AT_COUNT, AT_BIT_OFFSET, AT_BIT_SIZE, AT_DATA_BIT_OFFSET,
+    AT_MEMBER_LOCATION, AT_DECL_FILE, AT_DECLARATION, AT_EXTERNAL))
 _ULEB, _STRING, _BLOCK, _BLOCK1, _BLOCK2, _BLOCK4, _INDIRECT, _IMPLICIT = -1, -2, -3, -4, -5, -6, -7, -8
 _OFFSET, _ADDRESS = -9, -10                                        # as wide as the unit says
+_SDATA = 0x0D
 _STRP, _LINE_STRP, _STRX, REF_ADDR, _REF_UDATA = 0x0E, 0x1F, (0x1A, 0x25, 0x26, 0x27, 0x28), 0x10, 0x15
 REFS = (0x11, 0x12, 0x13, 0x14, _REF_UDATA)                       # from the start of the unit
 _SIZES = {
@@ -111,7 +116,9 @@ class Reader:
                 form, at = uleb(data, at)
                 size, implicit = _SIZES[form] if form else 0, 0
                 if size == _IMPLICIT:
+                    began = at
                     implicit, at = uleb(data, at)
+                    implicit = _signed(implicit, at - began)
                     size = 0
                 if size == _OFFSET:
                     size = 8 if form == REF_ADDR and version == 2 else width
@@ -199,6 +206,7 @@ class Reader:
                 value = int.from_bytes(data[began:at], "little") if name in _KEPT and size else implicit
             elif size == _ULEB:
                 value, at = uleb(data, at)
+                value = _signed(value, at - began) if form == _SDATA else value
             elif size == _STRING:
                 value, at = began, data.index(b"\0", at) + 1
             elif size == _BLOCK:
@@ -274,8 +282,13 @@ def has(data: bytes, low: int, high: int, numbers: set[bytes]) -> bool:
     return any(not values.isdisjoint(view[at:at + (high - at) // 4 * 4].cast("I")) for at in range(low, min(low + 4, high)))
 
 
+def _signed(value: int, length: int) -> int:
+    """What an unsigned LEB128 number of `length` bytes is as a signed one."""
+    return value - (1 << 7 * length) if value >> 7 * length - 1 else value
+
+
 def uleb(data: bytes, at: int) -> tuple[int, int]:
-    """(an unsigned LEB128 number, where it ends); of a signed one the end is right."""
+    """(an unsigned LEB128 number, where it ends)."""
     value = shift = 0
     while True:
         byte = data[at]
