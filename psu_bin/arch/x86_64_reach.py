@@ -77,7 +77,7 @@ def _with_base(code: bytearray, i: Insn, register: int) -> bytes:
     """The instruction with (register) in place of its PC-relative operand."""
     head = bytearray(code[i.at:i.modrm_at])
     if register & 8:                                  # a load into r8 to r15: its REX gets the base's bit as well
-        head[i.rex_at] |= 1
+        head[i.rex_at - i.at] |= 1
     modrm = i.modrm & 0x38 | register & 7
     if register & 7 == 4:                             # r12 as base needs a SIB byte
         operand = bytes((modrm, 0x24))

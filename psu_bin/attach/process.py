@@ -48,6 +48,10 @@ class Thread:
     state: str            # R S D T t Z X
 
 
+class Unreadable(PsuError):
+    """There is no memory at the address, or none that can be had."""
+
+
 class Process:
     """The process `pid`.  Raises PsuError when there is none, it is dead, or its memory may not be read."""
 
@@ -220,7 +224,7 @@ class Process:
                     raise self.forbidden(OSError(code, os.strerror(code)))
                 if n < 0 and code == errno.ESRCH:
                     raise PsuError(self.where, "ended meanwhile")
-                raise PsuError(self.where, f"memory cannot be {verb}: {size:#x} bytes at {address:#x}")
+                raise Unreadable(self.where, f"memory cannot be {verb}: {size:#x} bytes at {address:#x}")
             done += n
 
     def cstring(self, address: int, limit: int = 4096) -> str:

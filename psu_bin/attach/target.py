@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from psu_bin import descriptor
-from psu_bin.attach.process import Mapping, Process
+from psu_bin.attach.process import Mapping, Process, Unreadable
 from psu_bin.attach.shim import Runtime
 from psu_bin.errors import PsuError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from psu_bin.elf import Binary
 
 PT_LOAD, PT_DYNAMIC, PT_NOTE, PT_TLS = 1, 2, 4, 7
+PF_X = 1
 DT_NULL, DT_STRTAB, DT_SYMTAB, DT_SONAME, DT_DEBUG = 0, 5, 6, 14, 21
 NT_GNU_BUILD_ID = 3
 PAGE = 4096
@@ -90,7 +91,7 @@ def read(process: Process) -> Target:
     maps = process.maps()
     images = [found for m in maps if m.offset == 0 and m.inode and m.prot[0] == "r"
               and (found := image(process, m, maps)) is not None]
-    modules = [_module(process, i) for i in images if descriptor.DT_PSU in i.dynamic]
+    modules = [m for i in images if descriptor.DT_PSU in i.dynamic and (m := _module(process, i)) is not None]
     shims = [i for i in images if _soname(process, i) == descriptor.SHIM_SONAME]
     if not modules or not shims:
         process.maps()      # what we miss may be gone because the process is ending, which this says
@@ -147,6 +148,13 @@ def _executable(process: Process) -> str:
 
 def image(process: Process, m: Mapping, maps: tuple[Mapping, ...]) -> Image | None:
     """The ELF file that is loaded from `m` on; None when there is none, or it is only mapped.  Raises PsuError for a 32-bit one."""
+    try:
+        return _image(process, m, maps)
+    except Unreadable:      # a file that became shorter since it was mapped, a device, or gone since the mappings were listed
+        return None
+
+
+def _image(process: Process, m: Mapping, maps: tuple[Mapping, ...]) -> Image | None:
     head = process.read(m.start, min(PAGE, m.end - m.start))
     if head[:4] != b"\x7fELF" or len(head) < 64:
         return None
@@ -160,24 +168,25 @@ def image(process: Process, m: Mapping, maps: tuple[Mapping, ...]) -> Image | No
     if kind not in (2, 3) or phentsize != 56:
         return None
     table = process.read(m.start + phoff, 56 * phnum)
-    segments = []
-    for t, _, _, va, _, _, memsz, align in struct.iter_unpack("<IIQQQQQQ", table):
+    segments, code = [], []
+    for t, flags, _, va, _, _, memsz, align in struct.iter_unpack("<IIQQQQQQ", table):
         segments.append((t, va, memsz, align))
+        if t == PT_LOAD and flags & PF_X:
+            code.append(va)
     loads = [s for s in segments if s[0] == PT_LOAD]
     if not loads:
         return None
     bias = m.start - loads[0][1] // PAGE * PAGE
     end = bias + max(va + size for _, va, size, _ in loads)
-    # A file that is merely mapped (read by the program as data) has only one mapping and no dynamic section there.
-    if not any(x.start <= bias + loads[-1][1] < x.end and (x.path == m.path or not x.path) for x in maps):
+    # A file that is merely mapped (read by the program as data) has only one mapping: nothing else there, or nothing that can be executed.
+    mine = [x for x in maps if x.path == m.path or not x.path]
+    if not any(x.start <= bias + loads[-1][1] < x.end for x in mine) or not all(
+            any("x" in x.prot and x.start <= bias + va < x.end for x in mine) for va in code):
         return None
     dynamic: dict[int, int] = {}
     for t, va, size, _ in segments:
         if t == PT_DYNAMIC:
-            try:
-                raw = process.read(bias + va, size // 16 * 16)
-            except PsuError:
-                return None
+            raw = process.read(bias + va, size // 16 * 16)
             for tag, value in struct.iter_unpack("<QQ", raw):
                 if tag == DT_NULL:
                     break
@@ -226,11 +235,16 @@ def _build_id(process: Process, image: Image) -> bytes:
     return b""
 
 
-def _module(process: Process, image: Image) -> Module:
+def _module(process: Process, image: Image) -> Module | None:
+    """None: it is being unloaded."""
     path = image.mapping.path
-    data = descriptor.gather(lambda at, size: process.read(at + image.load_bias, size),
-                             image.dynamic[descriptor.DT_PSU], path)
+    try:
+        data = descriptor.gather(lambda at, size: process.read(at + image.load_bias, size),
+                                 image.dynamic[descriptor.DT_PSU], path)
+        build_id = _build_id(process, image)
+    except Unreadable:
+        return None
     tls = next(((size, align, va) for kind, va, size, align in image.segments if kind == PT_TLS), None)
-    return Module(path, image.mapping.start, image.end, image.load_bias, image.machine, _build_id(process, image),
+    return Module(path, image.mapping.start, image.end, image.load_bias, image.machine, build_id,
                   # A program that was started as `ld.so PROGRAM` is not what the kernel calls its executable.
                   path == _executable(process) or DT_DEBUG in image.dynamic, tls, descriptor.decode(data, path))

@@ -64,6 +64,7 @@ class Member(NamedTuple):
 
 class Definition(NamedTuple):
     """A structure, union or enumeration (whose members are at their values)."""
+    tag: int
     size: int
     members: tuple[Member, ...]
 
@@ -127,7 +128,7 @@ def _difference(tag: int, mine: _File, u: Unit, place: int, theirs: _File, v: Un
     if tag == _TYPEDEF:
         u, place = mine.target(u, place)
         v, other = theirs.target(v, other)
-    return _laid_out(mine.definition(u, place), theirs.definition(v, other), "value" if tag == _ENUMERATION else "member")
+    return _laid_out(mine.definition(u, place), theirs.definition(v, other))
 
 
 def _called(new: tuple[Shape, list[Shape]] | None, old: tuple[Shape, list[Shape]] | None) -> str:
@@ -144,7 +145,8 @@ def _called(new: tuple[Shape, list[Shape]] | None, old: tuple[Shape, list[Shape]
     return ""
 
 
-def _laid_out(new: Definition, old: Definition, what: str) -> str:
+def _laid_out(new: Definition, old: Definition) -> str:
+    what = "value" if new.tag == _ENUMERATION else "member"
     there = {m.name: m for m in old.members if m.name}
     for m in new.members:
         o = there.get(m.name)
@@ -154,7 +156,7 @@ def _laid_out(new: Definition, old: Definition, what: str) -> str:
             return f"has {what} {m.name} at {_place(m)}, not {_place(o)}"
         if o and (m.bits != o.bits or not alike(m.shape, o.shape)):
             return f"has {what} {m.name} as {_kind(m)}, not {_kind(o)}"
-    if what == "value":         # further ones are at nobody's place
+    if new.tag in (_ENUMERATION, _UNION):       # further ones take nobody's place
         return "" if new.size == old.size else f"has {new.size} bytes, not {old.size}"
     places = {(o.at, o.bits) for o in old.members}
     for m in new.members:
@@ -180,7 +182,7 @@ def _kind(m: Member) -> str:
 
 def alike(a: Shape, b: Shape) -> bool:
     """Whether code that expects one shape is right about the other."""
-    if UNKNOWN in (a, b):
+    if UNKNOWN in (a, b) or {a, b} == {("pointer",), ("integer", 8)}:
         return True
     if not (isinstance(a, tuple) and isinstance(b, tuple)):
         return a == b or None in (a, b)             # None: an array whose length is not known here
@@ -304,12 +306,12 @@ class _File(Reader):
         return self._follow(u, self._entry(u, at)[1][AT_TYPE]) or (u, at)
 
     def _is_nameless(self, u: Unit, values: Values) -> bool:
-        """A typedef is of a structure that has no other name."""
+        """A typedef is of a structure or the like that has no other name."""
         where = self._follow(u, values[AT_TYPE]) if AT_TYPE in values else None
         if where is None:
             return False
         tag, of = self._entry(*where)
-        return tag in _AGGREGATES and AT_NAME not in of
+        return (tag in _AGGREGATES or tag == _ENUMERATION) and AT_NAME not in of
 
     # ---- what they say --------------------------------------------------------------------------------------------
 
@@ -359,15 +361,15 @@ class _File(Reader):
 
     def definition(self, u: Unit, at: int) -> Definition:
         """Of a structure, union or enumeration."""
-        _, values = self._entry(u, at)
+        tag, values = self._entry(u, at)
         members = []
-        for _, tag, m in self.children(u, at, (_MEMBER, _INHERITANCE, _ENUMERATOR)):
+        for _, kind, m in self.children(u, at, (_MEMBER, _INHERITANCE, _ENUMERATOR)):
             name = self.text(u, *m[AT_NAME]) if AT_NAME in m else ""
-            if tag == _ENUMERATOR:
+            if kind == _ENUMERATOR:
                 members.append(Member(name, _constant(m, AT_CONST_VALUE), 0, ()))
             elif AT_DECLARATION not in m:           # a static member of a class
                 members.append(self._member(u, name, m))
-        return Definition(values.get(AT_BYTE_SIZE, (0, 0))[1], tuple(members))
+        return Definition(tag, values.get(AT_BYTE_SIZE, (0, 0))[1], tuple(members))
 
     def _member(self, u: Unit, name: str, m: Values) -> Member:
         bits, shape = _constant(m, AT_BIT_SIZE), self._type(u, m)

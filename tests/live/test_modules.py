@@ -71,3 +71,45 @@ def test_a_marked_function_can_be_replaced_alone(lab, compiler):
     psu_bin("attach", running.pid, lab.folder / "patch.o")
     running.say("")
     running.expect("^version 50$", reject="version 1")
+
+
+def test_files_that_are_only_mapped_are_no_modules(lab):
+    """The program's own file as a whole, as debuggers and crash tracers have it; one that was cut short since it was mapped."""
+    (lab.folder / "main.c").write_text("""
+        #include <fcntl.h>
+        #include <stdio.h>
+        #include <stdlib.h>
+        #include <sys/mman.h>
+        #include <sys/stat.h>
+        #include <unistd.h>
+        int answer(int n);
+        int main(int argc, char **argv) {
+            struct stat s;
+            int own = open(argv[1], O_RDONLY), cut = open("cut", O_RDWR | O_CREAT, 0600);
+            fstat(own, &s);
+            void *a = mmap(0, s.st_size, PROT_READ, MAP_PRIVATE, own, 0);       /* below what is mapped already */
+            ftruncate(cut, 4096);
+            void *b = mmap(0, 4096, PROT_READ, MAP_SHARED, cut, 0);
+            ftruncate(cut, 0);
+            if (argc != 2 || a == MAP_FAILED || b == MAP_FAILED)
+                return 1;
+            for (int last = -1;; usleep(1000)) {
+                int now = answer(0);
+                if (now != last)
+                    printf("answer %d\\n", last = now), fflush(stdout);
+            }
+        }""")
+    (lab.folder / "answer.c").write_text("__attribute__((noipa)) int answer(int n) { return n; }\n"
+                                         + "".join(f"int more{n}(int x) {{ return x + {n}; }}\n" for n in range(2000)))
+    (lab.folder / "p.c").write_text("int answer(int n) { return n + 1; }\n")
+    for command in (["gcc", "-g3", "-O2", "-fPIC", "-shared", "-Wl,-soname,libanswer.so", "answer.c", "-o", "plain.so"],
+                    ["gcc", "-g", "-O2", "-fPIC", "-c", "p.c"], ["gcc", "-O2", "main.c", "./plain.so", "-Wl,-rpath,$ORIGIN", "-o", "main"]):
+        subprocess.run(command, cwd=lab.folder, check=True)
+    psu_bin("instrument", lab.folder / "plain.so", "-o", lab.folder / "libanswer.so")
+    running = lab.start("sh", "-c", 'cd "$0" && exec ./main libanswer.so', lab.folder, env={"PSU_AGENT": "start"})
+    running.expect("^answer 0$")
+    assert len(psu_bin("status", running.pid, "--json").json["modules"]) == 1
+    psu_bin("attach", running.pid, lab.folder / "p.o")
+    running.expect("^answer 1$")
+    psu_bin("revert", running.pid)
+    running.expect("^answer 0$")

@@ -52,3 +52,29 @@ def test_data_of_a_library_that_the_program_has_no_copy_of(flags):
         assert [host.call("probe", n) for n in range(14)] == EXPECTED
         code = linked.modules[0][0][0].regions[0]
         assert b"\x48\x8d\xa4\x24\x80\x00\x00\x00" in code.data, "some instruction needed a saved register"
+
+
+@pytest.mark.parametrize("before", [b"", b"\x53", b"\x41\x57", b"\xf3\x0f\x1e\xfa", b"\x90" * 20], ids=len)
+@pytest.mark.parametrize("opcode, prefix", [(b"\x8b", 0x48), (b"\x63", 0x48), (b"\x8b", 0), (b"\x0f\xb6", 0), (b"\x0f\xbf", 0x48)],
+                         ids=lambda x: bytes(x).hex() if isinstance(x, bytes) else hex(x))
+def test_loads_into_every_register_wherever_they_are(before, opcode, prefix):
+    """The instruction is behind others of its function, which stay as they are."""
+    import capstone
+
+    from psu_bin.arch import x86_64_reach
+    md = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    at, slot, thunk = 0x401000, 0x402000, 0x403000
+    for register in (0, 1, 2, 3, 5, 6, 7, *range(8, 16)):       # rsp is refused
+        rex = prefix | (0x44 if register & 8 else 0)
+        load = (bytes((rex,)) if rex else b"") + opcode + bytes((0x05 | (register & 7) << 3,)) + bytes(4)
+        code = bytearray(before + load + b"\xc3")
+        [was] = md.disasm(load, 0, 1)
+        out = x86_64_reach.rewrite(code, len(before), at + len(before), slot, thunk)
+        assert code[:len(before)] == before and code[-1:] == b"\xc3"
+        [jump] = md.disasm(bytes(code[len(before):]), at + len(before), 1)
+        assert (jump.mnemonic, jump.op_str) == ("jmp", hex(thunk))
+        insns = list(md.disasm(out, thunk))
+        assert insns[-1].mnemonic == "jmp" and insns[-1].op_str == hex(at + len(before) + len(load))
+        base, new = insns[0].op_str.split(",")[0], insns[1]
+        assert new.mnemonic == was.mnemonic, (new, was)
+        assert new.op_str == was.op_str.replace("rip", base), (new.op_str, was.op_str)
