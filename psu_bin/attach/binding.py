@@ -49,6 +49,16 @@ class Ambiguous(Exception):
         super().__init__(self.what)
 
 
+class Repeated(Ambiguous):
+    """So do several static locals of one file."""
+
+    def __init__(self, name: str, file: str, functions: Iterable[str]) -> None:
+        where = ", ".join(sorted(functions)) or file
+        super().__init__(name, ())
+        self.what = f"static local {name} is in {where} more than once, and which one is meant cannot be told"
+        self.hint = "leave the functions that use it out of the patch"
+
+
 class Binder:
     """Symbols of all patch objects of one transaction."""
 
@@ -64,7 +74,7 @@ class Binder:
         self.module: list[int] = []
         self.functions: list[dict[tuple[int, int], BoundFunction]] = []   # by patch: (section, start) ->
         self._variables: dict[tuple[int, int], Target | None] = {}
-        self.assigned: dict[tuple[int, int, str, str], dict[int, Symbol | str | None]] = {}      # statics.match
+        self.assigned: dict[tuple[int, int, str, str], dict[int, Symbol | tuple[Symbol, ...] | None]] = {}      # statics.match
         self.patch_owners: dict[int, Owners] = {}       # statics.match: by patch,
         self.module_owners: dict[int, Owners] = {}      # by module
         self._preferred: dict[tuple[int, int, str], set[int]] = {}

@@ -104,6 +104,19 @@ def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Se
     return Demand(tuple(_module_demand(work, m) for m in used), tuple(binder.warnings), tuple(binder.patched()), work)
 
 
+def check_resolved(demand: Demand, resolved: Sequence[Mapping[str, int]]) -> None:
+    """Raises PsuError naming all symbols that `resolved`, as of relocate(), has not."""
+    work = demand.work
+    assert isinstance(work, Work)
+    found = dict(zip(work.used, resolved))
+    missing = dict.fromkeys(x.name for x in work.reader.externals
+                            if not (found[x.module].get(x.name) or x.fallback or x.weak))
+    if missing:
+        where = ", ".join(p.path for p in work.patches)
+        raise PsuError(where, f"unresolved symbol{'s' if len(missing) > 1 else ''}: {', '.join(missing)}",
+                       "neither the patch, the program nor its libraries define them")
+
+
 def check_types(demand: Demand) -> None:
     """Raises PsuError where a patch's debug information says something else of what it shares with its module than the module's."""
     assert isinstance(demand.work, Work)
@@ -241,7 +254,7 @@ class _Linker:
 
     def link(self) -> LinkedPatch:
         work = self.work
-        self._check_resolved()
+        check_resolved(self.demand, [self.resolved[m] for m in work.used])
         objects: dict[int, int] = {}
         self.distances: dict[int, int] = {}
         for m, module in zip(work.used, self.demand.modules):
@@ -276,16 +289,6 @@ class _Linker:
             total += sum(len(r.data) for o in linked for r in o.regions) + sum(len(r.data) for r in store.regions)
             modules.append((linked, store))
         return LinkedPatch(tuple(modules), total, self.demand.warnings, self.demand.patched)
-
-    def _check_resolved(self) -> None:
-        missing: dict[str, None] = {}
-        for x in self.work.reader.externals:
-            if not self._external(x) and not x.weak:
-                missing.setdefault(x.name)
-        if missing:
-            where = ", ".join(p.path for p in self.work.patches)
-            raise PsuError(where, f"unresolved symbol{'s' if len(missing) > 1 else ''}: {', '.join(missing)}",
-                           "neither the patch, the program nor its libraries define them")
 
     def _external(self, x: External) -> int:
         return self.resolved[x.module].get(x.name, 0) or x.fallback or 0

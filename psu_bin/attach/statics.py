@@ -40,7 +40,7 @@ def parts(name: str, functions: frozenset[str]) -> tuple[str, str]:
 
 def match(binder: Binder, n: int, m: int, s: PatchSymbol) -> Symbol | None:
     """The module's variable that the static `s` of patch `n` is, or None: it is new.  Raises binding.Ambiguous."""
-    from psu_bin.attach.binding import Ambiguous
+    from psu_bin.attach.binding import Ambiguous, Repeated
     patch, view = binder.patches[n], binder.views[m]
     mine = _patch_functions(patch)
     function, base = parts(s.name, mine)
@@ -54,8 +54,11 @@ def match(binder: Binder, n: int, m: int, s: PatchSymbol) -> Symbol | None:
     if assigned is None:
         assigned = binder.assigned[key] = _assign(binder, *key)
     found_local = assigned.get(s.number)
-    if isinstance(found_local, str):
-        raise Ambiguous(f"static local {base}", found_local.split("\n"))
+    if isinstance(found_local, tuple):
+        if len({y.file for y in found_local}) == 1:
+            users = {u for y in found_local for u in _module_users(view, y, _module_functions(view))}
+            raise Repeated(base, view.file_name(found_local[0]), users)
+        raise Ambiguous(f"static local {base}", (view.file_name(y) for y in found_local))
     return found_local
 
 
@@ -66,9 +69,9 @@ def _owners(known: dict[int, owners.Owners], number: int, file: Callable[[], Bin
     return known[number]
 
 
-def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, Symbol | str | None]:
+def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, Symbol | tuple[Symbol, ...] | None]:
     """For all static locals called `base` of the patch's `file`: the module's, None for a new one, or, where it is
-    undecided, the files of the candidates."""
+    undecided, the candidates."""
     patch, view = binder.patches[n], binder.views[m]
     mine = _patch_functions(patch)
     theirs_functions = _module_functions(view)
@@ -79,7 +82,7 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
     for y in _module_locals(view).get(base, ()):
         if not known or y.file in files:
             theirs[y.address] = (y, _module_users(view, y, theirs_functions))
-    out: dict[int, Symbol | str | None] = {}
+    out: dict[int, Symbol | tuple[Symbol, ...] | None] = {}
     left, free = list(ours), list(theirs.values())
     declared = _owners(binder.patch_owners, n, lambda: patch.source).declared(base) if free else {}
     declared_there = _owners(binder.module_owners, m, view.file).declared(base) if declared else {}
@@ -125,7 +128,7 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
         elif len(possible) == 1 and len(left) == 1:
             out[x.number] = possible[0]
         else:
-            out[x.number] = "\n".join(view.file_name(y) for y in possible)
+            out[x.number] = tuple(possible)
     return out
 
 

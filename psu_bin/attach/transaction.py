@@ -113,7 +113,7 @@ def _dry_run(t: Target, objects: list[patch.PatchObject], began: float, changed_
     warnings = list(demand.warnings)
     if agent_thread(t.process, runtime):
         with Transaction(t) as x:
-            x.resolve(demand)
+            linker.check_resolved(demand, x.resolve(demand))
     elif any(m.names for m in demand.modules):
         warnings.append("there is no agent yet, so names of shared libraries were not looked up")
     functions = tuple(f for m in demand.modules for o in m.objects for f in o.functions)

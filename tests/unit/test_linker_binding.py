@@ -172,7 +172,7 @@ def test_static_locals_of_one_name_are_told_apart_by_their_functions():
                               "int first(int x) { static int n = 2; return (n += x) * 10; }",
                               "-O1", "-fPIE", name="s.c"))
         assert [host.call(f, 1) for f in ("first", "second")] == [120, 2200]
-        with pytest.raises(PsuError, match="static local n is static in several files"):
+        with pytest.raises(PsuError, match="static local n is in third more than once"):
             host.link(compile_c("int third(int x) { static int n = 1; return (n += x) * 100; }",
                                 "-O1", "-fPIE", name="s.c"))
 
