@@ -30,6 +30,22 @@
  *   object
  *      may be RETIRED: from here "enters == leaves" means that nobody is inside nor will be.
  *
+ * Inner calls.  A gate of PLAIN or SIDE asks first whether the call comes from the object P that its body is in: whether the
+ * return address is in [base, base + span).  Then it jumps to the body, as inner.py's direct calls do: the caller, an
+ * activation in P, will be returned to, and it is counted, itself or through the one that called it so, up to a call that
+ * came from outside; all of them are on this stack below, so P stays until the body has returned.  (A tail call has
+ * its caller's return address, so the gate's own where that was counted.  "Is this thread counted in P?" would not do: a
+ * program may leave that stack for another one, and finish the counted call first.)
+ *   A gate is used again for another object R at P's place in the table, when P is free.  A late thread, which loaded S when
+ * it led here, may read `base` at any time in between.  Its return address is in code that is there as long as the call
+ * is: not in P, which was freed, nor in R, which came later.  So neither of the two matches; but half of each might, so
+ * `base` is one word, read once, and `span` never changes (a gate whose next object is smaller is without inner calls).
+ *   The new base is stored before step 1's barrier, so who finds the gate in S reads it or a newer one, not one whose
+ * addresses are others' by now.  Who is in P has seen the commit, which comes after step 4's barrier: it reads P's body.
+ *   A call that read A's base before step 4's barrier goes to A's body, and began before the commit.  On the way
+ * to a later version B is in S from step 3 on, and its base is another; on the way back to the original, A stays in S and would
+ * answer its own calls without asking for the commit: so its base is taken away when it is armed.
+ *
  * Each step can be done again without harm, which psu_commit_repair uses in a fork child whose parent was half-way.
  */
 #include "internal.h"
@@ -107,17 +123,20 @@ static int64_t check_object(const struct psu_new_object *o)
     return 0;
 }
 
-/* An object without memory stands for code of the program: an original behind a gate (psu_bin/attach/originals.py). */
-static int in_regions(const struct record *r, uint32_t index, uint64_t body)
+/* The size of the region of a new object that `body` is in, and where it begins; 0: there is none.  An object without memory
+ * stands for code of the program, an original behind a gate (psu_bin/attach/originals.py): a byte that no return address is in. */
+static uint64_t region_of(const struct record *r, uint32_t index, uint64_t body, uint64_t *base)
 {
     for (uint32_t i = 0; i < r->head->objects; i++)
         if (r->objects[i].index == index) {
             uint64_t all = 0;
             for (int j = 0; j < PSU_REGIONS; j++) {
-                if (body - r->objects[i].region[j].address < r->objects[i].region[j].size)
-                    return 1;
+                *base = r->objects[i].region[j].address;
+                if (body - *base < r->objects[i].region[j].size)
+                    return r->objects[i].region[j].size;
                 all |= r->objects[i].region[j].size;
             }
+            *base = PSU_NOWHERE;
             return !all && body;
         }
     return 0;
@@ -153,22 +172,28 @@ static int64_t check_switch(const struct record *r, const struct psu_switch *s)
     if (new->slot && (new->slot != s->slot || new->counter != 8 * s->index)) /* I3 */
         return -PSU_EINVAL;
     touch(s->index);
-    if (!object_mark[s->index].new || !in_regions(r, s->index, s->body))
+    uint64_t base;
+    if (!object_mark[s->index].new || !region_of(r, s->index, s->body, &base))
         return -PSU_EINVAL;
     object_mark[s->index].delta++;
     return 0;
 }
 
-/* Nobody can reach the gate yet. */
-static void bind(const struct psu_switch *s)
+/* Nobody is counted at the gate, and where it was never used nobody can reach it yet. */
+static void bind(const struct record *r, const struct psu_switch *s)
 {
     struct psu_gate *new = s->to_original ? 0 : new_gate(s);
-    if (!new || new->slot)
+    if (!new)
         return;
-    new->counter = 8 * s->index;
-    new->preserve = s->kind == PSU_FULL ? s->preserve : 0;
-    new->slot = s->slot;
-    __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].redirect, __ATOMIC_RELEASE);
+    uint64_t base, size = region_of(r, s->index, s->body, &base);
+    if (!new->slot) {
+        new->counter = 8 * s->index;
+        new->preserve = s->kind == PSU_FULL ? s->preserve : 0;
+        new->span = size;
+        new->slot = s->slot;
+        __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].redirect, __ATOMIC_RELEASE);
+    }
+    __atomic_store_n(&new->base, new->span <= size ? base : PSU_NOWHERE, __ATOMIC_RELAXED);
 }
 
 /* The gate is nobody's again if it was never armed: a refused transaction may not claim it. */
@@ -213,7 +238,7 @@ static int64_t check(const struct record *r, uint64_t *failed)
         return -PSU_EINVAL;
     *failed = 0;
     for (uint32_t i = 0; i < r->head->switches; i++)
-        bind(&r->switches[i]);
+        bind(r, &r->switches[i]);
     error = psu_membarrier(); /* it must work now, there is no way back later */
     for (uint32_t i = 0; error && i < r->head->switches; i++)
         unbind(&r->switches[i]);
@@ -226,6 +251,7 @@ static void arm(const struct psu_switch *s, uint64_t txn)
 {
     if (s->to_original) {
         struct psu_gate *old = old_gate(s);
+        __atomic_store_n(&old->base, PSU_NOWHERE, __ATOMIC_RELAXED); /* who comes from inside has to ask, too */
         __atomic_store_n(&old->after, s->to_original, __ATOMIC_RELAXED);
         __atomic_store_n(&old->exit_txn, txn, __ATOMIC_RELEASE);
         __atomic_store_n(&old->code, (uint64_t)psu_kinds[s->old_kind].pending, __ATOMIC_RELEASE);

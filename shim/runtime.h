@@ -87,11 +87,15 @@ struct psu_gate {
                                   read counter as 64 bits */
     uint64_t slot;         /* 16: address of the function's slot; 0: this gate was never used */
     uint64_t body;         /* 24: entry of the injected version */
-    uint64_t enter_txn;    /* 32: before commit_seq reaches this, calls go to `before` */
-    uint64_t before;       /* 40: the slot's value before that transaction */
-    uint64_t exit_txn;     /* 48: from the time commit_seq reaches this, calls go to `after` (0: not leaving) */
-    uint64_t after;        /* 56 */
+    uint64_t base;         /* 32: PLAIN, SIDE: who returns to `span` bytes from here is in the same object as `body`, and goes */
+    uint64_t span;         /* 40: there without being counted (commit.c, "inner calls").  `span` stays for ever, as `slot` */
+    uint64_t enter_txn;    /* 48: before commit_seq reaches this, calls go to `before` */
+    uint64_t before;       /* 56: the slot's value before that transaction */
+    uint64_t exit_txn;     /* 64: from the time commit_seq reaches this, calls go to `after` (0: not leaving) */
+    uint64_t after;        /* 72 */
+    uint64_t reserved[6];  /* what settled gates read is in one cache line */
 };
+#define PSU_NOWHERE (1ull << 63) /* a `base` that no return address is near */
 
 /* ---- objects -------------------------------------------------------------------------------------- */
 enum psu_object_state { PSU_FREE = 0, PSU_CURRENT = 1, PSU_RETIRED = 2 };
@@ -249,14 +253,14 @@ struct psu_runtime {
 extern struct psu_runtime psu_runtime;
 
 #define PSU_ASSERT_OFFSET(type, field, at) _Static_assert(__builtin_offsetof(type, field) == (at), #type "." #field)
-PSU_ASSERT_OFFSET(struct psu_gate, after, 56);
+PSU_ASSERT_OFFSET(struct psu_gate, after, 72);
 PSU_ASSERT_OFFSET(struct psu_runtime, pool, 40);
 PSU_ASSERT_OFFSET(struct psu_runtime, objects, 112);
 PSU_ASSERT_OFFSET(struct psu_runtime, commit_seq, 144);
 PSU_ASSERT_OFFSET(struct psu_runtime, command_seq, 184);
 PSU_ASSERT_OFFSET(struct psu_runtime, staged, 224);
 PSU_ASSERT_OFFSET(struct psu_runtime, start_agent, 224 + 24 * PSU_STAGED);
-_Static_assert(sizeof(struct psu_gate) == 64, "psu_gate");
+_Static_assert(sizeof(struct psu_gate) == 128, "psu_gate");
 _Static_assert(sizeof(struct psu_object) == 64, "psu_object");
 _Static_assert(sizeof(struct psu_side) == 64, "psu_side");
 _Static_assert(__builtin_offsetof(struct psu_block, sides) == 128, "psu_block.sides");

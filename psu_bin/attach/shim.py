@@ -26,7 +26,7 @@ AGENT_NONE, AGENT_STARTING, AGENT_PARKED, AGENT_BUSY = range(4)
 
 OP_RESET, OP_MAP, OP_PROTECT, OP_RESOLVE, OP_COMMIT, OP_PIN, OP_WRITE_OFF, OP_TURN = range(1, 9)
 
-GATE = struct.Struct("<QIIQQQQQQ")
+GATE = struct.Struct("<QIIQQQQQQQQ48x")
 OBJECT = struct.Struct("<IIQ6Q")
 COUNTER = struct.Struct("<II")
 COMMAND = struct.Struct("<IIQ")
@@ -54,7 +54,7 @@ REGIONS = 3
 
 @dataclass(frozen=True)
 class Pool:
-    """The gates of one kind: gate g is at first + g * stride, its data at data + g * 64."""
+    """The gates of one kind: gate g is at first + g * stride, its data at data + g * 128."""
     first: int
     data: int
     stride: int

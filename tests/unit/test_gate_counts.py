@@ -1,7 +1,8 @@
 """How many instructions a call executes in stubs and gates, on both architectures: docs/DESIGN.md says what the code does.
 
 Counted in the assembled shim: from a gate's first instruction along the way that a settled call takes, on which no
-conditional branch is taken but the one to the exclusive pairs on processors without atomic instructions.
+conditional branch is taken but the first one, where the call does not come from the version's own object, and the one to the
+exclusive pairs on processors without atomic instructions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from psu_bin.descriptor import MODULE_IBT
 ROOT = Path(__file__).resolve().parents[2]
 MODES = {"x86_64": (capstone.CS_ARCH_X86, capstone.CS_MODE_64), "aarch64": (capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)}
 ARCHS = {"x86_64": x86_64.ARCH, "aarch64": aarch64.ARCH}
-ROWS = ("stub", "stub, marked", "plain gate, in", "plain gate, out", "side gate, in", "side gate, out")
+ROWS = ("stub", "stub, marked", "plain gate, inner call", "plain gate, in", "plain gate, out", "side gate, inner call",
+        "side gate, in", "side gate, out")
 COLUMNS = ("x86-64", "AArch64", "AArch64 before ARMv8.1")
 
 
@@ -45,24 +47,28 @@ def code_at(shim: Path, machine: str, symbol: str) -> list[capstone.CsInsn]:
     segments = subprocess.run(["readelf", "-lW", str(shim)], capture_output=True, text=True, check=True).stdout
     rows = [line.split() for line in segments.splitlines() if line.split()[:1] == ["LOAD"] and " R E " in line]
     offset, address = next((int(r[1], 16), int(r[2], 16)) for r in rows if 0 <= start - int(r[2], 16) < int(r[4], 16))
-    code = shim.read_bytes()[start - address + offset:][:256]
+    code = shim.read_bytes()[start - address + offset:][:320]
     return list(capstone.Cs(*MODES[machine]).disasm(code, start))
 
 
-def walk(code: list[capstone.CsInsn], pairs: bool) -> tuple[int, int]:
-    """Instructions before the version's first and behind its last.  pairs: as a processor without atomic instructions."""
+def walk(code: list[capstone.CsInsn], pairs: bool) -> tuple[int, int, int]:
+    """Instructions of an inner call; and, of another one, before the version's first and behind its last.
+
+    pairs: as a processor without atomic instructions."""
     at = {i.address: i for i in code}
+    inner = next(n for n, i in enumerate(code, 1) if i.mnemonic in ("br", "notrack jmp"))
+    asks = next(i for i in code if i.mnemonic in ("jae", "tbz"))
     counts, here = [0], code[0]
     while True:
         counts[-1] += 1
         follow = here.address + here.size
         if here.mnemonic in ("ret", "retq"):
             assert len(counts) == 2
-            return counts[0], counts[1]
+            return inner, counts[0], counts[1]
         if here.mnemonic in ("blr", "call", "notrack call"):
             counts.append(0)
-        elif here.mnemonic == "b" or (pairs and here.mnemonic == "tbz"):
-            follow = int(here.op_str.split("#")[-1], 16)
+        elif here.mnemonic == "b" or here is asks or (pairs and here.mnemonic == "tbz"):
+            follow = int(here.op_str.split("#")[-1].split()[-1], 16)
         assert follow in at and sum(counts) < 100, here
         here = at[follow]
 

@@ -14,6 +14,9 @@
  * redirection; if it is after, the count, older than the call, is visible to the sums that the agent makes next.  There
  * is no third case, and no fence here.
  *
+ * A call from the same object (its return address is between `base` and `base + span`) goes on to `body` at once: its caller
+ * is counted (commit.c, "inner calls").  `base` is read once, by the subtraction; that is what the argument there needs.
+ *
  * One `incl` an event: a signal handler that makes counted calls in between loses nothing, as a load/add/store would.
  *
  * The counters of a thread are in a block (counters.c) behind the one thread-local pointer psu_self; 0 means that the
@@ -118,6 +121,15 @@ MARK plain_start
         endbr64
         push    %r11
 MARK plain_down
+        mov     8(%rsp), %r11
+        sub     psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_BASE(%rip), %r11
+        cmp     psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_SPAN(%rip), %r11
+        jae     7f
+        pop     %r11
+MARK plain_inner
+        notrack jmp *psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_BODY(%rip)
+MARK plain_outer
+7:
 MARK plain_own_enter
         LOAD_BLOCK 8f
         # 64 bits: takes `preserve` along, which is 0 in this pool
@@ -142,10 +154,11 @@ MARK plain_slow_leave
 .endm
 
 #define PLAIN(term, at) term(PSU_PLAIN_STRIDE, plain, at)
-/* CFA = rsp + 8 * (1 + (off >= after push) - (off >= after pop) + (off >= slow paths)) */
+/* CFA = rsp + 8 * (1 + (off >= after a push) - (off >= after a pop) ... + (off >= slow paths)); the jump between `inner`
+ * and `outer` is after a pop. */
 #define PLAIN_CFA \
-        CFA_EXPRESSION, 33, OP_lit1, PLAIN(UP, down), PLAIN(DOWN, up), PLAIN(UP, slow), \
-        OP_lit3, OP_shl, OP_breg_rsp, 0, OP_plus
+        CFA_EXPRESSION, 51, OP_lit1, PLAIN(UP, down), PLAIN(DOWN, inner), PLAIN(UP, outer), PLAIN(DOWN, up), \
+        PLAIN(UP, slow), OP_lit3, OP_shl, OP_breg_rsp, 0, OP_plus
 
         .globl  psu_plain_gates
         .hidden psu_plain_gates
@@ -157,8 +170,8 @@ psu_plain_gates:
         .set    gate, 0
         .rept   PSU_PLAIN_GATES
         PLAIN_GATE
-        .balign PSU_PLAIN_STRIDE, 0xcc
         .set    gate, gate + 1
+        .org    psu_plain_gates + PSU_PLAIN_STRIDE * gate, 0xcc
         .endr
         .cfi_endproc
         .size   psu_plain_gates, . - psu_plain_gates
@@ -173,6 +186,12 @@ psu_plain_gates:
 .macro SIDE_GATE
 MARK side_start
         endbr64
+        mov     (%rsp), %r11
+        sub     psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_BASE(%rip), %r11
+        cmp     psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_SPAN(%rip), %r11
+        jae     7f
+        notrack jmp *psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_BODY(%rip)
+7:
         push    %rbp
 MARK side_rbp_pushed
 MARK side_own_enter
@@ -266,8 +285,8 @@ psu_side_gates:
         .set    gate, 0
         .rept   PSU_SIDE_GATES
         SIDE_GATE
-        .balign PSU_SIDE_STRIDE, 0xcc
         .set    gate, gate + 1
+        .org    psu_side_gates + PSU_SIDE_STRIDE * gate, 0xcc
         .endr
         .cfi_endproc
         .size   psu_side_gates, . - psu_side_gates
@@ -303,8 +322,8 @@ psu_full_gates:
         .set    gate, 0
         .rept   PSU_FULL_GATES
         FULL_GATE
-        .balign PSU_FULL_STRIDE, 0xcc
         .set    gate, gate + 1
+        .org    psu_full_gates + PSU_FULL_STRIDE * gate, 0xcc
         .endr
         .cfi_endproc
         .size   psu_full_gates, . - psu_full_gates

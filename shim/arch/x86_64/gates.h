@@ -23,9 +23,12 @@
 #define AREA_SIDE (AREA_PLAIN + GATE_SIZE * PSU_PLAIN_GATES)
 #define AREA_END (AREA_SIDE + GATE_SIZE * PSU_SIDE_GATES)
 
-#define GATE_SIZE 64
+#define GATE_SIZE 128
 #define GATE_CODE 0
 #define GATE_COUNTER 8
+#define GATE_BODY 24
+#define GATE_BASE 32
+#define GATE_SPAN 40
 
 /* From what psu_self holds: the address of psu_block.count[0].enter, relative to which psu_gate.counter counts. */
 #define BLOCK_FREE (-8)
