@@ -8,6 +8,7 @@ INSIDE = "tests/live/test_inside.py"
 BARRIERS = "tests/unit/test_shim_order.py::test_each_step_is_where_the_argument_wants_it[barriers]"
 WITHIN = "tests/stress/test_within.py::test_calls_inside_objects[unmapped-{}]"
 DIRECT, SHORT = WITHIN.format("direct"), WITHIN.format("short")
+INNER = "tests/unit/test_shim.py::test_calls_by_pointer_inside_an_object_are_not_counted_and_right"
 OPEN_AND_CLOSED = "tests/live/test_turning.py"
 
 SETTLE_LOOP = """        settle(&r->switches[i]);
@@ -128,5 +129,30 @@ CALLS_INSIDE = (
         "    long r = 0;\n    if (r < 0) /* it cannot",
         "code stays writable, and cannot be turned again",
         (OPEN_AND_CLOSED,),
+    ),
+    Mutant(
+        "inner-calls-do-not-ask",
+        "commit.c",
+        "        __atomic_store_n(&old->base, PSU_NOWHERE, __ATOMIC_RELAXED); /* who comes from inside has to ask, too */\n",
+        "",
+        "for a moment after the commit of a revert calls from inside take the old version, others the original",
+        (BARRIERS,),
+        model="BASE_KEPT",
+    ),
+    Mutant(
+        "base-of-the-first-object",
+        "commit.c",
+        "    __atomic_store_n(&new->base, new->span <= size ? base : PSU_NOWHERE, __ATOMIC_RELAXED);\n",
+        "    if (!new->base)\n        __atomic_store_n(&new->base, base, __ATOMIC_RELAXED);\n",
+        "who returns to where another object was is taken for one inside, and is not counted",
+        (BARRIERS, INNER),
+    ),
+    Mutant(
+        "span-of-the-first-object",
+        "commit.c",
+        "new->span <= size ? base : PSU_NOWHERE",
+        "base",
+        "who returns to what lies behind a smaller object is taken for one inside, and is not counted",
+        (INNER,),
     ),
 )
