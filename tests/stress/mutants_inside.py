@@ -137,7 +137,6 @@ CALLS_INSIDE = (
         "",
         "for a moment after the commit of a revert calls from inside take the old version, others the original",
         (BARRIERS,),
-        model="BASE_KEPT",
     ),
     Mutant(
         "base-of-the-first-object",
