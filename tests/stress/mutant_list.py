@@ -174,9 +174,9 @@ MUTANTS = (
     Mutant(
         "not-bound",
         "commit.c",
-        "    __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].redirect, __ATOMIC_RELEASE);\n}\n\n"
-        "/* The gate is nobody's",
-        "}\n\n/* The gate is nobody's",
+        "        __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].redirect, __ATOMIC_RELEASE);\n    }\n"
+        "    __atomic_store_n(&new->base",
+        "    }\n    __atomic_store_n(&new->base",
         "AArch64: a thread finds a gate without code",
         model="NOT_BOUND",
     ),
