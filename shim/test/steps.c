@@ -63,6 +63,16 @@ int main(void)
         uint64_t now = work_slot = *slot;
         CHECK(caller(names[kind]) >= 21);
         CHECK(caller("again") >= 21);
+        if (kind != PSU_FULL) { /* as if the caller was in the version's object */
+            uint64_t enters = g->counter, base = g->base, body = g->body;
+            enters = ((struct psu_block *)psu_runtime.blocks)->count[enters / 8].enter;
+            g->base = (uint64_t)caller;
+            g->body = (uint64_t)version;
+            CHECK(caller("inner") >= 21);
+            CHECK(((struct psu_block *)psu_runtime.blocks)->count[g->counter / 8].enter == enters, "counted");
+            g->base = base;
+            g->body = body;
+        }
         if (old) { /* a late call of the retired gate: undone, then through the slot */
             work_slot = old_entry;
             old->slot = (uint64_t)&now;
