@@ -123,20 +123,23 @@ static int64_t check_object(const struct psu_new_object *o)
     return 0;
 }
 
-/* The size of the region of a new object that `body` is in, and where it begins; 0: there is none.  An object without memory
- * stands for code of the program, an original behind a gate (psu_bin/attach/originals.py): a byte that no return address is in. */
+/* The region of a new object that `body` is in: its size (0: there is none), and `base`, who returns from where needs no count.
+ * An object without memory stands for code of the program, an original behind a gate (psu_bin/attach/originals.py). */
 static uint64_t region_of(const struct record *r, uint32_t index, uint64_t body, uint64_t *base)
 {
     for (uint32_t i = 0; i < r->head->objects; i++)
         if (r->objects[i].index == index) {
             uint64_t all = 0;
-            for (int j = 0; j < PSU_REGIONS; j++) {
-                *base = r->objects[i].region[j].address;
-                if (body - *base < r->objects[i].region[j].size)
-                    return r->objects[i].region[j].size;
-                all |= r->objects[i].region[j].size;
-            }
             *base = PSU_NOWHERE;
+            for (int j = 0; j < PSU_REGIONS; j++) {
+                uint64_t start = r->objects[i].region[j].address, size = r->objects[i].region[j].size;
+                if (body - start < size) {
+                    if (r->objects[i].inner)
+                        *base = start;
+                    return size;
+                }
+                all |= size;
+            }
             return !all && body;
         }
     return 0;

@@ -192,6 +192,7 @@ struct psu_new_object {
     uint64_t eh_frame;     /* 0: none; with a region[1], its first CIE and FDE are of that */
     struct { uint64_t address, size; } region[PSU_REGIONS];
     uint64_t symfile, symfile_size; /* an ELF file for debuggers inside a region (debugger.c); size 0: none */
+    uint64_t inner;        /* not 0: who returns to its memory is counted in it, so its gates need not count (commit.c) */
 };
 
 /* ---- the runtime ----------------------------------------------------------------------------------

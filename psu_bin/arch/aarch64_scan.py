@@ -294,6 +294,18 @@ def _frame_pointer(code: Code, sets: np.ndarray, distance: np.ndarray) -> np.nda
     return out[chain]
 
 
+def switches_stack(code: Code) -> np.ndarray:
+    """bool, one an instruction: gives sp a value that is not made of sp or x29, or makes a system call.
+
+    A first look at much code: aarch64_stack.moves_stack has the last word."""
+    w = code.parts.word
+    rn = w >> 5 & 31
+    into = ((w & 31) == 31) & (rn != 31) & (rn != 29) & (
+        ((w & 0x3F800000) == 0x11000000) | ((w & 0x3FE00000) == 0x0B200000)          # add, sub: immediate, extended register
+        | ((w & 0x1F800000) == 0x12000000) & ((w >> 29 & 3) != 3))                   # and, orr, eor with an immediate
+    return (into | ((w & 0xFFE0001F) == 0xD4000001)) & ~code.parts.data               # svc
+
+
 def stack_moves(code: Code, writes_sp: np.ndarray) -> np.ndarray:
     """uint8, StackMove of each instruction: none changes the alignment."""
     return np.full(len(code.address), StackMove.KEEPS, dtype=np.uint8)

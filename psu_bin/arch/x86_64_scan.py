@@ -21,7 +21,7 @@ from psu_bin.arch.x86_64_registers import effects
 __all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_ADDENDS",
            "RELATIVE_TYPES", "SP_BIT", "STACK_CAN_BE_MISALIGNED", "absolutes", "decode", "edits", "effects", "is_mark",
            "is_thunk", "jump_tables", "movable", "possible_operands", "possible_targets", "scaled_loads",
-           "stack_arguments", "stack_moves"]
+           "stack_arguments", "stack_moves", "switches_stack"]
 
 RSP, RBP = 4, 5
 DWARF_RSP, DWARF_RBP = 7, 6
@@ -287,6 +287,23 @@ def stack_moves(code: Code, writes_sp: np.ndarray) -> np.ndarray:
         mask = np.where((reg[i] == 4) & ((low & 15) == 0), StackMove.ALIGNS, StackMove.UNKNOWN)
         out[i] = np.where(moves, step, mask)
     return out
+
+
+def switches_stack(code: Code) -> np.ndarray:
+    """bool, one an instruction: gives rsp a value that is not made of rsp or rbp, or makes a system call.
+
+    A first look at much code: x86_64_stack.moves_stack has the last word."""
+    f = code.parts.fields
+    one = (f.map == 0) & (f.encoding == boundaries.LEGACY)
+    two = (f.map == 1) & (f.encoding == boundaries.LEGACY)
+    into_reg = (((f.modrm >> 3) & 7) == RSP) & ((f.rex & 4) == 0)
+    into_rm = (f.modrm >= 0xC0) & ((f.modrm & 7) == RSP) & ((f.rex & 1) == 0)
+    of_rbp = ((f.modrm & 7) == RBP) & (f.modrm >= 0x40) & ((f.rex & 1) == 0)
+    loaded = ((f.opcode == 0x8B) | (f.opcode == 0x8D)) & into_reg & ~of_rbp
+    stored = (f.opcode == 0x89) & into_rm & (f.modrm != 0xEC)
+    exchanged = (f.opcode == 0x87) & (into_reg | into_rm) | ((f.opcode == 0x94) | (f.opcode == 0x5C)) & ((f.rex & 1) == 0)
+    return one & (loaded | stored | exchanged | (f.opcode == 0x8F) & into_rm) | two & (
+        (f.opcode == 0x05) | ((f.opcode & 0xF0) == 0x40) & into_reg)
 
 
 def scaled_loads(code: Code) -> np.ndarray:

@@ -28,6 +28,7 @@ class NewObject:
     eh_frame: int                          # run-time address, 0: none
     regions: tuple[tuple[int, int], ...]   # (address, size), at most shim.REGIONS
     symfile: tuple[int, int]               # (address, size) of the file for debuggers, in a region
+    inner: bool                            # its code stays on its stack: calls from inside need no count (shim/commit.c)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ def prepare(session: AgentSession, notes: meta.Notes, objects: list[NewObject], 
     still = {f.current[2] for f in notes.functions if f.current}
     alive = {o.index for o in runtime.read_objects(process) if o.state == shim.CURRENT}
     retires = sorted((retiring & alive) - still)
-    head = b"".join(shim.NEW_OBJECT.pack(o.index, o.patch, o.eh_frame, *_flat(o.regions), *o.symfile) for o in objects)
+    head = b"".join(shim.NEW_OBJECT.pack(o.index, o.patch, o.eh_frame, *_flat(o.regions), *o.symfile, o.inner)
+                    for o in objects)
     tail = b"".join(i.to_bytes(4, "little") for i in retires)
     blob = meta.encode(notes)
     meta_size = -(-len(blob) // 4096) * 4096

@@ -17,7 +17,7 @@ This module finds the calls and makes the table; turning.py is who uses it.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import accumulate
 from struct import error, pack, unpack_from
 from types import ModuleType
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from psu_bin.arch.link_types import Use
 from psu_bin.attach.meaning import BoundFunction, Room
 from psu_bin.attach.sections import Role
-from psu_bin.descriptor import MODULE_IBT
+from psu_bin.descriptor import MODULE_IBT, MODULE_MOVES_STACK
 from psu_bin.elf import SHF_ALLOC, SHF_EXECINSTR, SHN_UNDEF
 from psu_bin.errors import PsuError
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from psu_bin.attach.layout import Layout
     from psu_bin.attach.patch import PatchObject
     from psu_bin.attach.references import Reader, Rerouted
+    from psu_bin.attach.view import ModuleView
 
 STUB_FLAGS = MODULE_IBT    # of the stubs: they fit any module
 
@@ -52,6 +53,14 @@ def stub_size(arch: Arch) -> int:
 
 
 _TWICE = frozenset(("setjmp", "_setjmp", "sigsetjmp", "__sigsetjmp", "getcontext"))
+
+
+def stays_on_stack(patch: PatchObject, views: Iterable[ModuleView], link: ModuleType) -> bool:
+    """Whether who is in the object's code, or will return to it, was counted into it on the same stack.
+
+    Not where its own code may go on with another stack, nor where a function of a module may that is to be updated, and may
+    so return to the object on another stack."""
+    return not any(v.descriptor.flags & MODULE_MOVES_STACK for v in views) and not moves_stack(patch, link)
 
 
 def moves_stack(patch: PatchObject, link: ModuleType) -> bool:

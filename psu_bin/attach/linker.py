@@ -140,7 +140,8 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
             room.add(p)
     home = layout.binder.module[n]
     # Another module's stubs and slots may be out of reach.
-    direct = set() if inner.moves_stack(layout.patch, link) else {f for f in kinds if f.module == home}
+    room.inner = inner.stays_on_stack(layout.patch, layout.binder.views, link)
+    direct = {f for f in kinds if f.module == home} if room.inner else set()
     room.add_calls(inner.calls(layout, reader, machine, direct), inner.stub_size(machine))
 
     def far(t: Target) -> bool:
@@ -452,7 +453,8 @@ class _Linker:
                             tuple(regions), base + room.unwind if room.unwind else 0,
                             (symfile_at, symfile_size + room.unwind_end - room.unwind), relied,
                             (base + room.table, len(table)),
-                            (base + distance & (1 << 64) - 1, room.mirrored(PAGE)) if distance else (0, 0))
+                            (base + distance & (1 << 64) - 1, room.mirrored(PAGE)) if distance else (0, 0),
+                            room.inner)
 
     def _reroute(self, n: int, image: bytearray) -> None:
         """Point what the assembler had resolved to the stubs."""

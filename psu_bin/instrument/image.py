@@ -36,7 +36,8 @@ class Image:
         self.stub_symbols = stub_symbols    # a name for each stub, not one for all
         self.relocated = binary.type == elf.ET_DYN
         self.flags = ((descriptor.MODULE_PIC if self.relocated else 0)
-                      | (descriptor.MODULE_IBT if marks.wanted(binary, arch) else 0))
+                      | (descriptor.MODULE_IBT if marks.wanted(binary, arch) else 0)
+                      | (descriptor.MODULE_MOVES_STACK if plan.moves_stack else 0))
         self.stub_size = arch.stub_size(self.flags)
         self.form = relocations.form(binary, arch)
         self.request = dynamic.request(binary, self.form is Form.ROWS)

@@ -175,4 +175,5 @@ def _assemble(binary: Binary, arch: Arch, m: Module, planned: dict[int, Detour |
     left = sites.find(binary, arch, out, copies, edits, _module_flags(binary, arch))
     turned = {at for at, _ in left}
     return Plan(tuple(out), tuple(e for e in edits if not (e.call_site and e.at in turned)), copies,
-                tuple(sorted(refused, key=lambda n: n.name)), sum(e.call_site for e in edits), users, left)
+                tuple(sorted(refused, key=lambda n: n.name)), sum(e.call_site for e in edits), users, left,
+                traits.moves_stack(binary, arch, m.functions, m.code))

@@ -1,4 +1,5 @@
-"""What the code of a function shows about how it is called: stack arguments, a convention of its own."""
+"""What code shows: of a function, how it is called (stack arguments, a convention of its own); of a module, whether it may go
+on with another stack."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import numpy as np
 
 from psu_bin.arch import Arch
 from psu_bin.arch.code import Code
+from psu_bin.elf import Binary
 from psu_bin.instrument.functions import Functions
 from psu_bin.instrument.unwind import Frames
 
@@ -30,3 +32,21 @@ def own_convention(arch: Arch, functions: Functions, frames: Frames) -> np.ndarr
     described = (fde >= 0) & (frames.begin[fde.clip(0)] == functions.entry)
     odd = (frames.saved[fde.clip(0)] & np.uint64(arch.scan.REGISTERS.dwarf_volatile)) != 0
     return ~described | odd
+
+
+def moves_stack(binary: Binary, arch: Arch, functions: Functions, code: Code) -> bool:
+    """Whether code of the module may go on with another stack by instructions of its own (coroutines), as assembly does; what cannot
+    be read may, too."""
+    addresses = code.address[arch.scan.switches_stack(code)]
+    holding = functions.holding(addresses)
+    if (holding < 0).any():                        # of no function
+        return True
+    try:
+        for i in np.unique(holding).tolist():
+            start, end = int(functions.entry[i]), int(functions.end[i])
+            at = binary.offset_of(start)
+            if arch.link.moves_stack(binary.data[at:at + end - start], 0, end - start):
+                return True
+    except ValueError:
+        return True
+    return False

@@ -59,6 +59,7 @@ static void commit(uint32_t index, uint8_t *page, uint64_t size, uint32_t n, int
     r.head = (struct psu_commit){.objects = 1, .switches = n, .retires = retire >= 0};
     r.object.index = index;
     r.object.patch = index + 1;
+    r.object.inner = 1;
     r.object.region[0].address = (uint64_t)page;
     r.object.region[0].size = size;
     for (uint32_t i = 0; i < n; i++) {

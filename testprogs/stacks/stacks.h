@@ -1,5 +1,5 @@
 /* A coroutine on a stack of its own, begun by code that moves the stack pointer itself and calls from there, as libdill does: what
- * the program and its patches share. */
+ * the program and its patches share.  PROGRAMS: the patches have no such code, but call the program's. */
 #include <setjmp.h>
 #include <stdint.h>
 
@@ -16,6 +16,13 @@ void worker(void);
 #else
 #define CALL_ON(stack, function) \
     __asm__ volatile("mov %%rsp, %%rbx\n\tmov %0, %%rsp\n\tcall " #function "\n\tmov %%rbx, %%rsp" : : "r"(stack) : "rbx", "memory")
+#endif
+
+#ifdef PROGRAMS
+/* It is a function of the program that moves the stack pointer: it returns on the other stack. */
+int moved(void *stack);
+#undef CALL_ON
+#define CALL_ON(stack, function) if (moved(stack)) function()
 #endif
 
 /* The call is the object's own, and goes on when `start` has returned. */
