@@ -5,7 +5,7 @@
  * Order, and why (S: slot, A: the gate it leads to now or the original code, B: the gate of the new version):
  *
  *   1. check everything; refuse with nothing changed.  A gate that was never used gets all that is its own for ever:
- *      counter, preserve, slot, and code = redirect; then a barrier.  Stub and gate load the slot, then words of the
+ *      counter, preserve, span, slot, and code = redirect, and each gets the base of its new object; then a barrier.  Stub and gate load the slot, then words of the
  *      gate, and AArch64 does not order these loads: without the barrier a thread that finds B in S could read zeros.
  *      Calls from inside A's object went to A's body until psu-bin turned them (turn.c), before this: they go through S,
  *      too, which changes nothing but that they are counted.  One that went to the body has its caller's count, which
@@ -25,17 +25,21 @@
  *      this record changes its answer at this store.  A thread that saw one function's new version has seen the
  *      store, so it sees it at the next function too (loads are in order on x86-64; on AArch64 routes.c loads acquire).
  *   6. settle: B.code := body; S := original where going back.  Faster, same answers.
- *   7. A.code := redirect for every gate that was left.  Late threads at A undo A and go through S again.
+ *   7. A.code := redirect for every gate that was left.  Late threads at A undo A and go through S again, but for those that
+ *      come from inside A's object (below): they run A's body, uncounted.
  *   8. barrier (I4): each thread has either made its count at A visible, or will load A.code = redirect.  Only now an
  *   object
- *      may be RETIRED: from here "enters == leaves" means that nobody is inside nor will be.
+ *      may be RETIRED: from here "enters == leaves" means that nobody is inside nor will be: who is not counted has a
+ *      caller inside.
  *
  * Inner calls.  A gate of PLAIN or SIDE asks first whether the call comes from the object P that its body is in: whether the
- * return address is in [base, base + span).  Then it jumps to the body, as inner.py's direct calls do: the caller, an
- * activation in P, will be returned to, and it is counted, itself or through the one that called it so, up to a call that
- * came from outside; all of them are on this stack below, so P stays until the body has returned.  (A tail call has
- * its caller's return address, so the gate's own where that was counted.  "Is this thread counted in P?" would not do: a
- * program may leave that stack for another one, and finish the counted call first.)
+ * return address is in [base, base + span), which are the addresses behind P's instructions.  Then it jumps to the body, as
+ * inner.py's direct calls do: the caller, an activation in P, will be returned to, and it is counted, itself or through the one
+ * that called it so, up to a call that came from outside; all of them are on this stack below, so P stays until the body has
+ * returned.  (A tail call has its caller's return address, so the gate's own where that was counted.  "Is this thread counted
+ * in P?" would not do: a program may leave that stack for another one, and finish the counted call first.)  Where code may come
+ * to be in P on a stack without a counted call, by instructions that move the stack pointer, psu-bin does not say that P is
+ * `inner` (inner.py, stays_on_stack), and every call is counted.
  *   A gate is used again for another object R at P's place in the table, when P is free.  A late thread, which loaded S when
  * it led here, may read `base` at any time in between.  Its return address is in code that is there as long as the call
  * is: not in P, which was freed, nor in R, which came later.  So neither of the two matches; but half of each might, so
@@ -135,7 +139,7 @@ static uint64_t region_of(const struct record *r, uint32_t index, uint64_t body,
                 uint64_t start = r->objects[i].region[j].address, size = r->objects[i].region[j].size;
                 if (body - start < size) {
                     if (r->objects[i].inner)
-                        *base = start;
+                        *base = start + 1; /* `start` is behind a call that ends the code in front of it */
                     return size;
                 }
                 all |= size;

@@ -7,7 +7,7 @@ function that keeps its return address in memory (leaf.py).  Such a thread is cl
 gate of the object.  An object that no uncleared thread is left for has no call in progress.  Why:
 
   1. Let C be a call of a retired object, in progress when the first look begins and still when the last one ends.  There is
-     no other kind: none begins (its gates are redirected), and the counts say that none ended.
+     no other kind among those that are counted: none begins (its gates are redirected), and the counts say that none ended.
   2. C is on some thread, or on a stack that no thread is on.  (Signal handlers: the interrupted registers are in the
      signal's frame, in memory.  The gate's own instructions: a thread there is not blocked, or is in such a handler; in the
      functions that leave gates it makes the look void, surplus.py.)

@@ -7,7 +7,8 @@ side until then: a count can be too high, never too low.
 The rule.  A retired object has a surplus, the calls counted in and not out.  If no call of it is in progress, the surplus is
 written off (the agent counts that many out) and the object is freed.  Why what we look at is enough:
 
-  1. No call of a retired object begins: its gates are redirected (shim/commit.c, step 8).
+  1. No counted call of a retired object begins: its gates are redirected (shim/commit.c, step 8).  Those that are not
+     counted have a counted one below them on the same stack: what holds for that holds for the object.
   2. A call in progress has its gate's return address in memory all the time (stacks.py), at a place that does not change, so
      a search finds it although the program runs on; or its thread is executing the gate itself, a few instructions at either end.
   3. A thread in those few instructions is blocked with its program counter in the shim (we look), or is running: then it

@@ -18,6 +18,7 @@ long inner_original(void) { return -2; }
 STUB(outer);
 STUB(inner);
 static uint32_t kind;
+static int stays_on_stack = 1;
 static long (*during)(void); /* what the first version of `inner` does before it returns */
 
 /* From here, not by a tail call: that would be a call from where this one came from. */
@@ -59,7 +60,7 @@ static void commit(uint32_t index, uint8_t *page, uint64_t size, uint32_t n, int
     r.head = (struct psu_commit){.objects = 1, .switches = n, .retires = retire >= 0};
     r.object.index = index;
     r.object.patch = index + 1;
-    r.object.inner = 1;
+    r.object.inner = stays_on_stack;
     r.object.region[0].address = (uint64_t)page;
     r.object.region[0].size = size;
     for (uint32_t i = 0; i < n; i++) {
@@ -176,7 +177,7 @@ int main(void)
         /* The object stays as long as a call in it that is not counted. */
         uint8_t *third = place(4096 * PAGES, VERSIONS);
         commit(first + 2, third, 4096 * PAGES, 2, -1);
-        CHECK(kind == PSU_FULL || base_of(first + 2) == (uint64_t)third, "the gate does not know its new object");
+        CHECK(kind == PSU_FULL || base_of(first + 2) == (uint64_t)third + 1, "the gate does not know its new object");
         during = block;
         pthread_t t;
         void *result;
@@ -202,6 +203,15 @@ int main(void)
         uint8_t *large = place(4096 * (PAGES + 1), VERSIONS);
         commit(first + 2, large, 4096 * (PAGES + 1), 2, -1);
         expect(outer, VERSIONS, first + 2, once);
+        original(1, first + 2);
+        CHECK(host_freed(first + 2, 5000));
+
+        /* Code that may go on with another stack: its callers may be gone, every call counts. */
+        uint8_t *elsewhere = place(4096 * PAGES, VERSIONS);
+        stays_on_stack = 0;
+        commit(first + 2, elsewhere, 4096 * PAGES, 2, -1);
+        expect(outer, VERSIONS, first + 2, 2);
+        stays_on_stack = 1;
         original(1, first + 2);
         CHECK(host_freed(first + 2, 5000));
     }

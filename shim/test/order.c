@@ -102,7 +102,7 @@ struct transaction {
 static struct transaction replace(uint32_t index, char *page, int old)
 {
     struct transaction t = {.head = {.objects = 1, .switches = 2, .retires = old >= 0}, .retire = (uint32_t)old};
-    t.o = (struct psu_new_object){.index = index, .patch = index + 1};
+    t.o = (struct psu_new_object){.index = index, .patch = index + 1, .inner = 1};
     t.o.region[0].address = (uint64_t)page;
     t.o.region[0].size = 8192;
     for (uint32_t i = 0; i < 2; i++) {
@@ -204,7 +204,7 @@ static void watch(uint32_t index, char *page, int old, long before, long after)
     struct seccomp_notif n = held("1");
     CHECK(first_slot == was[0] && second_slot == was[1]);
     for (uint32_t i = 0; i < 2; i++)
-        CHECK(host_gate(PSU_PLAIN, 2 * index + i)->slot && host_gate(PSU_PLAIN, 2 * index + i)->base == (uint64_t)page, "not bound");
+        CHECK(host_gate(PSU_PLAIN, 2 * index + i)->slot && host_gate(PSU_PLAIN, 2 * index + i)->base == (uint64_t)page + 1, "not bound");
     answers("1", before);
     let_go(n);
 

@@ -72,7 +72,7 @@ int main(int argc, char **argv)
         uint64_t routines[2];
         for (int i = 0; i < 2; i++)
             routines[i] = (uint64_t)&psu_runtime + (uint64_t)strtol(argv[1 + 3 * i + (int)kind], 0, 0);
-        uint32_t index = kind * 4, few = 40; /* of the last threads: the agent has not looked yet */
+        uint32_t index = kind * 4, few = 100; /* of the last threads: the agent has not looked yet */
         poke(kind, 10, (uint64_t)version, index);
         threads(gate(kind, 10), 0);
         settles(kind, index, 0, "return");

@@ -58,9 +58,17 @@ CALLS_INSIDE = (
     Mutant(
         "direct-from-other-stacks",
         "psu_bin/attach/linker.py",
-        "    direct = set() if inner.moves_stack(layout.patch, link) else {",
-        "    direct = {",
+        "    room.inner = inner.stays_on_stack(layout.patch, layout.binder.views, link)\n",
+        "    room.inner = True\n",
         "the object that a suspended coroutine will go on in is freed",
+        ("tests/live/test_stacks.py",),
+    ),
+    Mutant(
+        "program-does-not-move-stacks",
+        "psu_bin/attach/inner.py",
+        "not any(v.descriptor.flags & MODULE_MOVES_STACK for v in views) and not moves_stack",
+        "not moves_stack",
+        "the object that a coroutine, begun by the program's own code, will go on in is freed",
         ("tests/live/test_stacks.py",),
     ),
     Mutant(
@@ -145,6 +153,14 @@ CALLS_INSIDE = (
         "    if (!new->base)\n        __atomic_store_n(&new->base, base, __ATOMIC_RELAXED);\n",
         "who returns to where another object was is taken for one inside, and is not counted",
         (BARRIERS, INNER),
+    ),
+    Mutant(
+        "inner-calls-of-other-stacks",
+        "commit.c",
+        "                    if (r->objects[i].inner)\n",
+        "",
+        "who called from inside on another stack has returned, and the object is freed under the call",
+        (INNER,),
     ),
     Mutant(
         "span-of-the-first-object",
