@@ -94,6 +94,7 @@ class Arch:
     # Whether a call in progress has its return address in memory all the time; else a leaf function may have it in a register.
     returns_through_memory: bool
     system_call: bytes                            # the instruction that makes one
+    signal_return: bytes                          # the code that signal handlers return to
 
     @property
     def scan(self) -> ModuleType:

@@ -197,4 +197,5 @@ ARCH = Arch(
     moved_field="INSTRUCTION", landing=landing, relative=R_AARCH64_RELATIVE,
     resolver=resolver, resolver_size=RESOLVER_SIZE, may_refer=may_refer,
     branch_marks=(GNU_PROPERTY_AARCH64_FEATURE_1_AND, AARCH64_FEATURE_1_BTI),
-    returns_through_memory=False, system_call=struct.pack("<I", 0xD4000001))
+    returns_through_memory=False, system_call=struct.pack("<I", 0xD4000001),
+    signal_return=struct.pack("<II", 0xD2801168, 0xD4000001))        # mov x8, #139; svc #0: in the vDSO

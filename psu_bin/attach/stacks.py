@@ -16,10 +16,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from psu_bin.attach import pagemap, proc, shim
 from psu_bin.attach.process import Mapping, Process
 from psu_bin.errors import PsuError
+
+if TYPE_CHECKING:
+    from numpy import uint64
+    from numpy.typing import NDArray
+
+    Words = NDArray[uint64]
 
 PAGE = pagemap.PAGE
 CHUNK = 1 << 20
@@ -153,22 +161,50 @@ class Memory:
             for address in range(at, at + size, CHUNK):
                 yield from self._words(address, min(CHUNK, at + size - address))
 
+    def holds(self, start: int, end: int, places: tuple[int, ...]) -> bool:
+        """Whether a word in [start, end) is one of the addresses `places`, or what was touched there cannot be told."""
+        import numpy
+        ranges = pagemap.touched(self.process.pid, start, end)
+        return ranges is None or any(
+            numpy.isin(words, numpy.array(places, numpy.uint64)).any() for at, size in ranges
+            for address in range(at, at + size, CHUNK) for _, words in self._read(address, min(CHUNK, at + size - address)))
+
     def _words(self, at: int, size: int) -> Iterator[Found]:
+        import numpy
+        for place, words in self._read(at, size):
+            for low, high, _ in self.gates.pools:
+                for i in numpy.flatnonzero(words - numpy.uint64(low) < numpy.uint64(high - low)):
+                    gate = self.gates.at(int(words[i]))
+                    if gate is not None:
+                        yield Found(place + int(i) * 8, *gate)
+
+    def _read(self, at: int, size: int) -> Iterator[tuple[int, Words]]:
+        """(address, the words there without what addresses do not have), page by page where not all of it is there."""
         import numpy
         try:
             data = self.process.read(at, size)
         except PsuError:
-            if size <= PAGE:
-                return
-            for page in range(at, at + size, PAGE):
-                yield from self._words(page, min(PAGE, at + size - page))
+            for page in range(at, at + size, PAGE) if size > PAGE else ():
+                yield from self._read(page, min(PAGE, at + size - page))
             return
-        words = numpy.frombuffer(data, numpy.uint64) & numpy.uint64((1 << self.bits) - 1)
-        for low, high, _ in self.gates.pools:
-            for i in numpy.flatnonzero(words - numpy.uint64(low) < numpy.uint64(high - low)):
-                gate = self.gates.at(int(words[i]))
-                if gate is not None:
-                    yield Found(at + int(i) * 8, *gate)
+        yield at, numpy.frombuffer(data, numpy.uint64) & numpy.uint64((1 << self.bits) - 1)
+
+
+@lru_cache(maxsize=1)
+def code_places(process: Process, maps: tuple[Mapping, ...], code: bytes) -> tuple[int, ...]:
+    """Where in the mappings these bytes are."""
+    out = []
+    for m in maps:
+        for at in range(m.start, m.end, CHUNK):
+            try:
+                data = process.read(at, min(CHUNK + len(code) - 1, m.end - at))
+            except PsuError:
+                continue        # unmapped meanwhile, or [vsyscall]
+            found = data.find(code)
+            while found >= 0:
+                out.append(at + found)
+                found = data.find(code, found + 1)
+    return tuple(out)
 
 
 def _may_be_stack(m: Mapping) -> bool:

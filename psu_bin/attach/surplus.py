@@ -27,7 +27,9 @@ looks: clearing.py says which, and why they are enough.
 
 Stale addresses, below the stack pointer, would keep an object for as long as nothing overwrites them.  So what lies below the
 stack pointer on a thread's own stack does not count, if the thread was blocked all the time, its stack is a whole mapping with
-a guard page below it (or the main thread's), and no part of the program can switch stacks by makecontext.
+a guard page below it (or the main thread's), no part of the program can switch stacks (by makecontext, or by instructions of an
+instrumented module), and no thread is in a signal handler: that may be on an alternate stack which is a part of the thread's
+own, and the calls that it has interrupted below it.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from psu_bin.attach.leaf import Unwinding
 from psu_bin.attach.process import Mapping
 from psu_bin.attach.target import Target
 from psu_bin.attach.tracing import AgentSession, agent_thread
+from psu_bin.descriptor import MODULE_MOVES_STACK
 from psu_bin.errors import PsuError
 
 PAST = 1_000_000            # nanoseconds; the few instructions take 10
@@ -287,7 +290,12 @@ class _Search:
         guards = {m.end for m in self.maps if m.prot[:3] == "---"}
         if not all(m.path == "[stack]" or m.start in guards for m in own.values()):
             return False
-        return not _switches_stacks(self.t)
+        return not _switches_stacks(self.t) and not self._in_handlers(own)
+
+    def _in_handlers(self, own: dict[int, Mapping]) -> bool:
+        """Whether a thread may be in a signal handler: what handlers return to is a return address on its stack."""
+        code = stacks.code_places(self.process, tuple(m for m in self.maps if "x" in m.prot), _architecture(self.t).signal_return)
+        return not code or any(self.memory.holds((self.before[tid].sp or 0) // 8 * 8, m.end, code) for tid, m in own.items())
 
     def _keepers(self, gate: tuple[int, int], tid: int) -> list[Keeper]:
         if gate[0] == shim.NO_GATE:
@@ -307,7 +315,10 @@ class _Search:
 
 
 def _switches_stacks(t: Target) -> bool:
-    """Whether the program or a library of its, but the C library, names one of the functions that make or enter contexts."""
+    """Whether an instrumented module can switch stacks by itself, or the program or a library of its, but the C library, names
+    one of the functions that make or enter contexts."""
+    if any(m.descriptor.flags & MODULE_MOVES_STACK for m in t.modules):
+        return True
     for path in t.paths:
         if path.rsplit("/", 1)[-1].startswith(("libc.so", "libc-", "ld-", "ld.so")) or "ld-musl" in path:
             continue

@@ -88,6 +88,24 @@ def test_calls_left_for_good_and_one_that_only_sleeps(lab, place):
     running.expect("^version 3$")
 
 
+def test_a_call_below_the_stack_pointer(lab):
+    """A handler is on an alternate stack above the call that it has interrupted, in the same thread's stack."""
+    running = lab.start(lab.program("handled"))
+    versions = Versions(lab, "handled")
+    versions.attach(running.pid, 1)
+    running.say("park")
+    running.expect("^parked$")
+    versions.attach(running.pid, 2)
+    late = psu_bin("wait", running.pid, "--timeout", 3, check=False)
+    assert (late.status, late.err.count("1 retired object ")) == (1, 1), late
+    running.say("resume")
+    running.expect("^finished 1$")
+    running.expect("^resumed$")
+    psu_bin("wait", running.pid, "--timeout", WAIT)
+    running.say("version")
+    running.expect("^version 2$")
+
+
 @pytest.mark.parametrize("pause", [0, 3000])
 def test_jumping_threads_that_wait_now_and_then_or_never(lab, pause):
     running = lab.start(lab.program("leaving"), "longjmp", 2, pause)
