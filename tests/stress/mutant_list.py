@@ -400,6 +400,22 @@ MARK plain_counted
         "a fork child inherits a half-made commit",
         (BARRIERS,),
     ),
+    Mutant(
+        "handlers-not-looked-for",
+        "psu_bin/attach/surplus.py",
+        " and not self._in_handlers(own)",
+        "",
+        "a call that a handler on a part of the same stack has interrupted is taken for over, and its object freed",
+        ("tests/live/test_leaving.py::test_a_call_below_the_stack_pointer",),
+    ),
+    Mutant(
+        "revert-without-gate",
+        "psu_bin/attach/originals.py",
+        "    if not registers:\n",
+        "    if registers:\n",
+        "a caller in a patch loses values in registers that the original changes",
+        ("tests/live/test_goback.py",),
+    ),
     *POOR,
 )
 
