@@ -88,7 +88,8 @@ class Notes:
     constants: list[list] = field(default_factory=list)   # [module, crc32, address, size, align]
     imports: list[list] = field(default_factory=list)     # [module, name, where it leads, entry]: imports.py
     pinned: list[str] = field(default_factory=list)       # keys of libraries that a dlclose leaves where they are
-    # [patch, module and number of a function as in FunctionNotes, registers that the patch's code expects it to leave alone]
+    # [oldest patch, newest patch, module and number of a function as in FunctionNotes, registers that code of these two, and of none
+    # or some between them, expects it to leave alone]
     relied: list[list] = field(default_factory=list)
     # Of objects that call themselves: [counter index, address, the table of those calls, its size, distance to the room of
     # the stubs that they can be turned to (0: they need none)]: inner.py
@@ -100,15 +101,30 @@ class Notes:
     def relied_on(self) -> dict[tuple[str, int], int]:
         """By (module, number): the registers that code of patches expects the function to leave alone."""
         out: dict[tuple[str, int], int] = {}
-        for _, module, number, registers in self.relied:
+        for _, _, module, number, registers in self.relied:
             out[module, number] = out.get((module, number), 0) | registers
         return out
+
+    def rely(self, rows: list[tuple[int, str, int, int]]) -> None:
+        """Note (patch, module, number, registers)."""
+        known = {(m, n, registers): row for row in self.relied for m, n, registers in [row[2:]]}
+        for patch_id, *key in rows:
+            row = known.get(tuple(key))
+            if row is None:
+                row = known[tuple(key)] = [patch_id, patch_id, *key]
+                self.relied.append(row)
+            row[:2] = min(row[0], patch_id), max(row[1], patch_id)
+
+    def forget_relied(self, patches: set[int]) -> None:
+        """Drop what none of these patches can rely on."""
+        left = [([p for p in patches if row[0] <= p <= row[1]], row) for row in self.relied]
+        self.relied = [[min(found), max(found), *row[2:]] for found, row in left if found]
 
 
 # What each list holds, as types or, for rows of fixed length, a type for each place.
 _SHAPES: dict[str, type | tuple[type, ...]] = {
     "next_gate": int, "variables": (str, str, str, int, int), "constants": (str, int, int, int, int),
-    "imports": (str, str, int, int), "calls": (int, int, int, int, int), "relied": (int, str, int, int), "pinned": str,
+    "imports": (str, str, int, int), "calls": (int, int, int, int, int), "relied": (int, int, str, int, int), "pinned": str,
     "history": int, "gates": (int, int, int), "current": int,
     "functions": str, "objects": int, "sources": (str, str), "code": (str, int, int)}
 _ROWS = {"patches": PatchNotes, "functions": FunctionNotes, "stubs": StubNotes, "stores": Store}
@@ -135,7 +151,7 @@ def read(process: Process, runtime: Runtime) -> Notes:
         for key, row in _ROWS.items():
             loaded[key] = [_checked(row(**x)) for x in loaded[key]]
         notes = _checked(Notes(**loaded))
-        if any(not module and number >= len(notes.stubs) for _, module, number, _ in notes.relied):
+        if any(not module and number >= len(notes.stubs) for _, _, module, number, _ in notes.relied):
             raise ValueError("relied")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error, zlib.error) as e:
         raise PsuError(process.where, f"psu-bin's notes in it are damaged: {e}") from e

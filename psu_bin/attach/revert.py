@@ -82,8 +82,8 @@ def _settle(t: target.Target, seconds: float) -> None:
     if not behind:
         return
     kept = {(f.module, f.number) for f in behind}
-    patches = {patch_id for patch_id, *function, _ in notes.relied if tuple(function) in kept}
-    while any(o.patch in patches for o in t.runtime().read_objects(t.process)):
+    patches = [(oldest, newest) for oldest, newest, *function, _ in notes.relied if tuple(function) in kept]
+    while any(oldest <= o.patch <= newest for o in t.runtime().read_objects(t.process) for oldest, newest in patches):
         if time.monotonic() >= deadline:
             return
         time.sleep(0.001)

@@ -133,7 +133,7 @@ class Transaction:
     new_mirrors: list[int] = field(default_factory=list)        # objects that no call was turned to yet
     promised: frozenset[int] = frozenset()                      # counter indices of the objects that are to be committed
     _calls: list[list[int]] = field(default_factory=list)       # of those objects: rows of Notes.calls
-    _relied: list[list] = field(default_factory=list)           # the same: rows of Notes.relied
+    _relied: list[tuple[int, str, int, int]] = field(default_factory=list)     # the same: for Notes.rely
 
     def __enter__(self) -> Transaction:
         t = self.target
@@ -332,7 +332,7 @@ class Transaction:
             if o.calls[1]:
                 self._calls.append([index, o.address, *o.calls, o.mirror[0] - o.address & shim.WORD if o.mirror[1] else 0])
         for n, o in enumerate(flat):
-            self._relied += [[owner_of[n].patch, *self._by_stub(stub), mask] for stub, mask in o.relied]
+            self._relied += [(owner_of[n].patch, *self._by_stub(stub), mask) for stub, mask in o.relied]
         self._note_stores(linked)
         size = sum(o.size for o in flat) + room.new_bytes
         return Placed(objects, switches, linked, [owner_of[n].patch for n in range(len(flat))], size, linked.warnings)
@@ -362,7 +362,9 @@ class Transaction:
 
     def relied_on(self) -> dict[tuple[str, int], int]:
         """Notes.relied_on, with what was placed and is not committed yet."""
-        return replace(self.notes, relied=self.notes.relied + self._relied).relied_on()
+        notes = replace(self.notes, relied=[list(row) for row in self.notes.relied])
+        notes.rely(self._relied)
+        return notes.relied_on()
 
     def _by_stub(self, stub: int) -> tuple[str, int]:
         """Module and number, as in FunctionNotes, of the function with this stub."""
@@ -404,7 +406,7 @@ class Transaction:
         self.promised = frozenset(o.index for o in placed.objects)
         inside = turning.in_objects(self, placed.switches)
         self.notes.calls = [row for row in self.notes.calls if row[0] not in self.promised] + self._calls
-        self.notes.relied = sorted({tuple(row) for row in self.notes.relied + self._relied})
+        self.notes.rely(self._relied)
         switches = placed.switches + originals.free(
             self.notes, self.target, {(s.function.module, s.function.number) for s in placed.switches})
         record = prepare(self.session, self.notes, placed.objects, switches, self.scratch)
@@ -424,7 +426,7 @@ class Transaction:
         gone = [p for p in self.notes.patches if p.id not in alive and p.id not in used]
         for p in gone[:-meta.FREED_KEPT]:
             self.notes.patches.remove(p)
-        self.notes.relied = [row for row in self.notes.relied if row[0] in alive or row[0] in used]
+        self.notes.forget_relied(alive | used)
         for p in self.notes.patches:
             if p.id not in alive and p.id not in used:
                 p.code, p.sources = [], []

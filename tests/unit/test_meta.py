@@ -113,3 +113,17 @@ def test_folders_of_ended_processes_are_swept(runtime_directory):
     copies.save(gone, [b"two"])
     copies.sweep()
     assert copies.folder(process).exists() and not copies.folder(gone).exists()
+
+
+def test_what_patches_rely_on_is_kept_as_long_as_one_of_them() -> None:
+    notes = meta.Notes()
+    notes.rely([(1, "55", 7, 6), (2, "55", 7, 6), (2, "55", 7, 8), (5, "55", 7, 6), (5, "55", 8, 1)])
+    assert notes.relied_on() == {("55", 7): 14, ("55", 8): 1}
+    notes.forget_relied({1, 3, 5})
+    assert notes.relied_on() == {("55", 7): 6, ("55", 8): 1}
+    notes.forget_relied({1, 3})            # 3 is between: it may rely, too
+    assert notes.relied == [[1, 3, "55", 7, 6]]
+    notes.rely([(9, "55", 7, 6)])
+    assert notes.relied == [[1, 9, "55", 7, 6]]
+    notes.forget_relied({10})
+    assert notes.relied == []
