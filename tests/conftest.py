@@ -114,10 +114,15 @@ class Running:
 
     def next(self) -> str:
         """The next line.  Fails when the program ended."""
-        try:
-            line = self.lines.get(timeout=PATIENCE)
-        except queue.Empty:
-            pytest.fail(f"no line for {PATIENCE} s; the last ones: {self.seen[-5:]}")
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                # Not in one wait: a signal that another thread was given is handled when this one comes round.
+                line = self.lines.get(timeout=0.1)
+                break
+            except queue.Empty:
+                if time.monotonic() > deadline:
+                    pytest.fail(f"no line for {PATIENCE} s; the last ones: {self.seen[-5:]}")
         if line is None:
             pytest.fail(f"the program ended with {self.process.wait()}; its last lines: {self.seen[-5:]}")
         self.seen.append(line)
