@@ -103,7 +103,7 @@ enum psu_object_state { PSU_FREE = 0, PSU_CURRENT = 1, PSU_RETIRED = 2 };
 #define PSU_REGIONS 3
 
 struct psu_object {
-    uint32_t patch;        /* patch id, 1, 2, ...; several objects may share one (several .o in one attach) */
+    uint32_t patch;        /* patch id, 1, 2, ...; several objects may share one (several .o in one attach); 0: no patch's */
     uint32_t state;        /* enum psu_object_state */
     uint64_t eh_frame;     /* address of registered .eh_frame, 0: none */
     struct { uint64_t address, size; } region[PSU_REGIONS]; /* unmapped when the object is freed; none: its code is the program's */

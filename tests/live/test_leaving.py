@@ -60,6 +60,16 @@ def test_start_routines_that_end_their_threads(lab, how, kind, flags):
     assert {p["state"] for p in psu_bin("status", running.pid, "--json").json["patches"]} == {"freed"}
 
 
+def resume(running, newest):
+    """The parked call, of version 1, goes on and ends; nothing keeps its version any more."""
+    running.say("resume")
+    running.expect("^finished 1$")
+    running.expect("^resumed$")
+    psu_bin("wait", running.pid, "--timeout", WAIT)
+    running.say("version")
+    running.expect(f"^version {newest}$")
+
+
 @pytest.mark.parametrize("place", ["heap", "mapping", "static", "frame", "alternate"])
 def test_calls_left_for_good_and_one_that_only_sleeps(lab, place):
     running = lab.start(lab.program("parked"), place)
@@ -80,12 +90,7 @@ def test_calls_left_for_good_and_one_that_only_sleeps(lab, place):
     assert (late.status, late.err.count("1 retired object ")) == (1, 1), late
     states = {p["id"]: p for p in psu_bin("status", running.pid, "--json").json["patches"]}
     assert [states[i]["state"] for i in (1, 2, 3)] == ["retired", "freed", "current"]
-    running.say("resume")
-    running.expect("^finished 1$")
-    running.expect("^resumed$")
-    psu_bin("wait", running.pid, "--timeout", WAIT)
-    running.say("version")
-    running.expect("^version 3$")
+    resume(running, 3)
 
 
 def test_a_call_below_the_stack_pointer(lab):
@@ -98,12 +103,7 @@ def test_a_call_below_the_stack_pointer(lab):
     versions.attach(running.pid, 2)
     late = psu_bin("wait", running.pid, "--timeout", 3, check=False)
     assert (late.status, late.err.count("1 retired object ")) == (1, 1), late
-    running.say("resume")
-    running.expect("^finished 1$")
-    running.expect("^resumed$")
-    psu_bin("wait", running.pid, "--timeout", WAIT)
-    running.say("version")
-    running.expect("^version 2$")
+    resume(running, 2)
 
 
 @pytest.mark.parametrize("pause", [0, 3000])
@@ -134,12 +134,7 @@ def test_a_call_whose_way_back_may_be_in_a_register_only(lab):
     assert psu_bin("wait", running.pid, "--timeout", 3, check=False).status == 1
     old = psu_bin("status", running.pid, "--json").json["patches"][0]
     assert old["state"] == "retired" and "1 call in progress of thread" in old["kept_because"]
-    running.say("resume")
-    running.expect("^finished 1$")
-    running.expect("^resumed$")
-    psu_bin("wait", running.pid, "--timeout", WAIT)
-    running.say("version")
-    running.expect("^version 2$")
+    resume(running, 2)
 
 
 def test_exceptions_in_a_plugin_of_a_host_that_is_not_instrumented(lab):
