@@ -5,7 +5,7 @@
  * Order, and why (S: slot, A: the gate it leads to now or the original code, B: the gate of the new version):
  *
  *   1. check everything; refuse with nothing changed.  A gate that was never used gets all that is its own for ever:
- *      counter, preserve, span, slot, and code = redirect, and each gets the base of its new object; then a barrier.  Stub and gate load the slot, then words of the
+ *      counter, preserve, span, slot, and code = redirect, and each gets its entry and the base of its new object; then a barrier.  Stub and gate load the slot, then words of the
  *      gate, and AArch64 does not order these loads: without the barrier a thread that finds B in S could read zeros.
  *      Calls from inside A's object went to A's body until psu-bin turned them (turn.c), before this: they go through S,
  *      too, which changes nothing but that they are counted.  One that went to the body has its caller's count, which
@@ -32,14 +32,18 @@
  *      may be RETIRED: from here "enters == leaves" means that nobody is inside nor will be: who is not counted has a
  *      caller inside.
  *
- * Inner calls.  A gate of PLAIN or SIDE asks first whether the call comes from the object P that its body is in: whether the
- * return address is in [base, base + span), which are the addresses behind P's instructions.  Then it jumps to the body, as
- * inner.py's direct calls do: the caller, an activation in P, will be returned to, and it is counted, itself or through the one
- * that called it so, up to a call that came from outside; all of them are on this stack below, so P stays until the body has
- * returned.  (A tail call has its caller's return address, so the gate's own where that was counted.  "Is this thread counted
+ * Inner calls.  A gate of PLAIN or SIDE has two entries (gates.S).  The second one looks first whether the call comes from the
+ * object P that its body is in: whether the return address is in [base, base + span), which are the addresses behind P's
+ * instructions.  Then it jumps to the body, as inner.py's direct calls do: the caller, an activation in P, will be returned to, and
+ * it is counted, itself or through the one that called it so, up to a call that came from outside; all of them are on this stack
+ * below, so P stays until the body has returned.  (A tail call has its caller's return address, so the gate's own where that was counted.  "Is this thread counted
  * in P?" would not do: a program may leave that stack for another one, and finish the counted call first.)  Where code may come
- * to be in P on a stack without a counted call, by instructions that move the stack pointer, psu-bin does not say that P is
- * `inner` (inner.py, stays_on_stack), and every call is counted.
+ * to be in P on a stack without a counted call, by instructions that move the stack pointer, psu-bin does not ask for that entry
+ * (inner.py, looks), nor where it would cost more than it saves; then every call is counted, and the look costs nothing.
+ *   A switch says which entry S leads to in step 3, and `entry` keeps it as long as S leads there: a gate that is bound anew is in
+ * no slot.  But threads may come late to either entry, which they loaded in an earlier life of the gate.  At the first they are
+ * counted, which is right wherever they come from.  At the second, while S leads to the first, they are counted, too, as `base` is
+ * PSU_NOWHERE then from step 1 on; or they read the base of an earlier life, which is the next case.
  *   A gate is used again for another object R at P's place in the table, when P is free.  A late thread, which loaded S when
  * it led here, may read `base` at any time in between.  Its return address is in code that is there as long as the call
  * is: not in P, which was freed, nor in R, which came later.  So neither of the two matches; but half of each might, so
@@ -127,21 +131,18 @@ static int64_t check_object(const struct psu_new_object *o)
     return 0;
 }
 
-/* The region of a new object that `body` is in: its size (0: there is none), and `base`, who returns from where needs no count.
+/* The region of the new object that `body` is in: its size (0: there is none), and `start`.
  * An object without memory stands for code of the program, an original behind a gate (psu_bin/attach/originals.py). */
-static uint64_t region_of(const struct record *r, uint32_t index, uint64_t body, uint64_t *base)
+static uint64_t region_of(const struct record *r, uint32_t index, uint64_t body, uint64_t *start)
 {
     for (uint32_t i = 0; i < r->head->objects; i++)
         if (r->objects[i].index == index) {
             uint64_t all = 0;
-            *base = PSU_NOWHERE;
             for (int j = 0; j < PSU_REGIONS; j++) {
-                uint64_t start = r->objects[i].region[j].address, size = r->objects[i].region[j].size;
-                if (body - start < size) {
-                    if (r->objects[i].inner)
-                        *base = start + 1; /* `start` is behind a call that ends the code in front of it */
+                uint64_t size = r->objects[i].region[j].size;
+                *start = r->objects[i].region[j].address;
+                if (body - *start < size)
                     return size;
-                }
                 all |= size;
             }
             return !all && body;
@@ -179,20 +180,20 @@ static int64_t check_switch(const struct record *r, const struct psu_switch *s)
     if (new->slot && (new->slot != s->slot || new->counter != 8 * s->index)) /* I3 */
         return -PSU_EINVAL;
     touch(s->index);
-    uint64_t base;
-    if (!object_mark[s->index].new || !region_of(r, s->index, s->body, &base))
+    uint64_t start;
+    if (!object_mark[s->index].new || !region_of(r, s->index, s->body, &start) || (s->looks && !psu_kinds[s->kind].look))
         return -PSU_EINVAL;
     object_mark[s->index].delta++;
     return 0;
 }
 
-/* Nobody is counted at the gate, and where it was never used nobody can reach it yet. */
+/* Nobody is counted at the gate, which is in no slot; and where it was never used nobody can reach it yet. */
 static void bind(const struct record *r, const struct psu_switch *s)
 {
     struct psu_gate *new = s->to_original ? 0 : new_gate(s);
     if (!new)
         return;
-    uint64_t base, size = region_of(r, s->index, s->body, &base);
+    uint64_t start, size = region_of(r, s->index, s->body, &start);
     if (!new->slot) {
         new->counter = 8 * s->index;
         new->preserve = s->kind == PSU_FULL ? s->preserve : 0;
@@ -200,7 +201,10 @@ static void bind(const struct record *r, const struct psu_switch *s)
         new->slot = s->slot;
         __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].redirect, __ATOMIC_RELEASE);
     }
-    __atomic_store_n(&new->base, new->span <= size ? base : PSU_NOWHERE, __ATOMIC_RELAXED);
+    int looks = s->looks && new->span <= size;
+    new->entry = looks ? psu_kinds[s->kind].look : 0;
+    /* `start` itself is behind a call that ends the code in front of it */
+    __atomic_store_n(&new->base, looks ? start + 1 : PSU_NOWHERE, __ATOMIC_RELAXED);
 }
 
 /* The gate is nobody's again if it was never armed: a refused transaction may not claim it. */

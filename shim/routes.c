@@ -109,7 +109,7 @@ uint64_t psu_destination(struct psu_gate *g, int *undo)
     *undo = 0;
     uint64_t code = __atomic_load_n(&g->code, __ATOMIC_ACQUIRE);
     const struct psu_kind *kind = psu_kinds;
-    while (!psu_gate_entry((uint32_t)(kind - psu_kinds), g))
+    while (!psu_gate_first((uint32_t)(kind - psu_kinds), g))
         kind++;
     if (code == (uint64_t)kind->pending)
         return pending(g, undo);

@@ -28,7 +28,6 @@ class NewObject:
     eh_frame: int                          # run-time address, 0: none
     regions: tuple[tuple[int, int], ...]   # (address, size), at most shim.REGIONS
     symfile: tuple[int, int]               # (address, size) of the file for debuggers, in a region
-    inner: bool                            # its code stays on its stack: calls from inside need no count (shim/commit.c)
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Switch:
     kind: int
     index: int                             # counter index of the new version's object
     preserve: int = 0                      # registers that a full gate restores; and bits of gates.py
+    looks: bool = False                    # calls from inside the new version's object are not counted (inner.looks)
 
 
 def choose_indices(runtime: shim.Runtime, process: Process, functions: list[list[meta.FunctionNotes]],
@@ -134,10 +134,10 @@ def prepare(session: AgentSession, notes: meta.Notes, objects: list[NewObject], 
         if s.body:
             gate = fresh.of(s.function, s.kind, s.index)
             body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.preserve & gates.REGISTERS, old_kind,
-                                     old_gate, _otherwise(s))
+                                     old_gate, _otherwise(s), s.looks)
             s.function.current, s.function.body = [s.kind, gate, s.index], s.body
         elif old:
-            body += shim.SWITCH.pack(s.slot, s.original, 0, 0, shim.NO_GATE, 0, 0, old_kind, old_gate, 0)
+            body += shim.SWITCH.pack(s.slot, s.original, 0, 0, shim.NO_GATE, 0, 0, old_kind, old_gate, 0, 0)
             s.function.current, s.function.body = [], 0
         else:
             continue
@@ -147,8 +147,7 @@ def prepare(session: AgentSession, notes: meta.Notes, objects: list[NewObject], 
     still = {f.current[2] for f in notes.functions if f.current}
     alive = {o.index for o in runtime.read_objects(process) if o.state == shim.CURRENT}
     retires = sorted((retiring & alive) - still)
-    head = b"".join(shim.NEW_OBJECT.pack(o.index, o.patch, o.eh_frame, *_flat(o.regions), *o.symfile, o.inner)
-                    for o in objects)
+    head = b"".join(shim.NEW_OBJECT.pack(o.index, o.patch, o.eh_frame, *_flat(o.regions), *o.symfile) for o in objects)
     tail = b"".join(i.to_bytes(4, "little") for i in retires)
     blob = meta.encode(notes)
     meta_size = -(-len(blob) // 4096) * 4096

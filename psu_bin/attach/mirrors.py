@@ -143,7 +143,7 @@ def _make(x: Transaction, arch: Arch, module: Module, runs: list[Run], code: lis
             raise PsuError(process.where, f"holds {x.session.runtime.indices} patch objects: no more fit", "revert some")
         indices.append(index)
         regions = [(r.start, r.end - r.start)] + [(0, 0)] * (shim.REGIONS - 1)
-        objects += shim.NEW_OBJECT.pack(index, shim.NO_PATCH, rows, *(n for region in regions for n in region), 0, 0, 0)
+        objects += shim.NEW_OBJECT.pack(index, shim.NO_PATCH, rows, *(n for region in regions for n in region), 0, 0)
     x.protect([(r.start, r.end - r.start, 5) for r in made])
     x.session.command(shim.OP_COMMIT, shim.COMMIT.pack(len(made), 0, 0, 0, 0, 0) + objects, 0)
     runs += made

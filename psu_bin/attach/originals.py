@@ -62,7 +62,7 @@ def with_object(x: Transaction, switches: list[Switch], promised: Collection[int
     if not gated:
         return [], switches
     [index] = choose_indices(x.session.runtime, x.target.process, [gated], promised)
-    return [NewObject(index, shim.NO_PATCH, 0, (), (0, 0), False)], [replace(s, index=index) if s.body else s for s in switches]
+    return [NewObject(index, shim.NO_PATCH, 0, (), (0, 0))], [replace(s, index=index) if s.body else s for s in switches]
 
 
 def free(notes: meta.Notes, target: Target, without: Collection[tuple[str, int]]) -> list[Switch]:

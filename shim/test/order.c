@@ -102,14 +102,14 @@ struct transaction {
 static struct transaction replace(uint32_t index, char *page, int old)
 {
     struct transaction t = {.head = {.objects = 1, .switches = 2, .retires = old >= 0}, .retire = (uint32_t)old};
-    t.o = (struct psu_new_object){.index = index, .patch = index + 1, .inner = 1};
+    t.o = (struct psu_new_object){.index = index, .patch = index + 1};
     t.o.region[0].address = (uint64_t)page;
     t.o.region[0].size = 8192;
     for (uint32_t i = 0; i < 2; i++) {
         volatile uint64_t *slot = i ? &second_slot : &first_slot;
         t.s[i] = (struct psu_switch){.slot = (uint64_t)slot, .body = (uint64_t)page + 64 * i, .kind = PSU_PLAIN,
                                      .gate = 2 * index + i, .index = index, .old_kind = PSU_NO_GATE,
-                                     .old_gate = PSU_NO_GATE};
+                                     .old_gate = PSU_NO_GATE, .looks = 1};
         host_gate_of(slot, &t.s[i].old_kind, &t.s[i].old_gate);
     }
     return t;

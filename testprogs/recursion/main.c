@@ -9,12 +9,8 @@
 #include <stdlib.h>
 #include "recursion.h"
 
-static volatile long zero;
-__attribute__((noipa)) long to_even(long n, long at) { return even(n, at) + zero; }
-__attribute__((noipa)) long to_odd(long n, long a, long b, long c, long d, long e, long f, long g, long h, long at)
-{
-    return odd(n, a, b, c, d, e, f, g, h, at) + zero;
-}
+long (*volatile to_even)(long n, long at) = even;
+long (*volatile to_odd)(long n, long a, long b, long c, long d, long e, long f, long g, long h, long at) = odd;
 static long levels;
 int deepest;
 
@@ -59,7 +55,7 @@ int main(int argc, char **argv)
     levels = argc > 1 ? atol(argv[1]) & ~1l : 1000;
     setvbuf(stdout, 0, _IOLBF, 0);
     pthread_attr_init(&big);
-    pthread_attr_setstacksize(&big, (size_t)levels * 384 + (1 << 20));
+    pthread_attr_setstacksize(&big, (size_t)levels * 256 + (1 << 20));
     if (pthread_create(&t, &big, run, 0))
         puts("ERROR no thread");
     pthread_join(t, 0);

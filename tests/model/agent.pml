@@ -174,6 +174,9 @@ inline commit() {
     atomic {
         do
         :: f < FUNCTIONS && IN(f) && o != NONE -> STORE_BASE(GATE(f, o), n); f++
+#ifdef LOCAL
+        :: f < FUNCTIONS && IN(f) && o != NONE -> STORE_BASE(GATE(f, o), 0); f++ /* calls are to be counted */
+#endif
         :: f < FUNCTIONS && !(IN(f) && o != NONE) -> f++
         :: else -> f = 0; break
         od

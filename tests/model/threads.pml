@@ -208,7 +208,7 @@ inline call(t, f) {
 #ifdef LOCAL
         if
         :: outer -> LOAD_BASE(x, t, s)
-        :: else
+        :: true /* by the other entry, which does not look: where the slot leads there, or once did */
         fi;
         if
         :: outer && x == outer -> /* the call comes from the object of the gate's body: not counted */

@@ -19,7 +19,8 @@
  *                       (psu_bin/attach/inner.py; that instructions are changed is in turning.pml).  With -DLOCAL each
  *                       version of function 0 calls function 1: so where its object has both, else
  *                       through the slot; perhaps also by a pointer, which is the stub
- *   base[]              psu_gate.base: the version whose own calls the gate lets pass without a count; 0: none
+ *   base[]              psu_gate.base: the version whose own calls the gate lets pass without a count; 0: none.  Which of
+ *                       its entries a call comes to is not kept: any call may come to either
  *   new_block(), recycle()  psu_block_get(), psu_blocks_recycle(), fold() in counters.c
  *   slot, before        0: the original; 1 + g: gate g.  Gate 2 f + o belongs to function f and object (index) o.
  *   a version           has the number of the transaction that made it; 0 is the original

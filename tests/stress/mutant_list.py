@@ -174,9 +174,8 @@ MUTANTS = (
     Mutant(
         "not-bound",
         "commit.c",
-        "        __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].redirect, __ATOMIC_RELEASE);\n    }\n"
-        "    __atomic_store_n(&new->base",
-        "    }\n    __atomic_store_n(&new->base",
+        "        __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].redirect, __ATOMIC_RELEASE);\n    }\n    int looks",
+        "    }\n    int looks",
         "AArch64: a thread finds a gate without code",
         model="NOT_BOUND",
     ),
@@ -302,16 +301,16 @@ MARK plain_counted
     Mutant(
         "inner-jump-not-unwound",
         G,
-        "PLAIN(DOWN, inner), PLAIN(UP, outer), ",
-        "PLAIN(UP, outer), PLAIN(DOWN, outer), ",
+        "PLAIN(UP, look_down), PLAIN(DOWN, look_up), ",
+        "PLAIN(UP, look_down), PLAIN(DOWN, look_down), ",
         "who looks at a thread that is about to jump to the version takes something else for its return address",
         ("tests/unit/test_shim.py::test_backtrace_is_right_at_every_instruction_of_every_gate",),
     ),
     Mutant(
         "unwound-too-far",
         G,
-        "PLAIN(UP, outer), PLAIN(DOWN, up), \\\n",
-        "PLAIN(UP, outer), PLAIN(DOWN, counted), \\\n",
+        "OP_lit1, PLAIN(UP, down), PLAIN(DOWN, up), PLAIN(UP, slow), \\\n",
+        "OP_lit1, PLAIN(UP, down), PLAIN(DOWN, counted), PLAIN(UP, slow), \\\n",
         "backtraces from functions behind plain gates are wrong",
         (STACKS,),
     ),

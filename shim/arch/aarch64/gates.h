@@ -8,10 +8,13 @@
 
 #define PSU_PLAIN_STRIDE 256
 #define PSU_PLAIN_GATES 8192
+#define PSU_PLAIN_LOOK 192 /* the entry that looks: within one cache line */
 #define PSU_SIDE_STRIDE 320
 #define PSU_SIDE_GATES 8192
+#define PSU_SIDE_LOOK 256
 #define PSU_FULL_STRIDE 32
 #define PSU_FULL_GATES 2048
+#define PSU_FULL_LOOK 0 /* there is none */
 
 /* psu_gate_area (pools.c): the data of PLAIN and SIDE gates. */
 #define AREA_PLAIN 0

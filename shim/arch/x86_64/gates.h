@@ -10,10 +10,13 @@
  * the program counter alone. */
 #define PSU_PLAIN_STRIDE 128
 #define PSU_PLAIN_GATES 8192
+#define PSU_PLAIN_LOOK 88 /* the entry that looks: within one cache line */
 #define PSU_SIDE_STRIDE 256 /* 128 but for the slow paths */
 #define PSU_SIDE_GATES 8192
+#define PSU_SIDE_LOOK 192
 #define PSU_FULL_STRIDE 32
 #define PSU_FULL_GATES 2048
+#define PSU_FULL_LOOK 0 /* there is none */
 
 #define EXIT_SIZE 16
 
