@@ -117,12 +117,13 @@ def instrument(binary: Path, output: Path | None, functions: tuple[str, ...], ex
 @click.option("--dry-run", is_flag=True, help="Check and link, but change nothing.")
 @click.option("--wait", "wait_", is_flag=True, help="Return when no retired code is left.")
 @click.option("--timeout", type=_Seconds(), metavar="S", help="Give up --wait after S seconds.")
+@click.option("--allow-changed-types", is_flag=True, help="Even where types are not those of the program, by debug information.")
 @json_option
-def attach(pid: int, patches: tuple[Path, ...], dry_run: bool, wait_: bool, timeout: float | None, as_json: bool,
-           ) -> None:
+def attach(pid: int, patches: tuple[Path, ...], dry_run: bool, wait_: bool, timeout: float | None, allow_changed_types: bool,
+           as_json: bool) -> None:
     """Put PATCH.o... into process PID, all functions at one instant."""
     from psu_bin.attach.transaction import attach as run
-    result = run(pid, patches, dry_run=dry_run)
+    result = run(pid, patches, dry_run=dry_run, changed_types=allow_changed_types)
     for text in result.warnings:
         _warn(text)
     late = _wait_after(pid, timeout) if wait_ and not dry_run else None

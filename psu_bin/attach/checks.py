@@ -1,7 +1,8 @@
 """Checks of a patch before anything is placed: what would not work is refused here, all of it at once.
 
 Each check yields the problems it finds; `run` collects those of all checks.  To add one, write a function with the
-same signature and put it into CHECKS where its inputs are known to be sane."""
+same signature and put it into CHECKS where its inputs are known to be sane.  Types are compared when it is known which
+functions are replaced (typecheck.py)."""
 
 from __future__ import annotations
 
@@ -67,7 +68,6 @@ CHECKS: tuple[Check, ...] = (
     constructors,
     indirect_functions,
     duplicate_definitions,
-    # Here go prototypes of replaced functions and layouts of the types they touch, where both sides have DWARF.
 )
 
 

@@ -24,8 +24,10 @@ has to preserve.  Compilers and C libraries do it like that; the same holds for 
 return address.  A process that shares the memory without being a thread (clone with CLONE_VM alone) is not looked at.  A
 child of vfork is none of these, because its parent is blocked in vfork, which has its return address in the register.
 
-A thread that always runs, or waits where it is not known where its return address is (a system call in a leaf function or in a
-version itself, a C library without unwind rules), is never cleared.  The object is kept: a leak, and status says so.
+A thread that always runs, never waits for as long as a look takes, or waits where it is not known where its return address is
+(a system call in a leaf function or in a version itself, a C library without unwind rules), is never cleared.  The object is kept: a
+leak, and status says so.  A look at nothing but such a thread's own stack would be short enough, and wrong where a library that nobody
+knows as one that switches stacks has the call on another stack: not in a register then, but not on this stack either.
 """
 
 from __future__ import annotations

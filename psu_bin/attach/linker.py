@@ -31,7 +31,7 @@ from types import ModuleType
 
 from psu_bin import arch, fde
 from psu_bin.arch.link_types import OutOfRange, Places, Use
-from psu_bin.attach import anchors, checks, constants, constructors, gates, inner, symfile
+from psu_bin.attach import anchors, checks, constants, constructors, gates, inner, symfile, typecheck
 from psu_bin.attach.binding import Binder
 from psu_bin.attach.layout import Layout
 from psu_bin.attach.linked import (
@@ -102,6 +102,13 @@ def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Se
     used = tuple(sorted(set(binder.module)))
     work = Work(all_patches, all_views, binder, layouts, reader, machine, link, kinds, relied, rooms, symfiles, used)
     return Demand(tuple(_module_demand(work, m) for m in used), tuple(binder.warnings), tuple(binder.patched()), work)
+
+
+def check_types(demand: Demand) -> None:
+    """Raises PsuError where a patch's debug information says something else of what it shares with its module than the module's."""
+    assert isinstance(demand.work, Work)
+    b = demand.work.binder
+    checks.refuse(list(typecheck.problems((p, b.views[b.module[n]], b.functions[n].values()) for n, p in enumerate(b.patches))))
 
 
 def _layout(n: int, binder: Binder, link: ModuleType) -> Layout:

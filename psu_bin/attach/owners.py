@@ -5,24 +5,20 @@ another one in the program, and the other has a `count` of its own in the patch,
 place of the declaration does.  Where there is no debug information on both sides, statics.py goes by the users alone.
 
 Odd: in an object file the address of a variable is a relocation, which tells the section; what it says without it is the
-offset in there.  The reader is that of inlined.py, for the same reason.
-
+offset in there.  
 Specification: DWARF 5, 4.1 (data objects), 2.6.1.1.2 (DW_OP_addr), 3.3 (subroutines).
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from psu_bin import elf
-from psu_bin.attach.inlined import _INLINED, _LOCATION, _SUBPROGRAM, Reader, _has, _Unit
+from psu_bin.attach.dwarf import AT_LOCATION, DAMAGED, TAG_INLINED, TAG_SUBPROGRAM, TAG_VARIABLE, Reader, Unit, has, relocated
 from psu_bin.attach.patch import without_clone
-from psu_bin.attach.results import _relocated
 from psu_bin.elf import Binary
 
-_VARIABLE = 0x34
 _BLOCKS = (0x0A, 0x18)                 # block1 before DWARF 4, exprloc
 _OP_ADDR = b"\x03"
 
@@ -42,7 +38,7 @@ class Owners:
             if self._reader is None and self._binary and self._binary.section(".debug_info"):
                 self._reader = _Reader(self._binary)
             return self._reader.declared(name) if self._reader else {}
-        except (ValueError, IndexError, KeyError, RecursionError, zlib.error):
+        except DAMAGED:
             self._binary = self._reader = None
             return {}
 
@@ -57,7 +53,7 @@ class _Local(NamedTuple):
 
 class _Reader(Reader):
     def __init__(self, binary: Binary) -> None:
-        super().__init__(lambda name: _relocated(binary, name))
+        super().__init__(lambda name: relocated(binary, name))
         self._sections: dict[int, int] | None = {} if binary.type == elf.ET_REL else None     # by place in .debug_info
         self._locals: dict[int, list[_Local]] = {}          # by the start of their unit: each is walked once
         info = binary.section(".debug_info")
@@ -68,21 +64,21 @@ class _Reader(Reader):
                                       for offset, _, symbol, _ in binary.table(s, elf.RELA_DTYPE).tolist())
 
     def declared(self, name: str) -> dict[tuple[int, int], str]:
-        places = {at.to_bytes(4, "little") for at in self._ends(name)}
+        places = {at.to_bytes(4, "little") for at in self.ends(name)}
         texts = {name.encode("utf-8", "surrogateescape") + b"\0"}
         out: dict[tuple[int, int], str] = {}
         origins: set[int] = set()
-        first = [u for u in self.units if u.start in self._locals or self._may_have(u, places, texts)]
+        first = [u for u in self.units if u.start in self._locals or self.may_have(u, places, texts)]
         for u in first:
             self._add(u, name, out, origins)
         # With LTO, another unit has the address, and refers to the entry with the name by its place.
         marks = {at.to_bytes(4, "little") for at in origins}
         for u in self.units:
-            if u not in first and _has(self.info, u.entries, u.end, marks):
+            if u not in first and has(self.info, u.entries, u.end, marks):
                 self._add(u, name, out, origins)
         return out if self.budget >= 0 else {}
 
-    def _add(self, u: _Unit, name: str, out: dict[tuple[int, int], str], origins: set[int]) -> None:
+    def _add(self, u: Unit, name: str, out: dict[tuple[int, int], str], origins: set[int]) -> None:
         """Add the places of one unit's variables to `out`, and their entries to `origins`."""
         if u.start not in self._locals:
             self._locals[u.start] = list(self._walked(u))
@@ -92,19 +88,19 @@ class _Reader(Reader):
                 if x.place is not None:
                     out[x.place] = x.function
 
-    def _walked(self, u: _Unit) -> Iterator[_Local]:
-        for start, _, values, inside in self.entries(u, (_VARIABLE,), (_SUBPROGRAM, _INLINED)):
+    def _walked(self, u: Unit) -> Iterator[_Local]:
+        for start, _, values, inside in self.entries(u, (TAG_VARIABLE,), (TAG_SUBPROGRAM, TAG_INLINED)):
             place = self._address(values)
-            if inside >= 0 and (place is not None or _LOCATION not in values):     # others have no one place in memory
-                yield _Local(start, self._name(u, values)[0], place,
-                             without_clone(self._name_at(inside)[0]) if place is not None else "")
+            if inside >= 0 and (place is not None or AT_LOCATION not in values):     # others have no one place in memory
+                yield _Local(start, self.name(u, values)[0], place,
+                             without_clone(self.name_at(inside)[0]) if place is not None else "")
 
     def _address(self, values: dict[int, tuple[int, int]]) -> tuple[int, int] | None:
         """Where a variable is, if that is one place in memory."""
-        form, at = values.get(_LOCATION, (0, 0))
+        form, at = values.get(AT_LOCATION, (0, 0))
         if form not in _BLOCKS or self.info[at:at + 1] != _OP_ADDR:
             return None
-        address = self._number(at + 1, 8)
+        address = self.number(at + 1, 8)
         if self._sections is None:
             return 0, address
         return (self._sections[at + 1], address) if at + 1 in self._sections else None

@@ -13,13 +13,13 @@ Specification: DWARF 5, 5.1 to 5.3 (types), 7.8 (encodings).
 
 from __future__ import annotations
 
-import zlib
 from types import ModuleType
 
 from psu_bin import elf
 from psu_bin.arch import for_machine
-from psu_bin.attach.inlined import (
-    _BYTE_SIZE, _ENCODING, _ORIGIN, _REF_ADDR, _REFS, _SPECIFICATION, _SUBPROGRAM, _TYPE, Reader, _contents, _uleb, _Unit)
+from psu_bin.attach.dwarf import (
+    AT_BYTE_SIZE, AT_ENCODING, AT_ORIGIN, AT_SPECIFICATION, AT_TYPE, DAMAGED, REF_ADDR, REFS, TAG_SUBPROGRAM, Reader, Unit, relocated,
+    uleb)
 from psu_bin.attach.patch import PatchObject, is_clone, without_clone
 from psu_bin.attach.view import ModuleView
 from psu_bin.elf import Binary
@@ -60,86 +60,69 @@ class Types:
 def _reader(binary: Binary | None) -> _Results | None:
     try:
         return _Results(binary) if binary and binary.section(".debug_info") else None
-    except (ValueError, IndexError, KeyError, RecursionError, zlib.error):
+    except DAMAGED:
         return None
-
-
-def _relocated(binary: Binary, name: str) -> bytes:
-    """A debug section; of an object file, with what its relocations say: places in other debug sections."""
-    data = bytearray(_contents(binary, name))
-    section = binary.section(name)
-    if binary.type != elf.ET_REL or section is None:
-        return bytes(data)
-    howto = for_machine(binary.machine, binary.path).link.HOWTO
-    for s in binary.sections:
-        if s.type != elf.SHT_RELA or s.info != section.index:
-            continue
-        values = binary.table(binary.sections[s.link], elf.SYMBOL_DTYPE)["st_value"].tolist()
-        for offset, kind, symbol, addend in binary.table(s, elf.RELA_DTYPE).tolist():
-            size = howto[kind].size
-            data[offset:offset + size] = (values[symbol] + addend & (1 << 8 * size) - 1).to_bytes(size, "little")
-    return bytes(data)
 
 
 class _Results(Reader):
     """What the functions of one file return."""
 
     def __init__(self, binary: Binary) -> None:
-        super().__init__(lambda name: _relocated(binary, name))
+        super().__init__(lambda name: relocated(binary, name))
         self._found: dict[int, dict[str, set[str]]] = {}     # by unit
 
     def types(self, name: str) -> set[str]:
         out: set[str] = set()
-        places = {at.to_bytes(4, "little") for at in self._ends(name)}
+        places = {at.to_bytes(4, "little") for at in self.ends(name)}
         text = {name.encode("utf-8", "surrogateescape") + b"\0"}
         try:
             for u in self.units:
-                if self._may_have(u, places, text):
+                if self.may_have(u, places, text):
                     out |= self._functions(u).get(name, set())
-        except (ValueError, IndexError, KeyError, RecursionError, zlib.error):
+        except DAMAGED:
             return set()
         return out
 
-    def _functions(self, u: _Unit) -> dict[str, set[str]]:
+    def _functions(self, u: Unit) -> dict[str, set[str]]:
         if u.start not in self._found:
             out: dict[str, set[str]] = {}
-            table, at = self._abbreviations(u), u.entries
+            table, at = self.abbreviations(u), u.entries
             while at < u.end:
-                code, at = _uleb(self.info, at)
+                code, at = uleb(self.info, at)
                 if not code:
                     continue
                 a = table[code]
-                if a.tag == _SUBPROGRAM:
-                    at, values = self._values(u, a, at)
-                    out.setdefault(self._name(u, values)[0], set()).add(self._result(u, values))
+                if a.tag == TAG_SUBPROGRAM:
+                    at, values = self.values(u, a, at)
+                    out.setdefault(self.name(u, values)[0], set()).add(self._result(u, values))
                 elif a.size >= 0:
                     at += a.size
                 else:
-                    at, _ = self._values(u, a, at)
+                    at, _ = self.values(u, a, at)
             self._found[u.start] = out
         return self._found[u.start]
 
-    def _result(self, u: _Unit, values: dict[int, tuple[int, int]]) -> str:
+    def _result(self, u: Unit, values: dict[int, tuple[int, int]]) -> str:
         """The kind of type that a function, or a type that stands for another, has."""
         for _ in range(_LONGEST_CHAIN):
-            link = next((values[k] for k in (_TYPE, _ORIGIN, _SPECIFICATION) if k in values), None)
+            link = next((values[k] for k in (AT_TYPE, AT_ORIGIN, AT_SPECIFICATION) if k in values), None)
             if link is None:
                 return _VOID
             form, place = link
-            if form != _REF_ADDR and form not in _REFS:
+            if form != REF_ADDR and form not in REFS:
                 return _OTHER
-            at = place if form == _REF_ADDR else u.start + place
+            at = place if form == REF_ADDR else u.start + place
             u = next(v for v in self.units if v.entries <= at < v.end) if not u.entries <= at < u.end else u
-            code, behind = _uleb(self.info, at)
-            a = self._abbreviations(u)[code]
-            values = self._values(u, a, behind)[1]
-            size = values.get(_BYTE_SIZE, (0, 0))[1]
+            code, behind = uleb(self.info, at)
+            a = self.abbreviations(u)[code]
+            values = self.values(u, a, behind)[1]
+            size = values.get(AT_BYTE_SIZE, (0, 0))[1]
             if a.tag in _POINTERS or a.tag == _ENUMERATION and 0 < size <= 8:
                 return _INTEGER
             if a.tag == _BASE:
-                encoding = values.get(_ENCODING, (0, 0))[1]
+                encoding = values.get(AT_ENCODING, (0, 0))[1]
                 return (_INTEGER if encoding in _INTEGERS and 0 < size <= 8 else
                         _FLOAT if encoding == _FLOATING and size in (4, 8) else _OTHER)
-            if a.tag not in (*_SAME, _SUBPROGRAM):
+            if a.tag not in (*_SAME, TAG_SUBPROGRAM):
                 return _OTHER
         return _OTHER

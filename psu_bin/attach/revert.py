@@ -123,7 +123,7 @@ def _place(x: Transaction, back: list[tuple[meta.FunctionNotes, int, int]]) -> P
             raise PsuError(x.target.process.where, f"the copy of patch {patch_id} is lost: its functions cannot come back",
                            "attach the patch again, or revert --original")
         sources += [Source(patch_id, o, only) for o in objects]
-    placed = x.place(sources)
+    placed = x.place(sources, changed_types=True)      # they were accepted once
     wanted = {(f.module, f.number) for functions in again.values() for f in functions}
     got = {(s.function.module, s.function.number) for s in placed.switches}
     if wanted - got:

@@ -1,7 +1,8 @@
 """What psu-bin status shows, and wait: read from the target's memory and /proc alone; no thread of the program is stopped.
 
 Both have the agent write off calls that were left without returning (surplus.py): what they would otherwise show, and wait
-for, is not there any more.
+for, is not there any more.  `wait` also leads functions back to their originals directly that revert had led there through
+gates (originals.py), once nobody needs these.
 
 The target goes on meanwhile, so numbers of one moment may be off by calls that begin or end during the reading.
 """

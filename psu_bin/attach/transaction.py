@@ -72,10 +72,10 @@ class Placed:
     warnings: tuple[str, ...]
 
 
-def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> AttachResult:
+def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False, changed_types: bool = False) -> AttachResult:
     """Put the functions of the patch objects at `paths` into process `pid`, as one patch.
 
-    Raises PsuError; then the target is as it was before."""
+    changed_types: even where debug information says that types are not those of the program.  Raises PsuError; then the target is as it was before."""
     began = time.monotonic()
     files = [Binary.read(p) for p in paths]
     objects = [patch.parse(f) for f in files]
@@ -84,11 +84,11 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
         t = target.read(process)
         target.check_files(t, t.modules)
         if dry_run:
-            return _dry_run(t, objects, began)
+            return _dry_run(t, objects, began, changed_types)
         with Transaction(t) as x:
             number = x.notes.next_patch
             x.notes.next_patch += 1
-            placed = x.place([Source(number, o) for o in objects])
+            placed = x.place([Source(number, o) for o in objects], changed_types=changed_types)
             linked = time.monotonic() - began
             names, lost = x.copies([f.data for f in files])
             x.record(number, ", ".join(p.name for p in paths), placed, list(zip(map(str, paths), names)))
@@ -103,11 +103,13 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False) -> Attac
             placed.linked.patched, lambda view: target.file(t, view.descriptor)))
 
 
-def _dry_run(t: Target, objects: list[patch.PatchObject], began: float) -> AttachResult:
+def _dry_run(t: Target, objects: list[patch.PatchObject], began: float, changed_types: bool) -> AttachResult:
     """Everything up to the first byte that would be written; names are only looked up when there is an agent to ask."""
     runtime = t.runtime()
     notes = meta.read(t.process, runtime)
     demand = linker.plan(objects, views(t, notes))
+    if not changed_types:
+        linker.check_types(demand)
     warnings = list(demand.warnings)
     if agent_thread(t.process, runtime):
         with Transaction(t) as x:
@@ -234,13 +236,15 @@ class Transaction:
 
     # ---- from patch objects to placed objects ---------------------------------------------------------------------
 
-    def place(self, sources: list[Source]) -> Placed:
-        """Link the sources and write them into the target; nothing is switched.  Raises PsuError."""
+    def place(self, sources: list[Source], *, changed_types: bool) -> Placed:
+        """Link the sources and write them into the target; nothing is switched.  changed_types: as of attach().  Raises PsuError."""
         if not sources:
             return Placed([], [], None, [], 0, ())
         seen = views(self.target, self.notes)
         demand = linker.plan([s.object for s in sources], seen, [s.patch for s in sources],
                              lambda f: self._becomes_current(sources[f.patch], seen[f.module], f))
+        if not changed_types:
+            linker.check_types(demand)
         pressure.refuse(self.target.process.pid, self.target.process.where,
                         sum(o.size + o.mirrored for d in demand.modules for o in d.objects))
         self._pin([self.module(d.view) for d in demand.modules])

@@ -22,7 +22,7 @@ int (*volatile again)(int level MORE) = dig;
 static long overflows;
 static __thread sigjmp_buf out;
 static __thread char *guard;
-enum { STACK = 64 << 10, GUARD = 16 << 10 };
+enum { STACK = 128 << 10, GUARD = 16 << 10 };     /* PTHREAD_STACK_MIN of AArch64 */
 
 DIG
 
@@ -64,8 +64,8 @@ int main(void)
         char *stack = mmap(0, STACK + GUARD, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         mprotect(stack, GUARD, PROT_NONE);
         pthread_attr_init(&a);
-        pthread_attr_setstack(&a, stack + GUARD, STACK);
-        pthread_create(&t, &a, work, stack);
+        if (pthread_attr_setstack(&a, stack + GUARD, STACK) || pthread_create(&t, &a, work, stack))
+            puts("ERROR no stack");
     }
     long told = 0;
     for (int last = -1;; usleep(1000)) {

@@ -115,6 +115,22 @@ def patches() -> tuple[bytes, ...]:
             compiled(PATCH, "-O0", "-fPIC"), compiled(PATCH, "-O2", "-g"))
 
 
+TYPES = r"""
+enum kind { NONE, SOME = 7, LESS = -2 };
+typedef struct { char tag; long value[3]; } pair;
+struct conn { int id; unsigned open : 1, mode : 3; union { pair both; struct conn *next; } u; struct { short a, b; }; enum kind kind;
+              void (*done)(struct conn *, int); char tail[]; } *conns;
+static pair kept[4];
+int leaf(struct conn *c, pair p, double d) { kept[1] = p; return c->a + c->kind + (int)d; }
+"""
+
+
+@functools.cache
+def typed() -> tuple[bytes, ...]:
+    """Objects with little but debug information."""
+    return tuple(compiled(TYPES, "-O2", *flags) for flags in (["-g"], ["-gdwarf-4"], ["-gdwarf-2"], ["-gz"]))
+
+
 @functools.cache
 def aarch64_patches() -> tuple[bytes, ...]:
     """Patch objects for an AArch64 program of PROGRAM; none without the cross compiler."""

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import corpus
 import running
@@ -23,7 +25,7 @@ from memory import Bytes, mapped
 from recorded import recording
 
 from psu_bin import arch, descriptor, elf
-from psu_bin.attach import imports, linker, patch, target
+from psu_bin.attach import imports, linker, patch, target, typecheck
 from psu_bin.attach.meta import Notes
 from psu_bin.attach.process import Mapping
 from psu_bin.attach.transaction import views
@@ -245,11 +247,28 @@ def run_scenario(data: bytes) -> None:
     scenario.read(_file("scenario.toml", data))
 
 
+def run_types(data: bytes) -> None:
+    """Debug information of a patch, and of a program, against the undamaged other."""
+    damaged_one = patch.parse(Binary(data, "patch.o"))
+    whole = _typed()
+    functions = [SimpleNamespace(new=False, function=f) for f in whole.functions]
+    for mine, theirs in ((damaged_one, whole), (whole, damaged_one)):
+        view: Any = SimpleNamespace(path="program", file=lambda theirs=theirs: theirs.source)
+        for problem in typecheck.problems([(mine, view, functions)]):        # type: ignore[list-item]
+            raise problem
+
+
+@functools.cache
+def _typed() -> patch.PatchObject:
+    return patch.parse(Binary(corpus.typed()[0], "intact.o"))
+
+
 TARGETS: dict[str, Target] = {
     "instrument": Target(lambda chance: _any(corpus.programs(), chance), run_instrument),
     "analyze": Target(lambda chance: _any(corpus.programs(), chance), run_analyze),
     "debug-file": Target(lambda chance: damaged(chance, corpus.stripped()[1], corpus.programs()), run_debug_file),
     "patch": Target(lambda chance: _any(corpus.patches() + corpus.aarch64_patches(), chance), run_patch),
+    "types": Target(lambda chance: _any(corpus.typed(), chance), run_types),
     "descriptor": Target(make_descriptor, run_descriptor),
     "loaded": Target(make_loaded, run_loaded),
     "library": Target(lambda chance: damaged(chance, corpus.programs()[2], corpus.programs()), run_library),
@@ -266,6 +285,7 @@ INTACT: dict[str, Callable[[], tuple[bytes, ...]]] = {
     "analyze": corpus.programs,
     "debug-file": lambda: corpus.stripped()[1:],
     "patch": lambda: corpus.patches()[:1] + corpus.patches()[2:3] + corpus.aarch64_patches()[:1],
+    "types": lambda: corpus.typed()[:1],
     "descriptor": lambda: (_packed_descriptor(),),
     "loaded": lambda: (instrumented(),),
     "library": lambda: corpus.programs()[2:3],

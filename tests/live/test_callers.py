@@ -110,7 +110,7 @@ def test_other_names_of_the_same_code_are_told(lab):
         static int apart(int x) { return x * 2; }
         static int (*volatile f)(int) = apart;
         int main(void) { puts("ready"); fflush(stdout); return getchar() + f(real(0) + other(0)); }""")
-    subprocess.run(["gcc", "-O1", "-pthread", "main.c", "-o", "main"], cwd=lab.folder, check=True)
+    subprocess.run(["gcc", "-g", "-O1", "-pthread", "main.c", "-o", "main"], cwd=lab.folder, check=True)
     running = lab.start(psu_bin("instrument", lab.folder / "main", "--json").json["output"], env={"PSU_AGENT": "start"})
     running.expect("^ready$")
     process = running.pid

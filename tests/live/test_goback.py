@@ -16,13 +16,13 @@ def gate_of(pid, name):
     return f.current
 
 
-def held(lab, *flags):
-    """The program, with a caller of the first patch in the middle."""
-    running = lab.start(lab.program("goback"))
+def held(lab, *flags, everything=()):
+    """The program, with a caller of the first patch in the middle; flags: of the patch, everything: of both."""
+    running = lab.start(lab.program("goback", *everything))
     running.expect("^ready$")
     running.say("work")
     running.expect("^done 0 -1$")
-    psu_bin("attach", running.pid, lab.patch("goback", "patch.c", *flags))
+    psu_bin("attach", running.pid, lab.patch("goback", "patch.c", *flags, *everything))
     running.say("work")
     running.expect("^held$")
     return running
@@ -79,3 +79,16 @@ def test_a_function_that_a_patch_brought_along_changes_what_a_caller_keeps(lab):
     running.expect("^held$")
     running.say("go")
     running.expect("^done 1 2$")
+
+
+def test_without_debug_information_nobody_knows_what_is_a_result_and_revert_says_so(lab):
+    running = held(lab, everything=("-g0",))
+    ran = psu_bin("revert", running.pid, "--original")
+    assert ran.err.count("\n") == 1 and ran.err.startswith("psu-bin: warning: late: the type of its result is not known")
+    running.say("late")
+    running.expect("^late 0$")
+    running.say("go")
+    running.expect("^done 0 -1$", reject="")        # what the compiler keeps where a result would be, is its own business
+    psu_bin("wait", running.pid, "--timeout", WAIT)
+    running.say("work")
+    running.expect("^done 0 -1$")

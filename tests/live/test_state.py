@@ -40,3 +40,37 @@ def test_an_atomic_operation_that_the_program_has_not(lab):
     for n in range(2):
         running.say("start")
         running.expect(f"job {n} began in {101 + n}$")
+
+
+def test_a_structure_that_was_changed_is_refused_unless_it_is_meant(lab):
+    (lab.folder / "main.c").write_text("""
+        #include <stdio.h>
+        struct conn { int id; int state; } conns[3] = {{1, 10}, {2, 20}, {3, 30}};
+        __attribute__((noipa)) int state(struct conn *c) { return c->state; }
+        int main(void) {
+            puts("ready");
+            for (fflush(stdout); getchar() != EOF; fflush(stdout))
+                printf("state %d\\n", state(&conns[0]));
+        }""")
+    (lab.folder / "new").mkdir()
+    (lab.folder / "new" / "main.c").write_text("""
+        struct conn { int id; long since; int state; };
+        int state(struct conn *c) { return c->state + 100; }""")
+    subprocess.run(["gcc", "-g", "-O2", "-pthread", "main.c", "-o", "main"], cwd=lab.folder, check=True)
+    running = lab.start(psu_bin("instrument", lab.folder / "main", "--json").json["output"])
+    running.expect("^ready$")
+    for flags, status in (("-g", 1), ("-g0", 0)):
+        subprocess.run(["gcc", flags, "-O2", "-c", "main.c", "-o", f"../p{flags}.o"], cwd=lab.folder / "new", check=True)
+        ran = psu_bin("attach", running.pid, lab.folder / f"p{flags}.o", "--dry-run", check=False)
+        assert ran.status == status, ran.err
+    ran = psu_bin("attach", running.pid, lab.folder / "p-g.o", check=False)
+    assert ran.status == 1 and ran.err.count("\n") == 1, ran.err
+    assert "struct conn has member state at byte 16, not byte 4, unlike in" in ran.err and "--allow-changed-types" in ran.err
+    running.say("")
+    running.expect("^state 10$")
+    psu_bin("attach", running.pid, lab.folder / "p-g.o", "--allow-changed-types")
+    running.say("")
+    running.expect("^state 103$")         # what is there by the new layout is the `id` of the third one
+    psu_bin("revert", running.pid)
+    running.say("")
+    running.expect("^state 10$")
