@@ -5,7 +5,7 @@
  * Order, and why (S: slot, A: the gate it leads to now or the original code, B: the gate of the new version):
  *
  *   1. check everything; refuse with nothing changed.  A gate that was never used gets all that is its own for ever:
- *      counter, preserve, slot, and code = redirect; then a barrier.  Stub and gate load the slot, then words of the
+ *      counter, preserve, span, slot, and code = redirect, and each gets its entry and the base of its new object; then a barrier.  Stub and gate load the slot, then words of the
  *      gate, and AArch64 does not order these loads: without the barrier a thread that finds B in S could read zeros.
  *      Calls from inside A's object went to A's body until psu-bin turned them (turn.c), before this: they go through S,
  *      too, which changes nothing but that they are counted.  One that went to the body has its caller's count, which
@@ -25,10 +25,34 @@
  *      this record changes its answer at this store.  A thread that saw one function's new version has seen the
  *      store, so it sees it at the next function too (loads are in order on x86-64; on AArch64 routes.c loads acquire).
  *   6. settle: B.code := body; S := original where going back.  Faster, same answers.
- *   7. A.code := redirect for every gate that was left.  Late threads at A undo A and go through S again.
+ *   7. A.code := redirect for every gate that was left.  Late threads at A undo A and go through S again, but for those that
+ *      come from inside A's object (below): they run A's body, uncounted.
  *   8. barrier (I4): each thread has either made its count at A visible, or will load A.code = redirect.  Only now an
  *   object
- *      may be RETIRED: from here "enters == leaves" means that nobody is inside nor will be.
+ *      may be RETIRED: from here "enters == leaves" means that nobody is inside nor will be: who is not counted has a
+ *      caller inside.
+ *
+ * Inner calls.  A gate of PLAIN or SIDE has two entries (gates.S).  The second one looks first whether the call comes from the
+ * object P that its body is in: whether the return address is in [base, base + span), which are the addresses behind P's
+ * instructions.  Then it jumps to the body, as inner.py's direct calls do: the caller, an activation in P, will be returned to, and
+ * it is counted, itself or through the one that called it so, up to a call that came from outside; all of them are on this stack
+ * below, so P stays until the body has returned.  (A tail call has its caller's return address, so the gate's own where that was counted.  "Is this thread counted
+ * in P?" would not do: a program may leave that stack for another one, and finish the counted call first.)  Where code may come
+ * to be in P on a stack without a counted call, by instructions that move the stack pointer, psu-bin does not ask for that entry
+ * (inner.py, looks), nor where it would cost more than it saves; then every call is counted, and the look costs nothing.
+ *   A switch says which entry S leads to in step 3, and `entry` keeps it as long as S leads there: a gate that is bound anew is in
+ * no slot.  But threads may come late to either entry, which they loaded in an earlier life of the gate.  At the first they are
+ * counted, which is right wherever they come from.  At the second, while S leads to the first, they are counted, too, as `base` is
+ * PSU_NOWHERE then from step 1 on; or they read the base of an earlier life, which is the next case.
+ *   A gate is used again for another object R at P's place in the table, when P is free.  A late thread, which loaded S when
+ * it led here, may read `base` at any time in between.  Its return address is in code that is there as long as the call
+ * is: not in P, which was freed, nor in R, which came later.  So neither of the two matches; but half of each might, so
+ * `base` is one word, read once, and `span` never changes (a gate whose next object is smaller is without inner calls).
+ *   The new base is stored before step 1's barrier, so who finds the gate in S reads it or a newer one, not one whose
+ * addresses are others' by now.  Who is in P has seen the commit, which comes after step 4's barrier: it reads P's body.
+ *   A call that read A's base before step 4's barrier goes to A's body, and began before the commit.  On the way
+ * to a later version B is in S from step 3 on, and its base is another; on the way back to the original, A stays in S and would
+ * answer its own calls without asking for the commit: so its base is taken away when it is armed.
  *
  * Each step can be done again without harm, which psu_commit_repair uses in a fork child whose parent was half-way.
  */
@@ -107,16 +131,19 @@ static int64_t check_object(const struct psu_new_object *o)
     return 0;
 }
 
-/* An object without memory stands for code of the program: an original behind a gate (psu_bin/attach/originals.py). */
-static int in_regions(const struct record *r, uint32_t index, uint64_t body)
+/* The region of the new object that `body` is in: its size (0: there is none), and `start`.
+ * An object without memory stands for code of the program, an original behind a gate (psu_bin/attach/originals.py). */
+static uint64_t region_of(const struct record *r, uint32_t index, uint64_t body, uint64_t *start)
 {
     for (uint32_t i = 0; i < r->head->objects; i++)
         if (r->objects[i].index == index) {
             uint64_t all = 0;
             for (int j = 0; j < PSU_REGIONS; j++) {
-                if (body - r->objects[i].region[j].address < r->objects[i].region[j].size)
-                    return 1;
-                all |= r->objects[i].region[j].size;
+                uint64_t size = r->objects[i].region[j].size;
+                *start = r->objects[i].region[j].address;
+                if (body - *start < size)
+                    return size;
+                all |= size;
             }
             return !all && body;
         }
@@ -153,22 +180,31 @@ static int64_t check_switch(const struct record *r, const struct psu_switch *s)
     if (new->slot && (new->slot != s->slot || new->counter != 8 * s->index)) /* I3 */
         return -PSU_EINVAL;
     touch(s->index);
-    if (!object_mark[s->index].new || !in_regions(r, s->index, s->body))
+    uint64_t start;
+    if (!object_mark[s->index].new || !region_of(r, s->index, s->body, &start) || (s->looks && !psu_kinds[s->kind].look))
         return -PSU_EINVAL;
     object_mark[s->index].delta++;
     return 0;
 }
 
-/* Nobody can reach the gate yet. */
-static void bind(const struct psu_switch *s)
+/* Nobody is counted at the gate, which is in no slot; and where it was never used nobody can reach it yet. */
+static void bind(const struct record *r, const struct psu_switch *s)
 {
     struct psu_gate *new = s->to_original ? 0 : new_gate(s);
-    if (!new || new->slot)
+    if (!new)
         return;
-    new->counter = 8 * s->index;
-    new->preserve = s->kind == PSU_FULL ? s->preserve : 0;
-    new->slot = s->slot;
-    __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].redirect, __ATOMIC_RELEASE);
+    uint64_t start, size = region_of(r, s->index, s->body, &start);
+    if (!new->slot) {
+        new->counter = 8 * s->index;
+        new->preserve = s->kind == PSU_FULL ? s->preserve : 0;
+        new->span = size;
+        new->slot = s->slot;
+        __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].redirect, __ATOMIC_RELEASE);
+    }
+    int looks = s->looks && new->span <= size;
+    new->entry = looks ? psu_kinds[s->kind].look : 0;
+    /* `start` itself is behind a call that ends the code in front of it */
+    __atomic_store_n(&new->base, looks ? start + 1 : PSU_NOWHERE, __ATOMIC_RELAXED);
 }
 
 /* The gate is nobody's again if it was never armed: a refused transaction may not claim it. */
@@ -213,7 +249,7 @@ static int64_t check(const struct record *r, uint64_t *failed)
         return -PSU_EINVAL;
     *failed = 0;
     for (uint32_t i = 0; i < r->head->switches; i++)
-        bind(&r->switches[i]);
+        bind(r, &r->switches[i]);
     error = psu_membarrier(); /* it must work now, there is no way back later */
     for (uint32_t i = 0; error && i < r->head->switches; i++)
         unbind(&r->switches[i]);
@@ -226,6 +262,7 @@ static void arm(const struct psu_switch *s, uint64_t txn)
 {
     if (s->to_original) {
         struct psu_gate *old = old_gate(s);
+        __atomic_store_n(&old->base, PSU_NOWHERE, __ATOMIC_RELAXED); /* who comes from inside has to ask, too */
         __atomic_store_n(&old->after, s->to_original, __ATOMIC_RELAXED);
         __atomic_store_n(&old->exit_txn, txn, __ATOMIC_RELEASE);
         __atomic_store_n(&old->code, (uint64_t)psu_kinds[s->old_kind].pending, __ATOMIC_RELEASE);

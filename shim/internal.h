@@ -95,7 +95,8 @@ int psu_blocks_want_recycling(void);
 struct psu_kind {
     const char *first;                        /* gate 0 */
     struct psu_gate *data;
-    uint32_t stride, count;
+    uint16_t stride, look;                    /* look: offset of the entry that looks (gates.S); 0: there is none */
+    uint32_t count;
     const void *pending, *redirect;           /* routines that psu_gate.code may point at instead of a body */
 };
 extern const struct psu_kind psu_kinds[PSU_GATE_KINDS];
@@ -137,7 +138,7 @@ static inline int psu_gate_live(const struct psu_kind *k, const struct psu_gate 
 }
 
 /* Where the gate with data `g` is, 0 when it is none of this kind. */
-static inline uint64_t psu_gate_entry(uint32_t kind, const struct psu_gate *g)
+static inline uint64_t psu_gate_first(uint32_t kind, const struct psu_gate *g)
 {
     if (kind >= PSU_GATE_KINDS)
         return 0;
@@ -149,6 +150,9 @@ static inline uint64_t psu_gate_entry(uint32_t kind, const struct psu_gate *g)
     }
     return offset < k->count * sizeof *g ? (uint64_t)k->first + delta + offset / sizeof *g * k->stride : 0;
 }
+
+/* Where the slot leads that the gate with data `g` serves now. */
+static inline uint64_t psu_gate_entry(uint32_t kind, const struct psu_gate *g) { return psu_gate_first(kind, g) + g->entry; }
 
 /* The data of the gate that `address` lies in, 0 when that is none of this kind. */
 static inline struct psu_gate *psu_gate_at(uint32_t kind, uint64_t address)

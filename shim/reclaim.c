@@ -5,7 +5,7 @@
  * An object is quiescent when its leaves equal its enters, summed over all threads: leaves first, then a barrier, then
  * enters.  A leave that we saw has its enter before it, so the enters we read later are at least those leaves; if they
  * are no more, no call was inside when the leaves were read, and as the object's gates were redirected before a barrier
- * (commit.c, step 8), none can come in.  Late threads that pass a redirected gate count one enter and one leave: they
+ * (commit.c, step 8), none can come in: calls that are not counted come from inside (commit.c, "inner calls").  Late threads that pass a redirected gate count one enter and one leave: they
  * can only make us wait for another turn.  A block that joins the list between the two sums adds enters only: the same.
  */
 #include "internal.h"

@@ -12,6 +12,9 @@
 _Static_assert(sizeof(struct psu_gate) == GATE_SIZE, "GATE_SIZE");
 _Static_assert(offsetof(struct psu_gate, code) == GATE_CODE, "GATE_CODE");
 _Static_assert(offsetof(struct psu_gate, counter) == GATE_COUNTER, "GATE_COUNTER");
+_Static_assert(offsetof(struct psu_gate, body) == GATE_BODY, "GATE_BODY");
+_Static_assert(offsetof(struct psu_gate, base) == GATE_BASE, "GATE_BASE");
+_Static_assert(offsetof(struct psu_gate, span) == GATE_SPAN && GATE_SPAN == GATE_BASE + 8, "GATE_SPAN");
 #define IN_BLOCK(field) ((long)offsetof(struct psu_block, field) - (long)offsetof(struct psu_block, count))
 _Static_assert(IN_BLOCK(free) == BLOCK_FREE, "BLOCK_FREE");
 _Static_assert(IN_BLOCK(count) == BLOCK_ENTER, "BLOCK_ENTER");
@@ -106,7 +109,7 @@ uint64_t psu_destination(struct psu_gate *g, int *undo)
     *undo = 0;
     uint64_t code = __atomic_load_n(&g->code, __ATOMIC_ACQUIRE);
     const struct psu_kind *kind = psu_kinds;
-    while (!psu_gate_entry((uint32_t)(kind - psu_kinds), g))
+    while (!psu_gate_first((uint32_t)(kind - psu_kinds), g))
         kind++;
     if (code == (uint64_t)kind->pending)
         return pending(g, undo);

@@ -11,10 +11,11 @@ struct psu_gate psu_full_data[PSU_FULL_GATES];
 #define psu_side_data ((struct psu_gate *)(psu_gate_area + AREA_SIDE))
 
 #define KIND(NAME, name) \
-    [PSU_##NAME] = {psu_##name##_gates, psu_##name##_data, PSU_##NAME##_STRIDE, PSU_##NAME##_GATES, \
+    [PSU_##NAME] = {psu_##name##_gates, psu_##name##_data, PSU_##NAME##_STRIDE, PSU_##NAME##_LOOK, PSU_##NAME##_GATES, \
                     psu_##name##_pending, psu_##name##_redirect}
 #define POOL(NAME, name) \
-    [PSU_##NAME] = {(uint64_t)psu_##name##_gates, (uint64_t)psu_##name##_data, PSU_##NAME##_STRIDE, PSU_##NAME##_GATES}
+    [PSU_##NAME] = {(uint64_t)psu_##name##_gates, (uint64_t)psu_##name##_data, PSU_##NAME##_STRIDE, PSU_##NAME##_LOOK, \
+                    PSU_##NAME##_GATES}
 
 const struct psu_kind psu_kinds[PSU_GATE_KINDS] = {KIND(PLAIN, plain), KIND(SIDE, side), KIND(FULL, full)};
 

@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define PSU_RUNTIME_MAGIC 0x314e55525f555350ull /* "PSU_RUN1" */
-#define PSU_RUNTIME_VERSION 6
+#define PSU_RUNTIME_VERSION 7
 
 /* ---- counters -------------------------------------------------------------------------------------
  * A counter index names one injected object (index i <-> psu_object i).  Each thread that ever called a
@@ -87,11 +87,17 @@ struct psu_gate {
                                   read counter as 64 bits */
     uint64_t slot;         /* 16: address of the function's slot; 0: this gate was never used */
     uint64_t body;         /* 24: entry of the injected version */
-    uint64_t enter_txn;    /* 32: before commit_seq reaches this, calls go to `before` */
-    uint64_t before;       /* 40: the slot's value before that transaction */
-    uint64_t exit_txn;     /* 48: from the time commit_seq reaches this, calls go to `after` (0: not leaving) */
-    uint64_t after;        /* 56 */
+    uint64_t base;         /* 32: PLAIN, SIDE: who comes by the entry that looks, and returns to `span` bytes from here, is in */
+    uint64_t span;         /* 40: the same object as `body`, and goes there uncounted (commit.c, "inner calls").  `span` stays for
+                                  ever, as `slot` */
+    uint64_t enter_txn;    /* 48: before commit_seq reaches this, calls go to `before` */
+    uint64_t before;       /* 56: the slot's value before that transaction */
+    uint64_t exit_txn;     /* 64: from the time commit_seq reaches this, calls go to `after` (0: not leaving) */
+    uint64_t after;        /* 72 */
+    uint64_t entry;        /* 80: offset in the gate of where the slot leads: 0, or psu_pool.look.  For the agent only */
+    uint64_t reserved[5];  /* what settled gates read is in one cache line */
 };
+#define PSU_NOWHERE (1ull << 63) /* a `base` that no return address is near */
 
 /* ---- objects -------------------------------------------------------------------------------------- */
 enum psu_object_state { PSU_FREE = 0, PSU_CURRENT = 1, PSU_RETIRED = 2 };
@@ -172,6 +178,8 @@ struct psu_switch {
     uint64_t otherwise;    /* PSU_FULL, what a call does that finds no memory (poor.c): PSU_ON_STACK, neither the version nor
                               the original touches stack arguments; else the original code, if that leaves alone all that
                               callers rely on; else 0 */
+    uint64_t looks;        /* not 0; PLAIN, SIDE: calls go to the gate's entry that looks.  Who returns to the memory of the new
+                              object is then counted in it, and not once more (commit.c, "inner calls") */
 };
 #define PSU_ON_STACK 1
 #define PSU_NO_GATE 0xffffffffu
@@ -194,7 +202,8 @@ struct psu_new_object {
  * Exported as `psu_runtime`.  psu-bin finds it through the shim's dynamic symbol table. */
 enum psu_agent_state { PSU_AGENT_NONE = 0, PSU_AGENT_STARTING = 1, PSU_AGENT_PARKED = 2, PSU_AGENT_BUSY = 3 };
 
-struct psu_pool { uint64_t first; uint64_t data; uint32_t stride, count; };
+/* look: offset in each gate of the entry that looks where calls come from; 0: they have none. */
+struct psu_pool { uint64_t first; uint64_t data; uint16_t stride, look; uint32_t count; };
 
 #define PSU_COMMAND_BUFFER 4096
 #define PSU_STAGED 128
@@ -249,14 +258,14 @@ struct psu_runtime {
 extern struct psu_runtime psu_runtime;
 
 #define PSU_ASSERT_OFFSET(type, field, at) _Static_assert(__builtin_offsetof(type, field) == (at), #type "." #field)
-PSU_ASSERT_OFFSET(struct psu_gate, after, 56);
+PSU_ASSERT_OFFSET(struct psu_gate, entry, 80);
 PSU_ASSERT_OFFSET(struct psu_runtime, pool, 40);
 PSU_ASSERT_OFFSET(struct psu_runtime, objects, 112);
 PSU_ASSERT_OFFSET(struct psu_runtime, commit_seq, 144);
 PSU_ASSERT_OFFSET(struct psu_runtime, command_seq, 184);
 PSU_ASSERT_OFFSET(struct psu_runtime, staged, 224);
 PSU_ASSERT_OFFSET(struct psu_runtime, start_agent, 224 + 24 * PSU_STAGED);
-_Static_assert(sizeof(struct psu_gate) == 64, "psu_gate");
+_Static_assert(sizeof(struct psu_gate) == 128, "psu_gate");
 _Static_assert(sizeof(struct psu_object) == 64, "psu_object");
 _Static_assert(sizeof(struct psu_side) == 64, "psu_side");
 _Static_assert(__builtin_offsetof(struct psu_block, sides) == 128, "psu_block.sides");

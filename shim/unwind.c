@@ -54,7 +54,10 @@ static int personality(uint32_t kind, int actions, struct _Unwind_Context *conte
     struct psu_gate *g = psu_gate_at(kind, ip);
     if (!g)
         return CONTINUE_UNWIND;
-    struct psu_gate_state state = psu_gate_state(kind, (uint32_t)(ip - psu_gate_entry(kind, g)));
+    uint32_t offset = (uint32_t)(ip - psu_gate_first(kind, g)), look = psu_kinds[kind].look;
+    if (look && offset >= look) /* nothing was done yet */
+        return CONTINUE_UNWIND;
+    struct psu_gate_state state = psu_gate_state(kind, offset);
     if (get_register && state.entry >= 0) {
         struct psu_side *s = (struct psu_side *)get_register(context, state.entry);
         /* One of poor.c's, or another thread's: a later call at its place of the stack takes it. */

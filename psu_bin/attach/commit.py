@@ -40,6 +40,7 @@ class Switch:
     kind: int
     index: int                             # counter index of the new version's object
     preserve: int = 0                      # registers that a full gate restores; and bits of gates.py
+    looks: bool = False                    # calls from inside the new version's object are not counted (inner.looks)
 
 
 def choose_indices(runtime: shim.Runtime, process: Process, functions: list[list[meta.FunctionNotes]],
@@ -133,10 +134,10 @@ def prepare(session: AgentSession, notes: meta.Notes, objects: list[NewObject], 
         if s.body:
             gate = fresh.of(s.function, s.kind, s.index)
             body += shim.SWITCH.pack(s.slot, 0, s.body, s.kind, gate, s.index, s.preserve & gates.REGISTERS, old_kind,
-                                     old_gate, _otherwise(s))
+                                     old_gate, _otherwise(s), s.looks)
             s.function.current, s.function.body = [s.kind, gate, s.index], s.body
         elif old:
-            body += shim.SWITCH.pack(s.slot, s.original, 0, 0, shim.NO_GATE, 0, 0, old_kind, old_gate, 0)
+            body += shim.SWITCH.pack(s.slot, s.original, 0, 0, shim.NO_GATE, 0, 0, old_kind, old_gate, 0, 0)
             s.function.current, s.function.body = [], 0
         else:
             continue

@@ -12,12 +12,15 @@ That the caller is counted takes that its own caller is on the same stack.  Code
 there (libdill's `go`) is returned to when what counted it is gone: an object with such code has no direct calls of its own.
 
 This module finds the calls and makes the table; turning.py is who uses it.
+
+Calls through pointers come to the callee's gate, which can see from the return address where they come from.  Whether it looks is
+decided here, too: looks().
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from struct import error, pack, unpack_from
 from types import ModuleType
@@ -26,12 +29,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from psu_bin.arch.link_types import Use
 from psu_bin.attach.meaning import BoundFunction, Room
 from psu_bin.attach.sections import Role
-from psu_bin.descriptor import MODULE_IBT, MODULE_MOVES_STACK
+from psu_bin.attach.shim import FULL
+from psu_bin.descriptor import ADDRESS_TAKEN, MODULE_IBT, MODULE_MOVES_STACK
 from psu_bin.elf import SHF_ALLOC, SHF_EXECINSTR, SHN_UNDEF
 from psu_bin.errors import PsuError
 
 if TYPE_CHECKING:
     from psu_bin.arch import Arch
+    from psu_bin.attach.gates import Gate
     from psu_bin.attach.layout import Layout
     from psu_bin.attach.patch import PatchObject
     from psu_bin.attach.references import Reader, Rerouted
@@ -61,6 +66,23 @@ def stays_on_stack(patch: PatchObject, views: Iterable[ModuleView], link: Module
     Not where its own code may go on with another stack, nor where a function of a module may that is to be updated, and may
     so return to the object on another stack."""
     return not any(v.descriptor.flags & MODULE_MOVES_STACK for v in views) and not moves_stack(patch, link)
+
+
+def looks(view: ModuleView, functions: Mapping[BoundFunction, Gate], taken: Container[BoundFunction]) -> set[BoundFunction]:
+    """Those of `functions` whose gates look whether a call comes from their own object, and do not count it then.
+
+    functions: of one object whose code stays on its stack, with what they replace in the module `view`, all that have gates.
+    taken: functions of patches whose address code or data of patches holds.
+
+    A look saves a call from inside the counting, and makes every other one a tenth dearer.  Direct calls from inside do not come
+    to gates, so it is for those through pointers, and where the caller is likely to be in the same object, because that is most of
+    the program.  A patch is a few functions as a rule, called from outside; and the pointers that a library gives away, as a
+    plugin does, its host calls."""
+    replaced = sum(not f.new for f in functions)
+    if not view.executable or 2 * replaced < len(view.descriptor.functions):
+        return set()
+    return {f for f, gate in functions.items() if gate.kind != FULL
+            and (f in taken or not f.new and view.descriptor.functions[f.number].flags & ADDRESS_TAKEN)}
 
 
 def moves_stack(patch: PatchObject, link: ModuleType) -> bool:

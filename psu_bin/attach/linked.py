@@ -99,6 +99,7 @@ class LinkedObject(NamedTuple):
     relied: tuple[tuple[int, int], ...]        # (stub, registers that this object's code expects it to leave alone)
     calls: tuple[int, int]         # (address, size) of the table of its calls of itself; size 0: it makes none
     mirror: tuple[int, int]        # (address, size) of the room for the stubs of those; size 0: they need none
+    looks: frozenset[int]          # bodies of the functions whose gates look where calls come from (inner.looks)
 
 
 class LinkedStore(NamedTuple):

@@ -160,7 +160,10 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
             room.add(p)
     home = layout.binder.module[n]
     # Another module's stubs and slots may be out of reach.
-    direct = {f for f in kinds if f.module == home} if inner.stays_on_stack(layout.patch, layout.binder.views, link) else set()
+    direct: set[BoundFunction] = set()
+    if inner.stays_on_stack(layout.patch, layout.binder.views, link):
+        direct = {f for f in kinds if f.module == home}
+        room.looks = inner.looks(layout.binder.views[home], {f: g for f, g in kinds.items() if f.patch == n}, reader.taken)
     room.add_calls(inner.calls(layout, reader, machine, direct), inner.stub_size(machine))
 
     def far(t: Target) -> bool:
@@ -462,7 +465,8 @@ class _Linker:
                             tuple(regions), base + room.unwind if room.unwind else 0,
                             (symfile_at, symfile_size + room.unwind_end - room.unwind), relied,
                             (base + room.table, len(table)),
-                            (base + distance & (1 << 64) - 1, room.mirrored(PAGE)) if distance else (0, 0))
+                            (base + distance & (1 << 64) - 1, room.mirrored(PAGE)) if distance else (0, 0),
+                            frozenset(map(self._body, room.looks)))
 
     def _reroute(self, n: int, image: bytearray) -> None:
         """Point what the assembler had resolved to the stubs."""

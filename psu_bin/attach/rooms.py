@@ -23,6 +23,7 @@ class ObjectRoom:
 
     def __init__(self, plt_size: int, slot_size: int) -> None:
         self.plt_size = plt_size
+        self.looks: set[BoundFunction] = set()     # inner.looks
         self._slot_size = slot_size
         self.size = 0
         self.closed = 0        # where the executable part ends, a multiple of the page size

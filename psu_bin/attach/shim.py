@@ -13,7 +13,7 @@ from psu_bin.attach.process import Process
 from psu_bin.errors import PsuError
 
 MAGIC = 0x314E55525F555350
-VERSION = 6
+VERSION = 7
 
 PLAIN, SIDE, FULL = range(3)
 NO_GATE = 0xFFFFFFFF
@@ -26,7 +26,7 @@ AGENT_NONE, AGENT_STARTING, AGENT_PARKED, AGENT_BUSY = range(4)
 
 OP_RESET, OP_MAP, OP_PROTECT, OP_RESOLVE, OP_COMMIT, OP_PIN, OP_WRITE_OFF, OP_TURN = range(1, 9)
 
-GATE = struct.Struct("<QIIQQQQQQ")
+GATE = struct.Struct("<QII9Q40x")
 OBJECT = struct.Struct("<IIQ6Q")
 COUNTER = struct.Struct("<II")
 COMMAND = struct.Struct("<IIQ")
@@ -36,10 +36,10 @@ PIN = struct.Struct("<Q")
 CODE = struct.Struct("<QQII")
 TURN = struct.Struct("<QQQ")
 SURPLUS = struct.Struct("<IIII")
-SWITCH = struct.Struct("<QQQ6IQ")
+SWITCH = struct.Struct("<QQQ6IQQ")
 COMMIT = struct.Struct("<4IQQ")
 NEW_OBJECT = struct.Struct("<IIQ6Q2Q")
-_HEAD = struct.Struct("<QIIIIIIII QQII QQII QQII QQQQQQQ IIIIHHHHQqQII".replace(" ", ""))
+_HEAD = struct.Struct("<QIIIIIIII QQHHI QQHHI QQHHI QQQQQQQ IIIIHHHHQqQII".replace(" ", ""))
 _TAIL = struct.Struct("<QQqQQQQQQ")
 STAGED = 128
 _TAIL_OFFSET = 224 + 24 * STAGED
@@ -54,10 +54,11 @@ REGIONS = 3
 
 @dataclass(frozen=True)
 class Pool:
-    """The gates of one kind: gate g is at first + g * stride, its data at data + g * 64."""
+    """The gates of one kind: gate g is at first + g * stride, its data at data + g * 128."""
     first: int
     data: int
     stride: int
+    look: int              # offset in each gate of its second entry, which looks where calls come from; 0: it has none
     count: int
 
 
@@ -117,9 +118,9 @@ class Runtime:
         if (magic, version, gate, object_, side) != (MAGIC, VERSION, GATE.size, OBJECT.size, 64):
             raise PsuError(process.where, f"runs a shim of another version: {version}, this psu-bin has {VERSION}",
                            "use the psu-bin that instrumented it")
-        pools = tuple(Pool(*f[9 + 4 * i:13 + 4 * i]) for i in range(3))
+        pools = tuple(Pool(*f[9 + 5 * i:14 + 5 * i]) for i in range(3))
         (objects, totals, shared, blocks, commit_seq, meta, meta_size, tid, pid, state, membarrier_error,
-         command_seq, _, done_seq, _, _, result, failed, staged, _) = f[21:]
+         command_seq, _, done_seq, _, _, result, failed, staged, _) = f[24:]
         (start_agent, borrow, agent_error, near_delta, command_ns, leaving,
          leaving_end, _, limit) = _TAIL.unpack_from(raw, _TAIL_OFFSET)
         if leaving > leaving_end or any(p.first + p.stride * p.count >= WORD or p.data >= WORD for p in pools):

@@ -129,15 +129,17 @@ class Gates:
         self.pools.append((*runtime.leaving, shim.NO_GATE))
 
     def at(self, address: int) -> tuple[int, int] | None:
-        """(kind, number) of the gate that `address` lies in, behind its first byte; (NO_GATE, 0) where gates are left.
+        """(kind, number) of the gate that `address` lies in, but for its entries; (NO_GATE, 0) where gates are left.
 
-        The very beginning is no return address: a slot holds that of a gate, psu_runtime that of the leaving part."""
+        The very beginning is no return address, and nobody there is counted: a slot holds an entry, psu_runtime the beginning of
+        the leaving part."""
         for first, end, kind in self.pools:
             if first <= address < end:
                 if kind == shim.NO_GATE:
                     return (kind, 0) if address != first else None
-                number, offset = divmod(address - first, self.runtime.pools[kind].stride)
-                return (kind, number) if offset else None
+                pool = self.runtime.pools[kind]
+                number, offset = divmod(address - first, pool.stride)
+                return (kind, number) if offset not in (0, pool.look) else None
         return None
 
 

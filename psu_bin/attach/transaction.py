@@ -331,7 +331,7 @@ class Transaction:
         for n, (o, mine, index) in enumerate(zip(flat, rows, indices)):
             regions = ((o.address, o.size), o.mirror) if o.mirror[1] else ((o.address, o.size),)
             objects.append(NewObject(index, owner_of[n].patch, o.eh_frame, regions, o.symfile))
-            switches += [Switch(f, slot, original, body, kind, index, preserve)
+            switches += [Switch(f, slot, original, body, kind, index, preserve, body in o.looks)
                          for f, slot, original, body, kind, preserve in mine]
             if o.calls[1]:
                 self._calls.append([index, o.address, *o.calls, o.mirror[0] - o.address & shim.WORD if o.mirror[1] else 0])

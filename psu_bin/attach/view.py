@@ -46,6 +46,7 @@ class ModuleView:
     relied: Mapping[int, int] = field(default_factory=dict)  # stub -> registers that code of patches relies on
     read: Callable[[int, int], bytes] | None = None     # (address, size) of the target's memory; may raise PsuError
     file: Callable[[], Binary | None] | None = None     # the module's file; the answer is None where it is not to be had
+    executable: bool = False            # the program itself, not a library
 
     @property
     def position_dependent(self) -> bool:
@@ -191,5 +192,5 @@ def views(t: Target, notes: meta.Notes) -> tuple[ModuleView, ...]:
                              if key == m.key]),
             {(s.file, s.name): s.stub for s in notes.stubs if s.module == m.key},
             tuple(Stored(*row) for key, *row in notes.constants if key == m.key),
-            relied, t.process.read, partial(target.file, t, m.descriptor)))
+            relied, t.process.read, partial(target.file, t, m.descriptor), m.executable))
     return tuple(out)

@@ -109,7 +109,7 @@ static struct transaction replace(uint32_t index, char *page, int old)
         volatile uint64_t *slot = i ? &second_slot : &first_slot;
         t.s[i] = (struct psu_switch){.slot = (uint64_t)slot, .body = (uint64_t)page + 64 * i, .kind = PSU_PLAIN,
                                      .gate = 2 * index + i, .index = index, .old_kind = PSU_NO_GATE,
-                                     .old_gate = PSU_NO_GATE};
+                                     .old_gate = PSU_NO_GATE, .looks = 1};
         host_gate_of(slot, &t.s[i].old_kind, &t.s[i].old_gate);
     }
     return t;
@@ -130,15 +130,22 @@ static char *place(void *one, void *other)
     return (char *)m.address;
 }
 
-static void send(const struct transaction *t)
+/* Ask for the commit that the buffer describes behind the command. */
+static void send_record(uint32_t count)
 {
     struct psu_command *c = (struct psu_command *)psu_runtime.command_buffer;
     c->op = PSU_OP_COMMIT;
-    c->count = 2;
-    memcpy(c + 1, t, sizeof *t - (t->head.retires ? 0 : 4));
+    c->count = count;
     psu_runtime.command = (uint64_t)c;
     __atomic_store_n(&psu_runtime.command_seq, (uint16_t)(psu_runtime.command_seq + 1), __ATOMIC_SEQ_CST);
     syscall(SYS_futex, &psu_runtime.parking, 129 /* FUTEX_WAKE_PRIVATE */, 1, 0, 0, 0);
+}
+
+static void send(const struct transaction *t)
+{
+    struct psu_command *c = (struct psu_command *)psu_runtime.command_buffer;
+    memcpy(c + 1, t, sizeof *t - (t->head.retires ? 0 : 4));
+    send_record(2);
 }
 
 static void wait_done(void)
@@ -197,7 +204,7 @@ static void watch(uint32_t index, char *page, int old, long before, long after)
     struct seccomp_notif n = held("1");
     CHECK(first_slot == was[0] && second_slot == was[1]);
     for (uint32_t i = 0; i < 2; i++)
-        CHECK(host_gate(PSU_PLAIN, 2 * index + i)->slot, "not bound");
+        CHECK(host_gate(PSU_PLAIN, 2 * index + i)->slot && host_gate(PSU_PLAIN, 2 * index + i)->base == (uint64_t)page + 1, "not bound");
     answers("1", before);
     let_go(n);
 
@@ -235,6 +242,32 @@ static void watch(uint32_t index, char *page, int old, long before, long after)
     CHECK(old < 0 || host_freed((uint32_t)old, 5000));
 }
 
+/* Back to the originals: who calls from inside the object asks for the commit, too, before that is made. */
+static void watch_back(uint32_t old, long before)
+{
+    struct { struct psu_commit head; struct psu_switch s[2]; uint32_t retire; } back = {{.switches = 2, .retires = 1}, .retire = old};
+    uint64_t originals[] = {(uint64_t)first_original, (uint64_t)second_original};
+    for (uint32_t i = 0; i < 2; i++) {
+        volatile uint64_t *slot = i ? &second_slot : &first_slot;
+        back.s[i] = (struct psu_switch){.slot = (uint64_t)slot, .to_original = originals[i], .gate = PSU_NO_GATE};
+        CHECK(host_gate_of(slot, &back.s[i].old_kind, &back.s[i].old_gate));
+        CHECK(host_gate(PSU_PLAIN, 2 * old + i)->base != PSU_NOWHERE);
+    }
+    struct psu_command *c = (struct psu_command *)psu_runtime.command_buffer;
+    memcpy(c + 1, &back, sizeof back);
+    send_record(2);
+    let_go(held("back: 1"));
+    struct seccomp_notif n = held("back: 4");
+    answers("back: 4", before);
+    for (uint32_t i = 0; i < 2; i++)
+        CHECK(host_gate(PSU_PLAIN, 2 * old + i)->base == PSU_NOWHERE, "calls from inside do not ask");
+    let_go(n);
+    let_go(held("back: 8"));
+    wait_done();
+    answers("back", 1);
+    CHECK(host_freed(old, 5000));
+}
+
 static void barriers(void)
 {
     hold_membarriers();
@@ -245,6 +278,7 @@ static void barriers(void)
     watch(1, page, 0, 101, 201);
     page = place(first_1, second_1);
     watch(0, page, 1, 201, 101); /* gates and index a second time */
+    watch_back(0, 101);
 }
 
 /* ---- sums ------------------------------------------------------------------------------------------- */

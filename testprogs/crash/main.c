@@ -3,8 +3,8 @@
  * A line on standard input lets a thread call `outer`, which calls `step`, which calls `middle`, which calls `faulty`;
  * after "wait" `faulty` waits for ever, after "crash" it crashes.  In the patch each goes through a gate of another kind: outer's is
  * plain, as the original calls library functions and no caller expects it to leave registers alone; middle has
- * arguments on the stack; faulty is small and leaves registers alone, which its callers might rely on.  They call each
- * other through pointers, because direct calls inside one patch need no gate: `step` shows that. */
+ * arguments on the stack; faulty is small and leaves registers alone, which its callers might rely on.  They reach each
+ * other through functions of the program, because calls inside one patch need no gate: `step` shows that. */
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -19,8 +19,12 @@ __attribute__((noipa)) int middle(int a, int b, int c, int d, int e, int f, int 
 {
     return printf("middle %d\n", a + b + c + d + e + f + g + h) + faulty(h);
 }
-int (*volatile to_faulty)(int) = faulty;
-int (*volatile to_middle)(int, int, int, int, int, int, int, int) = middle;
+static volatile int zero;
+__attribute__((noipa)) int to_faulty(int n) { return faulty(n) + zero; }
+__attribute__((noipa)) int to_middle(int a, int b, int c, int d, int e, int f, int g, int h)
+{
+    return middle(a, b, c, d, e, f, g, h) + zero;
+}
 __attribute__((noipa)) int step(int n) { return to_middle(n, 2, 3, 4, 5, 6, 7, 8) + 1; }
 __attribute__((noipa)) int outer(int n) { puts("outer"); return step(n) + 1; }
 

@@ -3,8 +3,8 @@
 
 extern int total;
 extern volatile int *where;
-extern int (*volatile to_faulty)(int);
-extern int (*volatile to_middle)(int, int, int, int, int, int, int, int);
+int to_faulty(int);
+int to_middle(int, int, int, int, int, int, int, int);
 void stay(void);
 
 __attribute__((noipa)) int faulty(int n)

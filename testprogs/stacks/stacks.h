@@ -1,5 +1,6 @@
 /* A coroutine on a stack of its own, begun by code that moves the stack pointer itself and calls from there, as libdill does: what
- * the program and its patches share.  PROGRAMS: the patches have no such code, but call the program's. */
+ * the program and its patches share.  PROGRAMS: the patches have no such code, but call the program's.  POINTER: it calls through
+ * a pointer. */
 #include <setjmp.h>
 #include <stdint.h>
 
@@ -11,11 +12,23 @@ void start(void);
 void worker(void);
 
 #ifdef __aarch64__
-#define CALL_ON(stack, function) \
-    __asm__ volatile("mov x19, sp\n\tmov sp, %0\n\tbl " #function "\n\tmov sp, x19" : : "r"(stack) : "x19", "x30", "memory")
+#ifdef POINTER
+#define CALL(function) "blr %1"
 #else
+#define CALL(function) "bl " #function
+#endif
 #define CALL_ON(stack, function) \
-    __asm__ volatile("mov %%rsp, %%rbx\n\tmov %0, %%rsp\n\tcall " #function "\n\tmov %%rbx, %%rsp" : : "r"(stack) : "rbx", "memory")
+    __asm__ volatile("mov x19, sp\n\tmov sp, %0\n\t" CALL(function) "\n\tmov sp, x19" \
+                     : : "r"(stack), "r"(function) : "x19", "x30", "memory")
+#else
+#ifdef POINTER
+#define CALL(function) "call *%1"
+#else
+#define CALL(function) "call " #function
+#endif
+#define CALL_ON(stack, function) \
+    __asm__ volatile("mov %%rsp, %%rbx\n\tmov %0, %%rsp\n\t" CALL(function) "\n\tmov %%rbx, %%rsp" \
+                     : : "r"(stack), "r"(function) : "rbx", "memory")
 #endif
 
 #ifdef PROGRAMS

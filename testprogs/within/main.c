@@ -8,16 +8,12 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <unistd.h>
 #include "within.h"
 
-/* struct page and its limits: testprogs/torture/main.c */
-struct page { _Atomic uint64_t limits, stop, calls, threads, signals, naps, errors; char error[200]; };
-static struct page *page;
+struct page *page;
 #define BASE 0x5e000000
 
 ONE(0)
@@ -27,14 +23,7 @@ STAY(stay, 0)
 STAY(outside, 0)        /* of the program for ever */
 long (*volatile through)(long) = one, (*volatile again)(long) = two;
 
-uint64_t limits(void) { return atomic_load(&page->limits); }
-void nap(void)
-{
-    usleep(3000);
-    atomic_fetch_add(&page->naps, 1);
-}
-
-static void complain(const char *what, long a, long b, uint64_t l)
+INLINE void complain(const char *what, long a, long b, uint64_t l)
 {
     if (!atomic_fetch_add(&page->errors, 1))
         snprintf(page->error, sizeof page->error, "%s: %#lx, %#lx, limits %#lx", what, a, b, (unsigned long)l);

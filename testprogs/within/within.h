@@ -1,11 +1,23 @@
 /* What program and patches share: functions that add their version to what they are given, and one that calls them for a
  * long time.  Each call of one, two and three in stay, and of two in three, is inside one object. */
+#include <stdatomic.h>
 #include <stdint.h>
+#include <unistd.h>
 
 extern long (*volatile through)(long), (*volatile again)(long);
-uint64_t limits(void);
 void seen(uint64_t before, long a, long b, long c, long d, long e);
-void nap(void);
+
+/* limits: testprogs/torture/main.c */
+struct page { _Atomic uint64_t limits, stop, calls, threads, signals, naps, errors; char error[200]; };
+extern struct page *page;
+/* No functions: a patch of all four that change must be one of half of the program, so that gates look (psu_bin/attach/inner.py). */
+#define INLINE __attribute__((always_inline)) static inline
+INLINE uint64_t limits(void) { return atomic_load(&page->limits); }
+INLINE void nap(void)
+{
+    usleep(3000);
+    atomic_fetch_add(&page->naps, 1);
+}
 
 long one(long x);
 long two(long x);
@@ -15,7 +27,7 @@ long stay(long rounds, long naps);
 #define ONE(v) __attribute__((noipa)) long one(long x) { return x + (v); }
 #define TWO(v) __attribute__((noipa)) long two(long x) { return x + (v); }
 #define THREE __attribute__((noipa)) long three(long x) { return two(x - 7) + 7; }
-/* First and last by a pointer, which leads through the slot. */
+/* First and last by a pointer, which leads through the slot, to a gate that looks where the call comes from or one that does not. */
 #define STAY(name, v) __attribute__((noipa)) long name(long rounds, long naps) \
 { \
     for (; rounds; rounds--) { \

@@ -28,9 +28,9 @@ def line(comment):
 
 def chain(place):
     """The frames from the patched function, in the line that `place` marks, through three kinds of gates."""
-    return (rf"#\d+ .*\bfaulty \(.*\) at patch.c:{line(place)}\n#\d+ .* psu_full_gates \(.*\n"
+    return (rf"#\d+ .*\bfaulty \(.*\) at patch.c:{line(place)}\n#\d+ .* psu_full_gates \(.*\n#\d+ .* to_faulty \(.*\n"
             rf"#\d+ .* middle \(.*\) at patch.c:{line('from the middle')}\n#\d+ .* {COUNTING}_gates \(.*\n"
-            rf"#\d+ .* step \(.*\) at patch.c:{line('from the step')}\n"
+            rf"#\d+ .* to_middle \(.*\n#\d+ .* step \(.*\) at patch.c:{line('from the step')}\n"
             rf"#\d+ .* outer \(.*\) at patch.c:{line('from outside')}\n#\d+ .* {COUNTING}_gates \(.*\n"
             r"#\d+ .* work \(")
 
@@ -142,7 +142,7 @@ def test_without_debug_information_there_are_the_names(lab, patched):
     running.say("wait")
     running.expect("^inside$")
     text = gdb(lab.folder, "-p", running.pid, run=("thread apply all bt",))
-    assert re.search(r"#\d+ .* in faulty \(\)\n(.*\n)?#\d+ .* in middle \(\)\n(.*\n)?#\d+ .* in step \(\)\n"
+    assert re.search(r"#\d+ .* in faulty \(\)\n(.*\n){2}#\d+ .* in middle \(\)\n(.*\n){2}#\d+ .* in step \(\)\n"
                      r"#\d+ .* in outer \(\)", text), text
     assert re.search(r"#\d+ .* work \(", text), text
 

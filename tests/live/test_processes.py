@@ -121,7 +121,7 @@ def test_a_gate_that_a_parent_was_about_to_use(lab):
     near = place + runtime.near_delta & shim.WORD
     code, slot = (shim.GATE.unpack(t.process.read(near + (used - gate) * shim.GATE.size, shim.GATE.size))[i] for i in (0, 3))
     for at in {place, near}:
-        t.process.write(at, shim.GATE.pack(code, 8 * 99, 0, slot + 8, 0, 0, 0, 0, 0))
+        t.process.write(at, shim.GATE.pack(code, 8 * 99, 0, slot + 8, *(0 for _ in range(8))))
     for v in (2, 3):
         versions.attach(pid, v)
     assert sorted(g for _, g, _ in meta.read(t.process, t.runtime()).functions[0].gates) == [used, gate + 1]

@@ -5,7 +5,7 @@ from conftest import WAIT, psu_bin
 from updating import Versions
 
 
-@pytest.mark.parametrize("flags", [(), ("-O0",), ("-fPIC",), ("-DPROGRAMS",)], ids=str)
+@pytest.mark.parametrize("flags", [(), ("-O0",), ("-fPIC",), ("-DPOINTER",), ("-DPROGRAMS",)], ids=str)
 def test_a_suspended_coroutine_keeps_its_version(lab, flags):
     running = lab.start(lab.program("stacks", *(f for f in flags if f.startswith("-D"))))
     versions = Versions(lab, "stacks", "patch.c", *flags)

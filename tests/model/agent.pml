@@ -9,6 +9,7 @@ inline barrier() {
         do :: b < FUNCTIONS -> old_slot[b] = 0; b++ :: else -> b = 0; break od;
 #ifdef LOCAL
         do :: b < OBJECTS -> old_word[b] = 0; b++ :: else -> b = 0; break od;
+        do :: b < FUNCTIONS * OBJECTS -> old_base[b] = 0; old_body[b] = 0; b++ :: else -> b = 0; break od;
 #endif
         do :: b < FUNCTIONS * OBJECTS -> old_code[b] = 0; b++ :: else -> b = 0; break od;
         stale = 0
@@ -170,6 +171,16 @@ inline commit() {
         od
     }
 #endif
+    atomic {
+        do
+        :: f < FUNCTIONS && IN(f) && o != NONE -> STORE_BASE(GATE(f, o), n); f++
+#ifdef LOCAL
+        :: f < FUNCTIONS && IN(f) && o != NONE -> STORE_BASE(GATE(f, o), 0); f++ /* calls are to be counted */
+#endif
+        :: f < FUNCTIONS && !(IN(f) && o != NONE) -> f++
+        :: else -> f = 0; break
+        od
+    }
 #ifndef NO_BARRIER_BEFORE_ARM
     barrier();
 #endif
@@ -187,7 +198,7 @@ inline commit() {
         }
         atomic {
 #endif
-            body[g] = n;
+            STORE_BODY(g, n);
             exit_txn[g] = 0;
             before[g] = slot[f];
             live_gates[o]++
@@ -200,7 +211,11 @@ inline commit() {
             f++; g = 0
         }
     :: f < FUNCTIONS && IN(f) && o == NONE ->
+#ifdef BASE_KEPT
         atomic { g = slot[f] - 1; exit_txn[g] = n }
+#else
+        atomic { g = slot[f] - 1; STORE_BASE(g, 0); exit_txn[g] = n }
+#endif
         atomic { STORE_CODE(g, PENDING); f++; g = 0 }
     :: f < FUNCTIONS && !IN(f) -> f++
     :: else -> atomic { f = 0; left = 0; break }

@@ -141,6 +141,57 @@ inline inside(t) { atomic { count_leave(t, o); forget(); break } }
 #define OVER atomic { forget(); break }
 #endif
 
+/* The gate s of object o, for a call that it counts. */
+inline counted(t) {
+#ifdef COUNT_AFTER_LOAD
+    LOAD_CODE(c, t, s);
+    count_enter(t, o);
+#else
+    count_enter(t, o);
+    LOAD_CODE(c, t, s);
+#endif
+    if
+    :: c == REDIRECT ->
+#ifdef GATE_SHARED
+        c = slot[f];
+#else
+        c = slot[s / OBJECTS];
+#endif
+#ifdef WEAK
+        atomic { if :: c -> SEE(t, CODE(c - 1)) :: else fi; SEE(t, SLOT(f)) }
+#endif
+        atomic { count_leave(t, o); s = c; c = 0 }
+    :: c == PENDING ->
+        fence(t);
+#ifdef SEQ_READ_LAST
+        c = enter_txn[s];
+        if
+        :: commit_seq < c -> c = 0
+        :: else -> c = 1
+        fi;
+        if
+        :: c == 0 ->
+#else
+        LOAD_SEQ(c, t);
+        if
+        :: c < enter_txn[s] ->
+#endif
+            c = before[s]; atomic { count_leave(t, o); s = c; c = 0 }
+        :: else ->
+            x = exit_txn[s];
+            if
+            :: x && c >= x ->
+#ifdef WEAK
+                if :: x > known[t] -> known[t] = x :: else fi;
+#endif
+                atomic { count_leave(t, o); s = 0; c = 0; x = 0 }
+            :: else -> c = body[s]; execute(t, f, c); inside(t)
+            fi
+        fi
+    :: else -> assert(c != UNUSED); execute(t, f, c); inside(t)
+    fi
+}
+
 /* One call of function f by thread t. */
 inline call(t, f) {
     load_slot(t, f);
@@ -154,53 +205,19 @@ inline call(t, f) {
     :: else ->
         s--; /* the gate */
         o = s % OBJECTS;
-#ifdef COUNT_AFTER_LOAD
-        LOAD_CODE(c, t, s);
-        count_enter(t, o);
-#else
-        count_enter(t, o);
-        LOAD_CODE(c, t, s);
-#endif
+#ifdef LOCAL
         if
-        :: c == REDIRECT ->
-#ifdef GATE_SHARED
-            c = slot[f];
-#else
-            c = slot[s / OBJECTS];
-#endif
-#ifdef WEAK
-            atomic { if :: c -> SEE(t, CODE(c - 1)) :: else fi; SEE(t, SLOT(f)) }
-#endif
-            atomic { count_leave(t, o); s = c; c = 0 }
-        :: c == PENDING ->
-            fence(t);
-#ifdef SEQ_READ_LAST
-            c = enter_txn[s];
-            if
-            :: commit_seq < c -> c = 0
-            :: else -> c = 1
-            fi;
-            if
-            :: c == 0 ->
-#else
-            LOAD_SEQ(c, t);
-            if
-            :: c < enter_txn[s] ->
-#endif
-                c = before[s]; atomic { count_leave(t, o); s = c; c = 0 }
-            :: else ->
-                x = exit_txn[s];
-                if
-                :: x && c >= x ->
-#ifdef WEAK
-                    if :: x > known[t] -> known[t] = x :: else fi;
-#endif
-                    atomic { count_leave(t, o); s = 0; c = 0; x = 0 }
-                :: else -> c = body[s]; execute(t, f, c); inside(t)
-                fi
-            fi
-        :: else -> assert(c != UNUSED); execute(t, f, c); inside(t)
+        :: outer -> LOAD_BASE(x, t, s)
+        :: true /* by the other entry, which does not look: where the slot leads there, or once did */
+        fi;
+        if
+        :: outer && x == outer -> /* the call comes from the object of the gate's body: not counted */
+            x = 0; LOAD_BODY(c, t, s); execute(t, f, c); finish_call(t)
+        :: else -> x = 0; counted(t)
         fi
+#else
+        counted(t)
+#endif
     od
 }
 

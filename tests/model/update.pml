@@ -19,6 +19,8 @@
  *                       (psu_bin/attach/inner.py; that instructions are changed is in turning.pml).  With -DLOCAL each
  *                       version of function 0 calls function 1: so where its object has both, else
  *                       through the slot; perhaps also by a pointer, which is the stub
+ *   base[]              psu_gate.base: the version whose own calls the gate lets pass without a count; 0: none.  Which of
+ *                       its entries a call comes to is not kept: any call may come to either
  *   new_block(), recycle()  psu_block_get(), psu_blocks_recycle(), fold() in counters.c
  *   slot, before        0: the original; 1 + g: gate g.  Gate 2 f + o belongs to function f and object (index) o.
  *   a version           has the number of the transaction that made it; 0 is the original
@@ -29,7 +31,7 @@
  * late, because it loads nothing that matters before a barrier.
  *
  * Memory, as AArch64 orders it (-DWEAK): besides, a leave may become visible before its enter unless it is a
- * store-release; and each load of a slot, of a gate's code, of word[] and of commit_seq may have been made as early
+ * store-release; and each load of a slot, of a gate's code and, for an inner call, base and body, of word[] and of commit_seq may have been made as early
  * as the last barrier: it gives the value before the agent's last store, unless that was stored before a barrier, or the
  * thread loaded the later one before (coherence), or an acquire stands between.  Between two barriers the agent stores each
  * such word once at most, so one older value of each, the one before the barrier, is enough.  The other words of a gate
@@ -78,7 +80,7 @@ byte code[FUNCTIONS * OBJECTS], body[FUNCTIONS * OBJECTS], before[FUNCTIONS * OB
 byte enter_txn[FUNCTIONS * OBJECTS], exit_txn[FUNCTIONS * OBJECTS];
 byte commit_seq;
 #ifdef LOCAL
-byte word[OBJECTS];
+byte word[OBJECTS], base[FUNCTIONS * OBJECTS];
 #endif
 
 /* objects */
@@ -101,16 +103,18 @@ byte interrupted = NONE, callers = THREADS, finished;
 
 #ifdef WEAK
 #ifdef LOCAL
-#define BITS short
-#define ALL_BITS 1023
+#define BITS int
+#define ALL_BITS 262143
 #define WORD(o) (256 << (o))
-byte old_word[OBJECTS];
+#define BASE(g) (1024 << (g))
+#define BODY(g) (16384 << (g))
+byte old_word[OBJECTS], old_base[FUNCTIONS * OBJECTS], old_body[FUNCTIONS * OBJECTS];
 #else
 #define BITS byte
 #define ALL_BITS 255
 #endif
-/* Words stored since the last barrier, and which of them a thread has loaded since: bits as in CODE, SLOT, SEQ and
- * WORD. */
+/* Words stored since the last barrier, and which of them a thread has loaded since: bits as in CODE, SLOT, SEQ, WORD, BASE
+ * and BODY. */
 BITS stale, seen[THREADS];
 byte old_slot[FUNCTIONS], old_code[FUNCTIONS * OBJECTS];
 byte known[THREADS];     /* the newest version that the thread has run */
@@ -128,6 +132,15 @@ byte since[FUNCTIONS];   /* the transaction that brought the original back */
 #define STORE_CODE(g, value) old_code[g] = (stale & CODE(g) -> old_code[g] : code[g]); code[g] = value; CHANGE(CODE(g))
 #define STORE_SLOT(f, value) old_slot[f] = slot[f]; slot[f] = value; CHANGE(SLOT(f))
 #define STORE_LOCAL(o, value) old_word[o] = word[o]; word[o] = value; CHANGE(WORD(o))
+#define LOAD_BASE(to, t, g) LOAD(to, t, BASE(g), base[g], old_base[g])
+#define LOAD_BODY(to, t, g) LOAD(to, t, BODY(g), body[g], old_body[g])
+#ifdef LOCAL
+#define STORE_BASE(g, value) old_base[g] = base[g]; base[g] = value; CHANGE(BASE(g))
+#define STORE_BODY(g, value) old_body[g] = body[g]; body[g] = value; CHANGE(BODY(g))
+#else
+#define STORE_BASE(g, value) skip
+#define STORE_BODY(g, value) body[g] = value
+#endif
 inline unsee(what) {
     do :: o_ < THREADS -> seen[o_] = seen[o_] & (ALL_BITS - (what)); o_++ :: else -> o_ = 0; break od
 }
@@ -137,6 +150,14 @@ inline unsee(what) {
 #define STORE_CODE(g, value) code[g] = value
 #define STORE_SLOT(f, value) slot[f] = value
 #define STORE_LOCAL(o, value) word[o] = value
+#define LOAD_BASE(to, t, g) to = base[g]
+#define LOAD_BODY(to, t, g) to = body[g]
+#define STORE_BODY(g, value) body[g] = value
+#ifdef LOCAL
+#define STORE_BASE(g, value) base[g] = value
+#else
+#define STORE_BASE(g, value) skip
+#endif
 #endif
 
 #define VALID(f, v, begun) (current[f] == v || died[(v) * FUNCTIONS + f] > begun)

@@ -174,9 +174,8 @@ MUTANTS = (
     Mutant(
         "not-bound",
         "commit.c",
-        "    __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].redirect, __ATOMIC_RELEASE);\n}\n\n"
-        "/* The gate is nobody's",
-        "}\n\n/* The gate is nobody's",
+        "        __atomic_store_n(&new->code, (uint64_t)psu_kinds[s->kind].redirect, __ATOMIC_RELEASE);\n    }\n    int looks",
+        "    }\n    int looks",
         "AArch64: a thread finds a gate without code",
         model="NOT_BOUND",
     ),
@@ -298,6 +297,14 @@ MARK plain_counted
         "    if (0 && state.counted)",
         "exceptions and cancellation leave counts behind",
         (UNWIND,),
+    ),
+    Mutant(
+        "inner-jump-not-unwound",
+        G,
+        "PLAIN(UP, look_down), PLAIN(DOWN, look_up), ",
+        "PLAIN(UP, look_down), PLAIN(DOWN, look_down), ",
+        "who looks at a thread that is about to jump to the version takes something else for its return address",
+        ("tests/unit/test_shim.py::test_backtrace_is_right_at_every_instruction_of_every_gate",),
     ),
     Mutant(
         "unwound-too-far",

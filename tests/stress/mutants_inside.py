@@ -8,6 +8,7 @@ INSIDE = "tests/live/test_inside.py"
 BARRIERS = "tests/unit/test_shim_order.py::test_each_step_is_where_the_argument_wants_it[barriers]"
 WITHIN = "tests/stress/test_within.py::test_calls_inside_objects[unmapped-{}]"
 DIRECT, SHORT = WITHIN.format("direct"), WITHIN.format("short")
+INNER = "tests/unit/test_shim.py::test_calls_by_pointer_inside_an_object_are_not_counted_and_right"
 OPEN_AND_CLOSED = "tests/live/test_turning.py"
 
 SETTLE_LOOP = """        settle(&r->switches[i]);
@@ -57,8 +58,8 @@ CALLS_INSIDE = (
     Mutant(
         "direct-from-other-stacks",
         "psu_bin/attach/linker.py",
-        " if inner.stays_on_stack(layout.patch, layout.binder.views, link) else set()",
-        "",
+        "    if inner.stays_on_stack(layout.patch, layout.binder.views, link):\n",
+        "    if True:\n",
         "the object that a suspended coroutine will go on in is freed",
         ("tests/live/test_stacks.py",),
     ),
@@ -136,5 +137,61 @@ CALLS_INSIDE = (
         "    long r = 0;\n    if (r < 0) /* it cannot",
         "code stays writable, and cannot be turned again",
         (OPEN_AND_CLOSED,),
+    ),
+    Mutant(
+        "inner-calls-do-not-ask",
+        "commit.c",
+        "        __atomic_store_n(&old->base, PSU_NOWHERE, __ATOMIC_RELAXED); /* who comes from inside has to ask, too */\n",
+        "",
+        "for a moment after the commit of a revert calls from inside take the old version, others the original",
+        (BARRIERS,),
+    ),
+    Mutant(
+        "base-of-the-first-object",
+        "commit.c",
+        "    __atomic_store_n(&new->base, looks ? start + 1 : PSU_NOWHERE, __ATOMIC_RELAXED);\n",
+        "    if (!new->base)\n        __atomic_store_n(&new->base, looks ? start + 1 : PSU_NOWHERE, __ATOMIC_RELAXED);\n",
+        "who returns to where another object was is taken for one inside, and is not counted",
+        (BARRIERS, INNER),
+    ),
+    Mutant(
+        "inner-calls-of-other-stacks",
+        "commit.c",
+        "    __atomic_store_n(&new->base, looks ? start + 1 : PSU_NOWHERE, __ATOMIC_RELAXED);\n",
+        "    __atomic_store_n(&new->base, start + 1, __ATOMIC_RELAXED);\n",
+        "who comes late to the entry that looks, from inside on another stack, is not counted, and the object is freed under the call",
+        (INNER,),
+    ),
+    Mutant(
+        "looks-on-other-stacks",
+        "psu_bin/attach/linker.py",
+        "        room.looks = inner.looks(",
+        "    room.looks = inner.looks(",
+        "who called from inside on another stack has returned, and the object is freed under the call",
+        ("tests/live/test_stacks.py",),
+    ),
+    Mutant(
+        "entry-of-the-first-object",
+        "commit.c",
+        "    new->entry = looks ? psu_kinds[s->kind].look : 0;\n",
+        "    if (!new->enter_txn)\n        new->entry = looks ? psu_kinds[s->kind].look : 0;\n",
+        "every call of a small patch pays for a look that finds nothing, as one of the whole program came before it",
+        (INNER,),
+    ),
+    Mutant(
+        "second-entry-is-inside",
+        "psu_bin/attach/stacks.py",
+        "offset not in (0, pool.look)",
+        "offset",
+        "where a slot leads is taken for a return address: a call that longjmp left keeps its object for ever",
+        ("tests/unit/test_inner.py",),
+    ),
+    Mutant(
+        "span-of-the-first-object",
+        "commit.c",
+        "s->looks && new->span <= size",
+        "s->looks",
+        "who returns to what lies behind a smaller object is taken for one inside, and is not counted",
+        (INNER,),
     ),
 )

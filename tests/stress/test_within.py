@@ -9,15 +9,17 @@ PSU_TORTURE_MINUTES (scripts/torture --minutes) says for how long; without it, s
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import pytest
 from conftest import psu_bin
 from test_torture import MINUTES, PATIENCE, REVERT, Updates, poison
 from torture_host import Torture
 
-from psu_bin.attach import inner, meta, status, target
+from psu_bin.attach import inner, meta, shim, status, target
 from psu_bin.attach.process import Process
 from psu_bin.attach.revert import revert
+from psu_bin.errors import PsuError
 
 LEAST, SHORT, ORIGINAL = 100, 1.0, 15
 # Patches whose calls can be turned, and with functions so close together that some have no room for a stub.  How many of `one`,
@@ -37,6 +39,22 @@ def called_directly(pid: int) -> int:
     return sum(f.body in called for f in notes.functions) if len(current) == 1 else 0
 
 
+def looking(pid: int) -> frozenset[int]:
+    """Which entries of their gates the slots of the two functions lead to that are called through pointers: offsets."""
+    process = Process(pid)
+    runtime = target.read(process).runtime()
+    out = set()
+    for f in meta.read(process, runtime).functions:
+        if f.current and f.name in ("one", "two"):
+            kind, gate, _ = f.current
+            for delta in {0, runtime.near_delta}:
+                at = (runtime.pools[kind].data + delta & shim.WORD) + gate * shim.GATE.size
+                with suppress(PsuError):        # no such copies
+                    row = shim.GATE.unpack(process.read(at, shim.GATE.size))
+                    out |= {row[-1]} if row[3] else set()
+    return frozenset(out)
+
+
 @pytest.mark.parametrize("how", BUILDS)
 @pytest.mark.parametrize("freed", ["unmapped", "poisoned"])
 def test_calls_inside_objects(lab, how: str, freed: str) -> None:  # noqa: ANN001
@@ -47,12 +65,15 @@ def test_calls_inside_objects(lab, how: str, freed: str) -> None:  # noqa: ANN00
     torture = Torture(lab, program, 3)
     updates = Updates(lab, torture, "within", [("gcc", f) for f in flags], ORIGINAL)
     began, turn, most = time.monotonic(), 0, 0
+    entries = set()
     while (turn < LEAST or time.monotonic() - began < (MINUTES * 60 / 4 or SHORT)
            or turn % ORIGINAL * (turn % REVERT) == 0):
         turn += 1
         updates.one(turn)
         most = max(most, called_directly(torture.pid) if turn <= LEAST else 0)
+        entries |= looking(torture.pid) if turn <= LEAST else set()
     assert most == called
+    assert entries == {0, target.read(Process(torture.pid)).runtime().pools[shim.PLAIN].look}
     updates.switch(0, lambda: revert(torture.pid, None, original=True))
     status.wait(torture.pid, PATIENCE)
     assert {p["state"] for p in psu_bin("status", torture.pid, "--json").json["patches"]} == {"freed"}

@@ -91,6 +91,10 @@ def test_entries_that_others_than_their_place_must_find_are_found_and_those_in_u
     assert run(build(shim, "left.c")).endswith("\nok\n")
 
 
+def test_calls_by_pointer_inside_an_object_are_not_counted_and_right(shim: Path) -> None:  # noqa: F811
+    assert run(build(shim, "inner.c")) == "ok\n"
+
+
 def test_entries_of_hundreds_of_calls_that_are_left_at_once_are_found_again(shim: Path) -> None:  # noqa: F811
     assert run(build(shim, "depths.c")).endswith("\nok\n")
 

@@ -91,6 +91,10 @@ def test_entries_that_others_than_their_place_must_find_are_found_and_those_in_u
     check(cross_shim, emulated, "left.c", expected="(.*\n)*ok\n")
 
 
+def test_calls_by_pointer_inside_an_object_are_not_counted_and_right(cross_shim: Path, emulated: Emulated) -> None:
+    check(cross_shim, emulated, "inner.c")
+
+
 @pytest.mark.parametrize("flags", [("-O2",), ("-static-libgcc", "-static-libstdc++")])
 def test_unwind_rules_of_injected_code_are_found_and_forgotten(cross_shim: Path, emulated: Emulated,
                                                                flags: tuple[str, ...]) -> None:

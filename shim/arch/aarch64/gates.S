@@ -25,6 +25,11 @@
  * add up another thread's enter with this one's leave to "nobody inside"; and nobody sees it before the last loads of
  * what it leaves are done.
  *
+ * A gate has two entries, and the slot leads to one of them (commit.c, "inner calls").  The first counts.  The other one, at
+ * PSU_PLAIN_LOOK and PSU_SIDE_LOOK, looks first: a call from the same object (x30 is between `base` and `base + span`) goes on to
+ * `body` at once, as its caller is counted; every other joins those that came through the first.  `base` is read once, that
+ * is what the argument there needs, which also says how these loads are ordered.
+ *
  * The load of `code` is a plain one.  Code and data of a version were written before a membarrier (commit.c, step 4)
  * that comes before `code` is stored, so whoever loads the new word makes all later accesses after that barrier; that
  * it sees the commit's number, which is stored between the barrier and `code`, is the business of the shim's routes.c.
@@ -68,6 +73,22 @@
         ldr     x16, [x16, :gottprel_lo12:psu_self]
         mrs     \temporary, tpidr_el0
         ldr     x16, [\temporary, x16]
+.endm
+
+/* The entry that looks: on to the body when the call comes from the object that the body is in, else to 0.  No flag and no
+ * register changes but x9, x16, x17.  A distance below 0, or not below `span`, is another caller's: bit 63 of
+ * (distance - span) & ~distance. */
+.macro LOOK data
+        bti     c
+        adrp    x16, \data
+        add     x16, x16, :lo12:\data
+        ldp     x17, x9, [x16, #GATE_BASE]
+        sub     x17, x30, x17
+        sub     x9, x17, x9
+        bic     x9, x9, x17
+        tbz     x9, #63, 0b
+        ldr     x16, [x16, #GATE_BODY]
+        br      x16                             // x16, x17: `bti c` takes it
 .endm
 
 /* x16 += offset of this gate's counter; x17 = page of its data.  `counter` is read as 64 bits: takes `preserve` along,
@@ -115,7 +136,7 @@ MARK \mark
         .set    data, psu_gate_area + AREA_PLAIN + GATE_SIZE * gate
 MARK plain_start
         bti     c
-        LOAD_BLOCK x17
+0:      LOAD_BLOCK x17
         cbz     x16, 8f
 1:      LOAD_COUNTER data
         tbz     x16, #SELF_LSE_BIT, 6f
@@ -151,6 +172,8 @@ MARK plain_pair_counted
 MARK plain_slow_leave
 9:      adr     x9, 3b
         b       psu_slow_leave
+        .org    psu_plain_gates + PSU_PLAIN_STRIDE * gate + PSU_PLAIN_LOOK, 0
+        LOOK    data
         .cfi_endproc
 .endm
 
@@ -162,8 +185,8 @@ psu_plain_gates:
         .set    gate, 0
         .rept   PSU_PLAIN_GATES
         PLAIN_GATE
-        .balign PSU_PLAIN_STRIDE, 0
         .set    gate, gate + 1
+        .org    psu_plain_gates + PSU_PLAIN_STRIDE * gate, 0
         .endr
         .size   psu_plain_gates, . - psu_plain_gates
 
@@ -199,7 +222,7 @@ psu_plain_gates:
         .set    data, psu_gate_area + AREA_SIDE + GATE_SIZE * gate
 MARK side_start
         bti     c
-        LOAD_BLOCK x17
+0:      LOAD_BLOCK x17
         cbz     x16, 8f
         ldur    x17, [x16, #BLOCK_FREE]
         cbz     x17, 8f
@@ -257,6 +280,8 @@ MARK side_pair_left
 MARK side_slow_leave
 9:      adr     x9, 3b
         b       psu_slow_leave
+        .org    psu_side_gates + PSU_SIDE_STRIDE * gate + PSU_SIDE_LOOK, 0
+        LOOK    data
         .cfi_endproc
 .endm
 
@@ -268,8 +293,8 @@ psu_side_gates:
         .set    gate, 0
         .rept   PSU_SIDE_GATES
         SIDE_GATE
-        .balign PSU_SIDE_STRIDE, 0
         .set    gate, gate + 1
+        .org    psu_side_gates + PSU_SIDE_STRIDE * gate, 0
         .endr
         .size   psu_side_gates, . - psu_side_gates
 
@@ -303,8 +328,8 @@ psu_full_gates:
         .set    gate, 0
         .rept   PSU_FULL_GATES
         FULL_GATE
-        .balign PSU_FULL_STRIDE, 0
         .set    gate, gate + 1
+        .org    psu_full_gates + PSU_FULL_STRIDE * gate, 0
         .endr
         .size   psu_full_gates, . - psu_full_gates
 

@@ -8,19 +8,25 @@
 
 #define PSU_PLAIN_STRIDE 256
 #define PSU_PLAIN_GATES 8192
-#define PSU_SIDE_STRIDE 256
+#define PSU_PLAIN_LOOK 192 /* the entry that looks: within one cache line */
+#define PSU_SIDE_STRIDE 320
 #define PSU_SIDE_GATES 8192
+#define PSU_SIDE_LOOK 256
 #define PSU_FULL_STRIDE 32
 #define PSU_FULL_GATES 2048
+#define PSU_FULL_LOOK 0 /* there is none */
 
 /* psu_gate_area (pools.c): the data of PLAIN and SIDE gates. */
 #define AREA_PLAIN 0
 #define AREA_SIDE (AREA_PLAIN + GATE_SIZE * PSU_PLAIN_GATES)
 #define AREA_END (AREA_SIDE + GATE_SIZE * PSU_SIDE_GATES)
 
-#define GATE_SIZE 64
+#define GATE_SIZE 128
 #define GATE_CODE 0
 #define GATE_COUNTER 8
+#define GATE_BODY 24
+#define GATE_BASE 32
+#define GATE_SPAN 40
 
 /* psu_self is the address of psu_block.count[0].enter, relative to which psu_gate.counter counts, and in bit 62 whether
  * the processor has the atomic instructions of ARMv8.1 (LSE).  Linux has the processor ignore the top byte of data

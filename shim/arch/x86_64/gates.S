@@ -14,6 +14,11 @@
  * redirection; if it is after, the count, older than the call, is visible to the sums that the agent makes next.  There
  * is no third case, and no fence here.
  *
+ * A gate has two entries, and the slot leads to one of them (commit.c, "inner calls").  The first counts.  The other one, at
+ * PSU_PLAIN_LOOK and PSU_SIDE_LOOK, looks first: a call from the same object (its return address is between `base` and
+ * `base + span`) goes on to `body` at once, as its caller is counted; every other joins those that came through the first.
+ * `base` is read once, by the subtraction; that is what the argument there needs.
+ *
  * One `incl` an event: a signal handler that makes counted calls in between loses nothing, as a load/add/store would.
  *
  * The counters of a thread are in a block (counters.c) behind the one thread-local pointer psu_self; 0 means that the
@@ -118,6 +123,7 @@ MARK plain_start
         endbr64
         push    %r11
 MARK plain_down
+6:
 MARK plain_own_enter
         LOAD_BLOCK 8f
         # 64 bits: takes `preserve` along, which is 0 in this pool
@@ -139,13 +145,26 @@ MARK plain_slow
 MARK plain_slow_leave
 9:      call    exit_leave
         jmp     2b
+        .org    psu_plain_gates + PSU_PLAIN_STRIDE * gate + PSU_PLAIN_LOOK, 0xcc
+MARK plain_look
+        endbr64
+        push    %r11
+MARK plain_look_down
+        mov     8(%rsp), %r11
+        sub     psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_BASE(%rip), %r11
+        cmp     psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_SPAN(%rip), %r11
+        jae     6b
+        pop     %r11
+MARK plain_look_up
+        notrack jmp *psu_gate_area + AREA_PLAIN + GATE_SIZE * gate + GATE_BODY(%rip)
 .endm
 
 #define PLAIN(term, at) term(PSU_PLAIN_STRIDE, plain, at)
-/* CFA = rsp + 8 * (1 + (off >= after push) - (off >= after pop) + (off >= slow paths)) */
+/* CFA = rsp + 8 * (1 + (off >= after the push) - (off >= after the pop) + (off >= slow paths)), and the same for the entry
+ * that looks. */
 #define PLAIN_CFA \
-        CFA_EXPRESSION, 33, OP_lit1, PLAIN(UP, down), PLAIN(DOWN, up), PLAIN(UP, slow), \
-        OP_lit3, OP_shl, OP_breg_rsp, 0, OP_plus
+        CFA_EXPRESSION, 60, OP_lit1, PLAIN(UP, down), PLAIN(DOWN, up), PLAIN(UP, slow), \
+        PLAIN(DOWN, look), PLAIN(UP, look_down), PLAIN(DOWN, look_up), OP_lit3, OP_shl, OP_breg_rsp, 0, OP_plus
 
         .globl  psu_plain_gates
         .hidden psu_plain_gates
@@ -157,8 +176,8 @@ psu_plain_gates:
         .set    gate, 0
         .rept   PSU_PLAIN_GATES
         PLAIN_GATE
-        .balign PSU_PLAIN_STRIDE, 0xcc
         .set    gate, gate + 1
+        .org    psu_plain_gates + PSU_PLAIN_STRIDE * gate, 0xcc
         .endr
         .cfi_endproc
         .size   psu_plain_gates, . - psu_plain_gates
@@ -173,7 +192,7 @@ psu_plain_gates:
 .macro SIDE_GATE
 MARK side_start
         endbr64
-        push    %rbp
+6:      push    %rbp
 MARK side_rbp_pushed
 MARK side_own_enter
         LOAD_BLOCK 8f
@@ -221,33 +240,42 @@ MARK side_slow
 MARK side_slow_leave
 9:      call    exit_leave
         jmp     2b
+        .org    psu_side_gates + PSU_SIDE_STRIDE * gate + PSU_SIDE_LOOK, 0xcc
+MARK side_look
+        endbr64
+        mov     (%rsp), %r11
+        sub     psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_BASE(%rip), %r11
+        cmp     psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_SPAN(%rip), %r11
+        jae     6b
+        notrack jmp *psu_gate_area + AREA_SIDE + GATE_SIZE * gate + GATE_BODY(%rip)
 .endm
 
 /* The caller's rsp after the return is rsp + 8 * (1 + words pushed - words popped so far); one is pushed at the call of
- * the slow path on entering, none on leaving.  That would be the CFA, but during the call it equals the version's CFA,
- * and unwinders tell frames apart by it: libgcc would take the gate for the handler that it found in the gate's caller,
- * and abort.  So we say that the CFA is 8 higher, and give rsp a rule of its own. */
+ * the slow path on entering, none on leaving; from `look` on it is as at the start.  That would be the CFA, but during the
+ * call it equals the version's CFA, and unwinders tell frames apart by it: libgcc would take the gate for the handler that
+ * it found in the gate's caller, and abort.  So we say that the CFA is 8 higher, and give rsp a rule of its own. */
 #define SIDE(term, at) term(PSU_SIDE_STRIDE, side, at)
 #define SIDE_CFA \
-        CFA_EXPRESSION, 87, OP_lit1, SIDE(UP, rbp_pushed), SIDE(UP, next_pushed), SIDE(DOWN, claimed), \
+        CFA_EXPRESSION, 96, OP_lit1, SIDE(UP, rbp_pushed), SIDE(UP, next_pushed), SIDE(DOWN, claimed), \
         SIDE(DOWN, rbp_moved), SIDE(DOWN, return_moved), SIDE(UP, return_back), SIDE(UP, slow), \
-        SIDE(DOWN, slow_leave), SIDE(DOWN, slow_leave), OP_lit3, OP_shl, OP_breg_rsp, 8, OP_plus
+        SIDE(DOWN, slow_leave), SIDE(DOWN, slow_leave), SIDE(UP, look), OP_lit3, OP_shl, OP_breg_rsp, 8, OP_plus
 #define SIDE_RSP \
         REG_VAL_OFFSET, DW_REG_RSP, 1           /* CFA - 8 */
 /* In the entry, or on the stack below the caller's rsp. */
 #define SIDE_RA \
-        REG_EXPRESSION, DW_REG_RA, 30, OFFSET(PSU_SIDE_STRIDE), OP_dup, AT_LEAST(side, return_moved), \
-        OP_over, BELOW(side, return_back), OP_and, OP_over, AT_LEAST(side, slow_leave), OP_or, \
+        REG_EXPRESSION, DW_REG_RA, 36, OFFSET(PSU_SIDE_STRIDE), OP_dup, AT_LEAST(side, return_moved), \
+        OP_over, BELOW(side, return_back), OP_and, OP_over, AT_LEAST(side, slow_leave), \
+        OP_pick, 2, BELOW(side, look), OP_and, OP_or, \
         OP_bra, 6, 0, OP_over, OP_lit16, OP_minus, OP_skip, 2, 0, OP_breg_rbp, SIDE_RETURN
 /* In the entry; or in rcx, for one instruction; or rbp itself, at both ends; or on the stack below the return address.
  * */
 #define SIDE_RBP \
-        REG_VAL_EXPRESSION, DW_REG_RBP, 72, OFFSET(PSU_SIDE_STRIDE), \
+        REG_VAL_EXPRESSION, DW_REG_RBP, 83, OFFSET(PSU_SIDE_STRIDE), \
         OP_dup, AT_LEAST(side, rbp_moved), OP_over, BELOW(side, released), OP_and, OP_over, \
-        AT_LEAST(side, slow_leave), OP_or, OP_bra, 37, 0, \
-        OP_dup, AT_LEAST(side, released), OP_over, BELOW(side, rbp_back), OP_and, OP_bra, 31, 0, \
+        AT_LEAST(side, slow_leave), OP_pick, 2, BELOW(side, look), OP_and, OP_or, OP_bra, 42, 0, \
+        OP_dup, AT_LEAST(side, released), OP_over, BELOW(side, rbp_back), OP_and, OP_bra, 36, 0, \
         OP_dup, BELOW(side, rbp_pushed), OP_over, AT_LEAST(side, rbp_back), OP_pick, 2, BELOW(side, slow), \
-        OP_and, OP_or, OP_bra, 18, 0, \
+        OP_and, OP_or, OP_over, AT_LEAST(side, look), OP_or, OP_bra, 18, 0, \
         OP_over, OP_lit24, OP_minus, OP_deref, OP_skip, 13, 0, \
         OP_breg_rbp, SIDE_FP, OP_deref, OP_skip, 7, 0, \
         OP_breg_rcx, 0, OP_skip, 2, 0, \
@@ -266,8 +294,8 @@ psu_side_gates:
         .set    gate, 0
         .rept   PSU_SIDE_GATES
         SIDE_GATE
-        .balign PSU_SIDE_STRIDE, 0xcc
         .set    gate, gate + 1
+        .org    psu_side_gates + PSU_SIDE_STRIDE * gate, 0xcc
         .endr
         .cfi_endproc
         .size   psu_side_gates, . - psu_side_gates
@@ -303,8 +331,8 @@ psu_full_gates:
         .set    gate, 0
         .rept   PSU_FULL_GATES
         FULL_GATE
-        .balign PSU_FULL_STRIDE, 0xcc
         .set    gate, gate + 1
+        .org    psu_full_gates + PSU_FULL_STRIDE * gate, 0xcc
         .endr
         .cfi_endproc
         .size   psu_full_gates, . - psu_full_gates

@@ -10,10 +10,13 @@
  * the program counter alone. */
 #define PSU_PLAIN_STRIDE 128
 #define PSU_PLAIN_GATES 8192
+#define PSU_PLAIN_LOOK 88 /* the entry that looks: within one cache line */
 #define PSU_SIDE_STRIDE 256 /* 128 but for the slow paths */
 #define PSU_SIDE_GATES 8192
+#define PSU_SIDE_LOOK 192
 #define PSU_FULL_STRIDE 32
 #define PSU_FULL_GATES 2048
+#define PSU_FULL_LOOK 0 /* there is none */
 
 #define EXIT_SIZE 16
 
@@ -23,9 +26,12 @@
 #define AREA_SIDE (AREA_PLAIN + GATE_SIZE * PSU_PLAIN_GATES)
 #define AREA_END (AREA_SIDE + GATE_SIZE * PSU_SIDE_GATES)
 
-#define GATE_SIZE 64
+#define GATE_SIZE 128
 #define GATE_CODE 0
 #define GATE_COUNTER 8
+#define GATE_BODY 24
+#define GATE_BASE 32
+#define GATE_SPAN 40
 
 /* From what psu_self holds: the address of psu_block.count[0].enter, relative to which psu_gate.counter counts. */
 #define BLOCK_FREE (-8)
