@@ -26,11 +26,11 @@ from psu_bin.arch.aarch64 import jump as _jump
 from psu_bin.arch.aarch64_decode import NOP
 from psu_bin.arch.aarch64_stack import leaves, moves_stack, stack_use
 from psu_bin.arch.link_types import (
-    Access, CodeSurvey, Cut, Field, Found, Howto, Mark, OutOfRange, Part, Places, Resolved, Use)
+    Access, CodeSurvey, Cut, Field, Found, Howto, Mark, OutOfRange, Part, Places, Resolved, ResultPart, Use)
 from psu_bin.errors import PsuError
 
 __all__ = ["HOWTO", "SHORT", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "moves_stack", "pack_slot", "padding", "plt_entry", "relocate",
-           "repoint", "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace", "veneer"]
+           "repoint", "result_registers", "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace", "veneer"]
 
 PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
@@ -359,3 +359,14 @@ def padding(code: bytes, start: int, end: int) -> bool:
 def pack_slot(value: int) -> bytes:
     """A GOT slot holding `value` (an address, or an offset from the thread pointer)."""
     return struct.pack("<Q", value & (1 << 64) - 1)
+
+
+def result_registers(size: int, parts: tuple[ResultPart, ...]) -> int:
+    """The registers of RESULTS in which a result of `size` bytes comes back.  AAPCS64, 5.9.5 (homogeneous aggregates), 6.9 (result return)."""
+    places = {p.at for p in parts}
+    kinds = {(p.size, "vector" if p.kind == "vector" else "integer" if p.kind == "integer" else "float") for p in parts}
+    if len(kinds) == 1 and not any(kind == "integer" for _, kind in kinds) and len(places) <= 4:
+        [(each, _)] = kinds
+        if len(places) * each == size:
+            return ((1 << len(places)) - 1) << 16
+    return 0 if size > 16 or not size else 3 if size > 8 else 1

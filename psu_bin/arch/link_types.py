@@ -123,6 +123,13 @@ class CodeSurvey(NamedTuple):
     breaks: tuple[int, ...]      # ascending: offsets of instructions that end a straight line: calls, jumps, returns
 
 
+class ResultPart(NamedTuple):
+    """A scalar in what a function returns."""
+    at: int                      # its first byte
+    size: int                    # bytes
+    kind: str                    # integer (also pointers), float, "long double", vector
+
+
 class Places(NamedTuple):
     """Addresses that one relocation may need besides V and P; 0 where there is none."""
     got: int = 0                 # start of the object's GOT

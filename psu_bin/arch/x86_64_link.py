@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping
 
 from psu_bin.arch import x86_64_decode as decode
 from psu_bin.arch.link_types import (
-    Access, CodeSurvey, Field, Found, Howto, Mark, OutOfRange, Part, Places, Resolved, Use)
+    Access, CodeSurvey, Field, Found, Howto, Mark, OutOfRange, Part, Places, Resolved, ResultPart, Use)
 from psu_bin.arch.x86_64_decode import Insn
 from psu_bin.arch.x86_64_reach import THUNK_SIZE, rewrite
 from psu_bin.arch.x86_64_stack import leaves, moves_stack, stack_use
 
 __all__ = ["HOWTO", "SHORT", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "moves_stack", "pack_slot", "padding", "plt_entry", "relocate",
-           "repoint", "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace"]
+           "repoint", "result_registers", "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace"]
 
 PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
@@ -39,6 +39,7 @@ GATE_CHANGES = (0, 1 << 11 | 1 << 6 | 1 << 1)             # none; r11, rsi, rcx
 # Registers that may carry an argument and the result (same bits): all of them, and where integers up to 8 bytes and scalar
 # floating point are.  rax carries no argument, so nobody takes it for one that was left alone.
 RESULTS, INTEGER_RESULT, FLOAT_RESULT = 1 << 2 | 3 << 16, 0, 1 << 16       # rdx, xmm0, xmm1
+_RDX, _XMM0, _XMM1 = 1 << 2, 1 << 16, 1 << 17
 _THUNKS = ("__x86_indirect_thunk", "__llvm_retpoline", "__x86_return_thunk", "__llvm_lvi_thunk")
 
 (R_NONE, R_64, R_PC32, R_GOT32, R_PLT32, R_32, R_32S, R_16, R_PC16, R_8, R_PC8) = (
@@ -377,3 +378,15 @@ def padding(code: bytes, start: int, end: int) -> bool:
 def pack_slot(value: int) -> bytes:
     """A GOT slot holding `value` (an address, or an offset from the thread pointer)."""
     return struct.pack("<Q", value & (1 << 64) - 1)
+
+
+def result_registers(size: int, parts: tuple[ResultPart, ...]) -> int:
+    """The registers of RESULTS in which a result of `size` bytes comes back.  psABI x86-64 1.0, 3.2.3 (classification, returning)."""
+    if size > 16:                          # in memory, but for one vector
+        return _XMM0 if [(p.size, p.kind) for p in parts] == [(size, "vector")] else 0
+    if any(p.kind == "long double" or p.at % max(min(p.size, 16), 1) for p in parts):
+        return 0                           # on the x87 stack, or in memory because it is not aligned
+    integers = [any(p.kind == "integer" and p.at < 8 * n + 8 and p.at + p.size > 8 * n for p in parts) for n in (0, 1)]
+    # The upper half of 16 bytes has no register of its own.
+    others = [not integers[n] and any(8 * n <= p.at < 8 * n + 8 for p in parts) for n in (0, 1)]
+    return (_RDX if all(integers) else 0) | (_XMM0 if any(others) else 0) | (_XMM1 if all(others) else 0)

@@ -89,14 +89,10 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
 
 
 def _may_return_in(registers: int, bound: BoundFunction, closed: reliance.Closed, link: ModuleType) -> bool:
-    """Whether the new version, whose type is not known, may have its result in one of `registers`, and another than before.
-
-    Of those that more often carry results than values that callers rely on.  The others, the second registers of
-    structures, are kept: a function that returned just that part of its argument unchanged would be a rare thing."""
+    """Whether the new version, whose type is not known, may have its result in one of `registers`, and another than before."""
     closure = closed.closure(bound)
-    if closure is None:
-        return bool(registers & link.INTEGER_RESULT)
-    return bool(closed.changed(closure) & registers & (link.INTEGER_RESULT | link.FLOAT_RESULT))
+    changed = closed.changed(closure) if closure is not None else registers
+    return bool(changed & registers & link.RESULTS)
 
 
 def _leaves_alone(bound: BoundFunction, registers: int, closed: reliance.Closed, layout: Layout,

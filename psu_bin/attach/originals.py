@@ -42,8 +42,9 @@ def through_gate(to: Switch, registers: int, view: ModuleView, types: results.Ty
         result = types.result(f.name, None, view, link)
         if result is None:
             result = next((r for p in patches() if (r := types.result(f.name, p, view, link)) is not None), None)
+        # Those that more often carry results than values that callers keep.
         unknown = registers & (link.INTEGER_RESULT | link.FLOAT_RESULT) if result is None else 0
-        if unknown:
+        if result is None:
             warning = (f"{f.name}: the type of its result is not known without debug information; calls in progress in the patch "
                        "may have kept a value where it is")
         registers &= ~(unknown if result is None else result)

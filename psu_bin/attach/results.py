@@ -1,36 +1,37 @@
 """In which registers functions return, by the types in debug information: Types.
 
-A function that returns its argument unchanged looks to instrument as if its callers relied on the result's register,
-like those of a void function that leaves it alone.  Only the type tells.  It is read from the patch, or where that is
+A function that returns its argument, or a part of it, unchanged looks to instrument as if its callers relied on the result's
+register, like those of a void function that leaves it alone.  Only the type tells.  It is read from the patch, or where that is
 compiled without -g, from the program; only where there is such a register and the gate would restore it.
 
-Several functions of one name that differ count as not known.  Of structures, integers of 16 bytes and vectors none is said to be
-the result's: which registers they are in is a long story, and a function that returns just that part of its argument
-unchanged would be a rare thing, while callers that rely on the second register of results are common.
+Here a type is taken apart into what lies at which of its bytes; in which registers that is returned is the architecture's
+business (result_registers in psu_bin/arch/*_link.py).  Several functions of one name that differ count as not known, and so does
+what no such rule is known for.
 
-Specification: DWARF 5, 5.1 to 5.3 (types), 7.8 (encodings).
+Specification: DWARF 5, 5.1 to 5.7 (types), 7.8 (encodings).
 """
 
 from __future__ import annotations
 
 from types import ModuleType
 
-from psu_bin import elf
-from psu_bin.arch import for_machine
+from psu_bin.arch.link_types import ResultPart
 from psu_bin.attach.dwarf import (
-    AT_BYTE_SIZE, AT_ENCODING, AT_ORIGIN, AT_SPECIFICATION, AT_TYPE, DAMAGED, REF_ADDR, REFS, TAG_SUBPROGRAM, Reader, Unit, relocated,
-    uleb)
+    AT_BYTE_SIZE, AT_CALLING_CONVENTION, AT_DECLARATION, AT_ENCODING, AT_GNU_VECTOR, AT_NAME, DAMAGED, TAG_SUBPROGRAM, Unit, uleb)
+from psu_bin.attach.dwarf_types import (
+    AGGREGATES, INTEGERS, POINTERS, TAG_ARRAY, TAG_BASE, TAG_ENUMERATION, TAG_INHERITANCE, TAG_MEMBER, TAG_SUBRANGE, TypeReader, Values,
+    array_length)
 from psu_bin.attach.patch import PatchObject, is_clone, without_clone
 from psu_bin.attach.view import ModuleView
 from psu_bin.elf import Binary
 
-_VOID, _INTEGER, _FLOAT, _OTHER = "void", "integer", "float", "other"
-_POINTERS = (0x0F, 0x10, 0x42)                     # pointer, references
-_SAME = (0x16, 0x26, 0x35, 0x37, 0x47)             # typedef, const, volatile, restrict, _Atomic
-_ENUMERATION, _BASE = 0x04, 0x24
-_INTEGERS = (0x02, 0x05, 0x06, 0x07, 0x08, 0x10)   # bool, (un)signed, (un)signed char, UTF
-_FLOATING = 0x04
-_LONGEST_CHAIN = 64
+_BOOL, _COMPLEX, _FLOAT = 0x02, 0x03, 0x04      # encodings
+_BY_REFERENCE, _BY_VALUE = 4, 5                 # calling conventions of types
+_IN_MEMORY = 65                                 # bytes that no architecture returns in registers
+
+# (size, what is where): of void, size 0.
+Result = tuple[int, tuple[ResultPart, ...]]
+_VOID: Result = (0, ())
 
 
 class Types:
@@ -40,10 +41,10 @@ class Types:
         self._readers: dict[int, _Results | None] = {}
 
     def result(self, name: str, patch: PatchObject | None, view: ModuleView, link: ModuleType) -> int | None:
-        """Registers (bits as descriptor.Function.preserve, of link.RESULTS) that are sure to carry function `name`'s result; None:
+        """Registers (bits as descriptor.Function.preserve, of link.RESULTS) that carry function `name`'s result; None:
         not known.  `patch` has the first word, `view` the next."""
         source = without_clone(name)
-        found: set[str] = set()
+        found: set[Result | None] = set()
         for key, binary in ((id(patch), (lambda: patch.source) if patch else None), (id(view), view.file)):
             if key not in self._readers:
                 self._readers[key] = _reader(binary() if binary else None)
@@ -53,7 +54,7 @@ class Types:
                 break
         if is_clone(name):
             found = found | {_VOID} if found else found       # compilers leave out results that nobody reads
-        masks = {{_VOID: 0, _INTEGER: link.INTEGER_RESULT, _FLOAT: link.FLOAT_RESULT}.get(kind, 0) for kind in found}
+        masks = {link.result_registers(*r) & link.RESULTS if r is not None else None for r in found}
         return masks.pop() if len(masks) == 1 else None
 
 
@@ -64,15 +65,16 @@ def _reader(binary: Binary | None) -> _Results | None:
         return None
 
 
-class _Results(Reader):
+class _Results(TypeReader):
     """What the functions of one file return."""
 
     def __init__(self, binary: Binary) -> None:
-        super().__init__(lambda name: relocated(binary, name))
-        self._found: dict[int, dict[str, set[str]]] = {}     # by unit
+        super().__init__(binary)
+        self._found: dict[int, dict[str, set[Result | None]]] = {}     # by unit
 
-    def types(self, name: str) -> set[str]:
-        out: set[str] = set()
+    def types(self, name: str) -> set[Result | None]:
+        """What the functions of this name return; None among it: something that is not known."""
+        out: set[Result | None] = set()
         places = {at.to_bytes(4, "little") for at in self.ends(name)}
         text = {name.encode("utf-8", "surrogateescape") + b"\0"}
         try:
@@ -83,9 +85,9 @@ class _Results(Reader):
             return set()
         return out
 
-    def _functions(self, u: Unit) -> dict[str, set[str]]:
+    def _functions(self, u: Unit) -> dict[str, set[Result | None]]:
         if u.start not in self._found:
-            out: dict[str, set[str]] = {}
+            out: dict[str, set[Result | None]] = {}
             table, at = self.abbreviations(u), u.entries
             while at < u.end:
                 code, at = uleb(self.info, at)
@@ -102,27 +104,78 @@ class _Results(Reader):
             self._found[u.start] = out
         return self._found[u.start]
 
-    def _result(self, u: Unit, values: dict[int, tuple[int, int]]) -> str:
-        """The kind of type that a function, or a type that stands for another, has."""
-        for _ in range(_LONGEST_CHAIN):
-            link = next((values[k] for k in (AT_TYPE, AT_ORIGIN, AT_SPECIFICATION) if k in values), None)
-            if link is None:
+    def _result(self, u: Unit, values: Values) -> Result | None:
+        try:
+            found = self.resolve(u, values)
+            if found is None:
                 return _VOID
-            form, place = link
-            if form != REF_ADDR and form not in REFS:
-                return _OTHER
-            at = place if form == REF_ADDR else u.start + place
-            u = next(v for v in self.units if v.entries <= at < v.end) if not u.entries <= at < u.end else u
-            code, behind = uleb(self.info, at)
-            a = self.abbreviations(u)[code]
-            values = self.values(u, a, behind)[1]
-            size = values.get(AT_BYTE_SIZE, (0, 0))[1]
-            if a.tag in _POINTERS or a.tag == _ENUMERATION and 0 < size <= 8:
-                return _INTEGER
-            if a.tag == _BASE:
-                encoding = values.get(AT_ENCODING, (0, 0))[1]
-                return (_INTEGER if encoding in _INTEGERS and 0 < size <= 8 else
-                        _FLOAT if encoding == _FLOATING and size in (4, 8) else _OTHER)
-            if a.tag not in (*_SAME, TAG_SUBPROGRAM):
-                return _OTHER
-        return _OTHER
+            parts = tuple(dict.fromkeys(self._parts(*found, 0)))
+            return self._size(*found), parts
+        except (KeyError, NotImplementedError):
+            return None
+
+    def _size(self, u: Unit, at: int, tag: int, values: Values) -> int:
+        if AT_BYTE_SIZE in values:
+            return values[AT_BYTE_SIZE][1]
+        if tag in POINTERS:
+            return 8
+        if tag != TAG_ARRAY:
+            raise NotImplementedError
+        element = self.resolve(u, values)
+        size = self._size(*element) if element else 0
+        for _, _, of in self.children(u, at, (TAG_SUBRANGE,)):
+            size *= array_length(of) or 0
+        return size
+
+    def _parts(self, u: Unit, at: int, tag: int, values: Values, base: int) -> list[ResultPart]:
+        """What a type that lies `base` bytes from the start of the result has where."""
+        size = self._size(u, at, tag, values)
+        if base + size >= _IN_MEMORY:
+            return [ResultPart(0, _IN_MEMORY, "integer")]
+        if tag in POINTERS or tag == TAG_ENUMERATION:
+            return [ResultPart(base, size, "integer")]
+        if tag == TAG_BASE:
+            return self._base_parts(u, values, base, size)
+        if tag == TAG_ARRAY:
+            return self._array_parts(u, values, base, size)
+        if tag not in AGGREGATES or AT_DECLARATION in values:
+            raise NotImplementedError
+        return self._members(u, at, values, base)
+
+    def _base_parts(self, u: Unit, values: Values, base: int, size: int) -> list[ResultPart]:
+        encoding = values.get(AT_ENCODING, (0, 0))[1]
+        if encoding in (*INTEGERS, _BOOL):
+            return [ResultPart(base, size, "integer")]
+        name = self.text(u, *values[AT_NAME]) if AT_NAME in values else ""
+        kind = "long double" if "long double" in name else "float"
+        if encoding == _FLOAT:
+            return [ResultPart(base, size, kind)]
+        if encoding == _COMPLEX:
+            return [ResultPart(base + at, size // 2, kind) for at in (0, size // 2)]
+        raise NotImplementedError
+
+    def _array_parts(self, u: Unit, values: Values, base: int, size: int) -> list[ResultPart]:
+        if AT_GNU_VECTOR in values:
+            return [ResultPart(base, size, "vector")]
+        element = self.resolve(u, values)
+        step = self._size(*element) if element else 0
+        return [p for n in range(size // step) for p in self._parts(*element, base + n * step)] if element and step else []
+
+    def _members(self, u: Unit, at: int, values: Values, base: int) -> list[ResultPart]:
+        """Of a structure or union.  A class of C++ may be returned in memory, whatever its size: the compiler says so."""
+        convention = values.get(AT_CALLING_CONVENTION, (0, 0))[1]
+        if convention == _BY_REFERENCE:
+            return [ResultPart(0, _IN_MEMORY, "integer")]
+        out: list[ResultPart] = []
+        for _, tag, m in self.children(u, at, (TAG_MEMBER, TAG_INHERITANCE, TAG_SUBPROGRAM)):
+            if tag != TAG_MEMBER and convention != _BY_VALUE:
+                raise NotImplementedError
+            if tag == TAG_SUBPROGRAM or AT_DECLARATION in m:
+                continue
+            member = self.member(u, "", m)
+            if member.bits:
+                first, last = member.at // 8, (member.at + member.bits - 1) // 8
+                out += [ResultPart(base + n, 1, "integer") for n in range(first, last + 1)]
+            elif (found := self.resolve(u, m)) is not None:
+                out += self._parts(*found, base + member.at // 8)
+        return out
