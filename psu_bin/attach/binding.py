@@ -223,6 +223,12 @@ class Binder:
                 if len(f.names) > 1:
                     self._check_names(n, m, f, found)
                 return BoundFunction(n, f, m, found.function, identity, 0)
+        for s in f.names:
+            label = None if s.local or is_clone(s.name) else self.views[home].globals.get(s.name)
+            if label is not None and label.kind == descriptor.KIND_NOTYPE:
+                self.problems.append(PsuError(
+                    patch.path, f"{s.name} is a label without the type of a function in {self.views[home].path}: it cannot be replaced",
+                    f"where the program has it in assembly: .type {s.name}, @function"))
         known = 0
         for s in f.names:
             if not is_clone(s.name):

@@ -6,11 +6,12 @@ functions are replaced (typecheck.py)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from psu_bin import elf
 from psu_bin.attach.patch import (
     SHT_FINI_ARRAY, SHT_INIT_ARRAY, SHT_PREINIT_ARRAY, PatchObject)
+from psu_bin.attach.proc import Mapping
 from psu_bin.attach.view import ModuleView
 from psu_bin.errors import PsuError
 
@@ -61,6 +62,14 @@ def duplicate_definitions(patches: Patches, views: Views, groups: Groups) -> Ite
                 if (group, s.name) in seen:
                     yield PsuError(p.path, f"duplicate definition: {s.name} is also in {seen[group, s.name]}")
                 seen[group, s.name] = p.path
+
+
+def stacks(patches: Patches, maps: Iterable[Mapping]) -> None:
+    """Refuse a patch with code that is made on the stack, where stacks cannot be executed.  maps: of the target."""
+    if any(m.path == "[stack]" and "x" not in m.prot for m in maps):
+        refuse([PsuError(p.path, "needs a stack that can be executed, and the process has none",
+                         "a nested function whose address is taken; if it is but assembly that says nothing: objcopy -R .note.GNU-stack")
+                for p in patches for s in p.sections if s.name == ".note.GNU-stack" and s.flags & elf.SHF_EXECINSTR])
 
 
 CHECKS: tuple[Check, ...] = (

@@ -35,7 +35,8 @@ def role(s: Section) -> Role:
     if flags & elf.SHF_TLS:
         return Role.THREAD
     if flags & elf.SHF_WRITE:
-        return Role.CONSTANT if s.name.startswith(".data.rel.ro") else Role.WRITABLE
+        # .ldata: the same, in the medium code model
+        return Role.CONSTANT if s.name.startswith((".data.rel.ro", ".ldata.rel.ro")) else Role.WRITABLE
     if flags & elf.SHF_MERGE and s.entsize:
         return Role.STRINGS if flags & elf.SHF_STRINGS else Role.ENTRIES
     return Role.CONSTANT

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
 from psu_bin.attach import (
-    borrow, callers, copies, imports, linker, meta, mirrors, originals, patch, pressure, seccomp, shim, surplus, target, turning,
+    borrow, callers, checks, copies, imports, linker, meta, mirrors, originals, patch, pressure, seccomp, shim, surplus, target, turning,
 )
 from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit, prepare
 from psu_bin.attach.process import Process
@@ -83,6 +83,7 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False, changed_
     with process.one_program():
         t = target.read(process)
         target.check_files(t, t.modules)
+        checks.stacks(tuple(objects), t.maps)
         if dry_run:
             return _dry_run(t, objects, began, changed_types)
         with Transaction(t) as x:

@@ -226,3 +226,31 @@ def test_reverts_that_make_no_sense(lab):
     psu_bin("revert", running.pid, 1)
     assert "no patch" in refused("revert", running.pid, 1)
     running.expect("^version 0$", reject="")   # going back, two calls in a row may differ
+
+
+def test_code_on_a_stack_that_cannot_be_executed(lab):
+    """A nested function whose address is taken is reached through code that its function writes on the stack."""
+    (lab.folder / "nested.c").write_text("""
+        extern void (*volatile out)(int (*)(void));
+        void job(int n) { int inside(void) { return n; } if (out) out(inside); }""")
+    subprocess.run(["gcc", "-O2", "-g0", "-c", "nested.c"], cwd=lab.folder, check=True)
+    running = lab.start(lab.program("inprogress"))
+    running.expect("ready")
+    ran = psu_bin("attach", running.pid, lab.folder / "nested.o", check=False)
+    assert ran.status == 1 and "needs a stack that can be executed" in ran.err and ran.err.count("\n") == 1, ran.err
+
+
+def test_a_label_of_the_program_is_not_taken_for_a_function(lab):
+    (lab.folder / "main.c").write_text("""
+        #include <stdio.h>
+        int bare(int x);
+        __asm__(".text\\n.globl bare\\nbare: ret\\n");
+        __attribute__((noipa)) int whole(int x) { return x; }
+        int main(void) { puts("ready"); fflush(stdout); return getchar() + whole(1) + bare(2); }""")
+    (lab.folder / "p.c").write_text("int bare(int x) { return 3; } int whole(int x) { return 4; }")
+    for command in (["gcc", "-O2", "main.c", "-o", "main"], ["gcc", "-O2", "-c", "p.c"]):
+        subprocess.run(command, cwd=lab.folder, check=True)
+    running = lab.start(psu_bin("instrument", lab.folder / "main", "--json").json["output"], env={"PSU_AGENT": "start"})
+    running.expect("ready")
+    ran = psu_bin("attach", running.pid, lab.folder / "p.o", check=False)
+    assert ran.status == 1 and "bare is a label without the type of a function" in ran.err, ran.err
