@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from psu_bin.attach.status import Status
     from psu_bin.attach.transaction import AttachResult
 
+MOST_NAMED = 20            # functions in one line
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 # Whether a file can be read is found out by reading it: a refusal, not wrong usage.
@@ -138,8 +140,14 @@ def attach(pid: int, patches: tuple[Path, ...], dry_run: bool, wait_: bool, time
         raise late
 
 
+def _named(functions: Sequence[str]) -> str:
+    """Names of functions, as many as one reads; --json has all."""
+    more = len(functions) - MOST_NAMED
+    return ", ".join(functions) if more <= 0 else f"{', '.join(functions[:MOST_NAMED])} and {more} more"
+
+
 def _show_attach(result: AttachResult, dry_run: bool) -> None:
-    names = ", ".join(result.functions)
+    names = _named(result.functions)
     if dry_run:
         click.echo(f"would replace {names}: {result.bytes} bytes")
         return
@@ -187,7 +195,7 @@ def _show_status(s: Status) -> None:
         return
     click.echo(f"{'patch':>5}  {'state':8} {'active':>6} {'bytes':>9}  name: functions")
     for p in s.patches:
-        click.echo(f"{p.id:>5}  {p.state:8} {p.activations:>6} {p.bytes:>9}  {p.name}: {', '.join(p.functions)}")
+        click.echo(f"{p.id:>5}  {p.state:8} {p.activations:>6} {p.bytes:>9}  {p.name}: {_named(p.functions)}")
         if p.kept_because:
             click.echo(f"       kept because {p.kept_because}")
 
@@ -214,7 +222,7 @@ def revert(pid: int, patch_id: int | None, original: bool, wait_: bool, timeout:
                            "commit": result.seconds_commit}, "threads_stopped": result.threads_stopped})
     else:
         ids = ", ".join(str(i) for i in result.reverted)
-        click.echo(f"reverted patch {ids}: {', '.join(result.functions) or 'no function changed'}")
+        click.echo(f"reverted patch {ids}: {_named(result.functions) or 'no function changed'}")
     if late:
         raise late
 

@@ -127,6 +127,8 @@ class Binary:
         self.data = data
         self.path = path
         if data[:4] != b"\x7fELF":
+            if data[:4] in (b"BC\xc0\xde", b"\xde\xc0\x17\x0b"):
+                raise PsuError(path, "holds LLVM bitcode and no machine code", "compile it without -flto")
             raise PsuError(path, "not an ELF file")
         if len(data) < 64:
             raise PsuError(path, f"cut short: {len(data)} bytes, an ELF header has 64")

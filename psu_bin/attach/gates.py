@@ -89,10 +89,16 @@ def decide(layouts: list[Layout], reader: Reader, arch: Arch) -> tuple[
 
 
 def _may_return_in(registers: int, bound: BoundFunction, closed: reliance.Closed, link: ModuleType) -> bool:
-    """Whether the new version, whose type is not known, may have its result in one of `registers`, and another than before."""
+    """Whether the new version, whose type is not known, may have its result in one of `registers`, and another than before.
+
+    Of those that more often carry results than values that callers rely on; and of the others where it seems to be so."""
     closure = closed.closure(bound)
-    changed = closed.changed(closure) if closure is not None else registers
-    return bool(changed & registers & link.RESULTS)
+    found = closed.set_to_return(bound) & link.RESULTS
+    if closure is None:
+        found |= link.INTEGER_RESULT
+    else:
+        found |= closed.changed(closure) & (link.INTEGER_RESULT | link.FLOAT_RESULT)
+    return bool(registers & found)
 
 
 def _leaves_alone(bound: BoundFunction, registers: int, closed: reliance.Closed, layout: Layout,

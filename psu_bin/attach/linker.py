@@ -44,6 +44,7 @@ from psu_bin.attach.references import Reader
 from psu_bin.attach.rooms import ObjectRoom
 from psu_bin.attach.sections import Role, role
 from psu_bin.attach.view import Identity, ModuleView
+from psu_bin.descriptor import KIND_IFUNC
 from psu_bin.errors import PsuError
 
 __all__ = ["Demand", "LinkedObject", "LinkedPatch", "ModulePlacement", "ModuleView", "plan", "relocate"]
@@ -113,6 +114,10 @@ def check_resolved(demand: Demand, resolved: Sequence[Mapping[str, int]]) -> Non
                             if not (found[x.module].get(x.name) or x.fallback or x.weak))
     if missing:
         where = ", ".join(p.path for p in work.patches)
+        chosen = [n for n in missing if any(x.kind == KIND_IFUNC for v in work.views for x in [v.globals.get(n)] if x)]
+        if chosen:
+            raise PsuError(where, f"uses indirect functions (IFUNC) of the program that it does not export: {', '.join(chosen)}",
+                           "link the program with -rdynamic")
         raise PsuError(where, f"unresolved symbol{'s' if len(missing) > 1 else ''}: {', '.join(missing)}",
                        "neither the patch, the program nor its libraries define them")
 

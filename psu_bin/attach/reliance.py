@@ -111,6 +111,11 @@ class Closed:
         """The function and all that it calls; None where that is not known."""
         return _closure(f, self.callees) if f in self.callees else None
 
+    def set_to_return(self, f: BoundFunction) -> int:
+        """The registers (as descriptor.Function.preserve) that the function sets right before it returns, for nothing else."""
+        facts: RegisterFacts = self._arch.scan.REGISTERS
+        return facts.preserve(self.effects.set_to_return(f) & facts.results & facts.representable)
+
     def changed(self, closure: set[BoundFunction]) -> int:
         """The registers (as descriptor.Function.preserve) that these functions may change."""
         facts: RegisterFacts = self._arch.scan.REGISTERS
@@ -171,6 +176,28 @@ class _SectionEffects:
         for f in closure:
             out |= self.changed(f)
         return out
+
+    def set_to_return(self, f: BoundFunction) -> int:
+        """Registers that are set in a straight line before a return, and not read there any more: compilers set none in vain."""
+        from psu_bin.arch.code import ENDS, Kind
+        found = 0
+        for part in _parts(self._layout, f.function):
+            code, effects, index = self._section(part.section)
+            i = index[part.start]
+            line: list[int] = []                   # of the instructions since the last call, jump or return
+            while i < len(code.address) and code.address[i] < part.end:
+                kind = Kind(int(code.kind[i]))
+                if kind is Kind.RETURN:
+                    read = 0
+                    for row in reversed(line):
+                        found |= int(effects.writes[row]) & ~read
+                        read |= int(effects.reads[row]) | int(effects.writes[row])
+                if kind in (*ENDS, Kind.CALL, Kind.CALL_INDIRECT):
+                    line = []
+                else:
+                    line.append(int(effects.shape[i]))
+                i += 1
+        return found
 
     def _all(self, parts: Iterable[PatchFunction], what: str) -> int:
         """What any instruction of these functions "reads" or "writes"; all registers where one is not known."""

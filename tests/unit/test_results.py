@@ -119,3 +119,25 @@ def test_the_result_is_not_kept_and_what_callers_of_a_void_function_rely_on_is()
 def typed_binary(path):
     from psu_bin.elf import Binary
     return Binary.read(path)
+
+
+SLICE = """typedef struct { const char *p; long n; } slice;
+__attribute__((noipa)) slice same(const char *s, long off, long n) { return (slice){s + off, n}; }
+__attribute__((noipa)) double quiet(double x) { return x; }"""
+CAPPED = """typedef struct { const char *p; long n; } slice; int puts(const char *);
+slice same(const char *s, long off, long n) { return (slice){s + off, n > 2 ? 2 : n}; }
+double quiet(double x) { puts("x"); return x + 1; }"""
+SCRATCH = """int puts(const char *);
+long same(const char *s, long off, long n) { puts(s); return ((long *)s)[off] + ((long *)s)[n] * 3; } int quiet(int x) { return puts("x") + 1; }"""
+
+
+def test_without_a_type_what_is_set_to_be_returned_is_a_result():
+    with Host(program(SLICE, "-O2", "-fPIE")) as host:
+        relied = {host.symbol(n): 7 << 15 | RDX for n in ("same", "quiet")}
+        host.view = dataclasses.replace(host.view, relied=relied)
+        with pytest.raises(PsuError, match="type of same's result .*; the type of quiet's "):
+            gates(host, compile_c(CAPPED, "-O2", "-fPIE"))
+        kept = gates(host, compile_c(CAPPED, "-O2", "-fPIE", "-g"))
+        assert not kept["same"][1] & RDX and not kept["quiet"][1] & V0 and kept["quiet"][1] & RDX
+        # What is only used on the way is not.
+        assert gates(host, compile_c(SCRATCH, "-O2", "-fPIE"))["quiet"][1] & RDX
