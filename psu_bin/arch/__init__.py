@@ -52,7 +52,8 @@ class SiteForm:
     """How direct calls are turned from a function's entry to its stub, and back, by one store each (instrument/sites.py).
 
     step: how far apart the places are that a turned call may lead to, counted from where it leads now; 0: the stub of the
-    table.  Else it leads to a stub of its own (`stub`), at the function's entry and a multiple of `step` (attach/mirrors.py)."""
+    table, unless that is out of reach (descriptor.MODULE_FAR).  Else it leads to a stub of its own (`stub`), at the function's
+    entry and a multiple of `step` (attach/mirrors.py)."""
     kind: str                                     # name of the plan_types.Reroute of such a field
     turnable: Callable[[bytes], bool]             # (field) -> whether it may change while it is executed
     target: Callable[[int, bytes], int]           # (address of the field, field) -> where it leads
@@ -69,6 +70,7 @@ class Arch:
     elf_class: int
     page_size: int                                # largest page size of the psABI: segment alignment
     reach: int                                    # farthest distance of a direct jump, in bytes
+    data_reach: int                               # and of what code refers to by its address, unwind tables included
     stub_size: Callable[[int], int]               # module flags -> bytes of one stub
     stub: Callable[[int, int, int], bytes]        # (stub address, slot address, module flags) -> stub_size bytes
     stub_align: int                               # of the first stub and of moved entries

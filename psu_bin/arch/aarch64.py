@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 REACH = 1 << 27              # of b and bl, both ways
+DATA_REACH = 1 << 31         # of unwind tables; adrp reaches twice as far
 JUMP_SIZE = 4
 NOP = bytes.fromhex("1f2003d5")
 RESOLVER_SIZE = 64
@@ -185,7 +186,7 @@ def _absolute32_encode(at: np.ndarray, field: np.ndarray, target: np.ndarray) ->
 _ABSOLUTE64 = FieldKind(8, _absolute64_target, _absolute64_encode)
 
 ARCH = Arch(
-    name="aarch64", machine=EM_AARCH64, elf_class=64, page_size=1 << 16, reach=REACH,
+    name="aarch64", machine=EM_AARCH64, elf_class=64, page_size=1 << 16, reach=REACH, data_reach=DATA_REACH,
     stub_size=stub_size, stub=stub, stub_align=16, stub_cfi=STUB_CFI, return_column=30,
     jump=jump, jump_size=JUMP_SIZE, padding=BRK,
     site_form=SiteForm("INSTRUCTION", _is_branch, _site_target, _site_turned, 0, stub),

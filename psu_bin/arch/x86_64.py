@@ -152,7 +152,7 @@ def may_refer(code: bytes, address: int, low: int, high: int, absolute: bool) ->
 _ABSOLUTE64 = FieldKind(8, _absolute64_target, _absolute64_encode)
 
 ARCH = Arch(
-    name="x86_64", machine=EM_X86_64, elf_class=64, page_size=4096, reach=REACH,
+    name="x86_64", machine=EM_X86_64, elf_class=64, page_size=4096, reach=REACH, data_reach=REACH,
     stub_size=stub_size, stub=stub, stub_align=16, stub_cfi=STUB_CFI, return_column=16,
     jump=jump, jump_size=JUMP_SIZE, padding=INT3,
     # A displacement may lie across two words.  In steps of 16 MiB only its highest byte changes.

@@ -139,17 +139,24 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
         if p.room is Room.CODE and layout.roles[p.section] is Role.CODE:
             room.add(p)
     home = layout.binder.module[n]
-    # Another module's stubs and slots may be out of reach.
-    direct = {f for f in kinds if f.module == home} if inner.stays_on_stack(layout.patch, layout.binder.views, link) else set()
+    far_home = layout.binder.views[home].far
+    # Another module's stubs and slots may be out of reach, and of a far one its own stubs, which calls would be turned to.
+    stays = not far_home and inner.stays_on_stack(layout.patch, layout.binder.views, link)
+    direct = {f for f in kinds if f.module == home} if stays else set()
     room.add_calls(inner.calls(layout, reader, machine, direct), inner.stub_size(machine))
 
     def far(t: Target) -> bool:
-        """The target may be more than 2 GiB away."""
+        """The target may be out of reach of data_reach."""
         if isinstance(t, BoundFunction):
             return t.module != home
         return isinstance(t, External) or isinstance(t, Fixed) and t.far
 
-    room.add_tables([(r.use, r.target, r.offset) for p in pieces for r in p.references if r.target is not None], far)
+    def far_call(t: Target) -> bool:
+        """The target may be out of reach of a direct call."""
+        return far(t) or far_home and (isinstance(t, Fixed) or isinstance(t, BoundFunction) and reader.has_stub(t))
+
+    room.add_tables([(r.use, r.target, r.offset) for p in pieces for r in p.references if r.target is not None]
+                    + [(x.ref.use, x.target, 0) for x in reader.rerouted if x.piece.patch == n], far_call)
     room.add_thunks([(p, r) for p in pieces if layout.roles[p.section] is Role.CODE for r in p.references
                      if r.use is Use.ADDRESS and link.HOWTO[r.type].relative
                      and r.target is not None and far(r.target)], link.THUNK_SIZE)
@@ -464,6 +471,9 @@ class _Linker:
             start = self.address[x.piece]
             field = x.piece.offset + inner.field(x, work.machine)
             target = self._called(x.target, n, field) if x.ref.use is Use.BRANCH else self._pointer(x.target)
+            plt = work.rooms[n].plt(x.target) if x.ref.use is Use.BRANCH else None
+            if plt is not None and field not in work.rooms[n].bodies:
+                target = base + plt
             try:
                 if x.trampoline >= 0:
                     at = x.piece.offset + x.trampoline

@@ -37,7 +37,8 @@ class Image:
         self.relocated = binary.type == elf.ET_DYN
         self.flags = ((descriptor.MODULE_PIC if self.relocated else 0)
                       | (descriptor.MODULE_IBT if marks.wanted(binary, arch) else 0)
-                      | (descriptor.MODULE_MOVES_STACK if plan.moves_stack else 0))
+                      | (descriptor.MODULE_MOVES_STACK if plan.moves_stack else 0)
+                      | (descriptor.MODULE_FAR if plan.far else 0))
         self.stub_size = arch.stub_size(self.flags)
         self.form = relocations.form(binary, arch)
         self.request = dynamic.request(binary, self.form is Form.ROWS)
@@ -167,9 +168,13 @@ def _place_data_and_code(m: Image) -> None:
 def _check_reach(m: Image) -> None:
     """Stubs come behind everything: refuse a file whose code cannot reach that far."""
     span = m.code.address + m.code.size - min(p.address for p in m.binary.segments if p.type == elf.PT_LOAD)
-    if span >= m.arch.reach - (1 << 20):          # the read-only segment follows
-        raise PsuError(m.binary.path, f"too large: code and data span {span >> 20} MiB, branches reach "
-                                      f"{m.arch.reach >> 20} MiB")
+    what, reach = ("addresses", m.arch.data_reach) if m.plan.far else ("branches", m.arch.reach)
+    if span >= reach - layout.REACH_KEPT:
+        raise PsuError(m.binary.path, f"too large: code and data span {span >> 20} MiB, {what} reach {reach >> 20} MiB")
+    # In a far module calls are turned to stubs that attach finds room for near all of them.
+    calls = m.plan.sites[-1][0] - m.plan.sites[0][0] if m.plan.far and m.plan.sites else 0
+    if calls >= m.arch.reach - (m.arch.reach >> 3):
+        raise PsuError(m.binary.path, f"too large: its code spans {calls >> 20} MiB, branches reach {m.arch.reach >> 20} MiB")
 
 
 def _ends(m: Image) -> tuple[int, int]:

@@ -152,6 +152,7 @@ def _descriptor(p: Pair, symbols: tuple[descriptor.Symbol, ...], files: tuple[st
     flags = descriptor.MODULE_PIC if p.before.type == elf.ET_DYN else 0
     flags |= descriptor.MODULE_IBT if marks.wanted(p.before, p.arch) else 0
     flags |= descriptor.MODULE_MOVES_STACK if p.plan.moves_stack else 0
+    flags |= descriptor.MODULE_FAR if p.plan.far else 0
     p.must(d.machine == p.before.machine and d.build_id == p.before.build_id and d.flags == flags
            and d.stub_size == p.arch.stub_size(flags) and d.slots % 8 == 0, "the descriptor's header")
     there = descriptor.gather(p.bytes_at, p.after.dyn(descriptor.DT_PSU) or 0, p.after.path)

@@ -75,11 +75,16 @@ class Instrumented:
     def _turned(self, d: descriptor.Descriptor, function: int) -> str:
         """How many direct calls of the function have to be turned, and where each is, and what it holds then.
 
-        Nobody executes them yet, so they can go to the table's stub at once."""
+        Nobody executes them yet, so they can go to the table's stub at once, or to one in programs/far.c, which is made so."""
         form = for_machine(d.machine, "").site_form
         found = self.calls(d, function)
-        return " ".join([f"{len(found):x}"] + [
-            f"{at:x} {int.from_bytes(form.turned(at, field, d.stub(function)), 'little'):x}" for at, field in found])
+        to, words = d.stub(function), []
+        if d.flags & descriptor.MODULE_FAR:
+            to = next(s.address for s in d.symbols if s.name == "far_room") + function * d.stub_size
+            stub = form.stub(to, d.slot(function), d.flags)
+            words = [(to + n, stub[n:n + 4]) for n in range(0, len(stub), 4)]
+        words += [(at, form.turned(at, field, to)) for at, field in found]
+        return " ".join([f"{len(words):x}"] + [f"{at:x} {int.from_bytes(word, 'little'):x}" for at, word in words])
 
 
 def compiled(out: Path, *arguments: object, cc: str = "gcc") -> Path:

@@ -89,8 +89,46 @@ def stubs_in(path: Path) -> set[str]:
     return {b.symtab.name(n).split("@")[0] for n in range(len(b.symtab.entries))}
 
 
-def test_what_a_branch_does_not_span_is_refused(tmp_path: Path) -> None:
+FAR = [("gcc", "-O0"), ("gcc", "-O2 -fno-gcse"), ("gcc", "-O1 -no-pie -Wl,--emit-relocs"),
+       ("gcc", "-O1 -mbranch-protection=standard -nostartfiles start_aarch64.S"), ("clang", "-Os -fuse-ld=lld -Wl,--no-relax")]
+
+
+@pytest.mark.parametrize(("cc", "flags"), FAR, ids=[" ".join(x) for x in FAR])
+def test_stubs_out_of_reach_of_branches(cross: Path, cc: str, flags: str) -> None:
+    program = cross_compiled(cross / ("far" + name(cc, flags)), "ways.c", "target.c", "far.c", *flags.split(), "-g", "-rdynamic",
+                             "-pthread", cc=cc)
+    i = instrument(program)
+    assert i.descriptor.flags & descriptor.MODULE_FAR
+    assert all(f.original == f.address for f in i.descriptor.functions), "nothing moved"
+    check(i, i.path, program, cross / "change.so", {}, UNDER)
+
+
+def test_a_library_with_stubs_out_of_reach_of_branches(cross: Path, tmp_path: Path) -> None:
+    library = cross_compiled(tmp_path / "libways.so", "ways.c", "target.c", "far.c", "-O2", "-DLIBRARY", "-shared",
+                             "-fPIC", "-pthread", "-Wl,-soname,libways.so")
+    user = cross_compiled(tmp_path / "user", "user.c", library)
+    i = instrument(library)
+    assert i.descriptor.flags & descriptor.MODULE_FAR
+    check_library(i, user, cross / "change.so", UNDER)
+
+
+def test_what_needs_a_branch_to_its_stub_is_not_updatable(tmp_path: Path) -> None:
+    program = cross_compiled(tmp_path / "program", "small.c", "far.c", "-O1", "-no-pie")
+    i = instrument(program)
+    assert run(i.path, under=UNDER) == run(program, under=UNDER) == "100006 100010 -\n"
+    reasons = {n.name: n.reason for n in i.result.not_updatable}
+    assert "a word in" in reasons["leaf"] and reasons["leaf"].endswith("no room for a jump at its entry: its stub is too far away")
+    assert "middle" in {f.name for f in i.descriptor.functions}
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("char big[3ul << 30]; int use(long i) { return big[i]; }", "too large: code and data span 3... MiB, addresses reach 2048 MiB"),
+    ('int use(int x) { return x; } asm(".text\\n.skip 120 << 20\\n"); int again(int x) { return use(x + 1); }',
+     "too large: its code spans 120 MiB, branches reach 128 MiB")])
+def test_what_nothing_spans_is_refused(tmp_path: Path, text: str, message: str) -> None:
     big = tmp_path / "big.c"
-    big.write_text("char big[200 << 20]; int use(long i) { return big[i]; }")
-    with pytest.raises(PsuError, match="too large: code and data span 2.. MiB, branches reach 128 MiB"):
-        instrument(cross_compiled(tmp_path / "program", "small.c", big, "-O1"))
+    big.write_text(text)
+    program = cross_compiled(tmp_path / "program", "small.c", "far.c", big, "-O1", "-fno-toplevel-reorder", "-fno-inline",
+                             "-mcmodel=small")
+    with pytest.raises(PsuError, match=message):
+        instrument(program)
