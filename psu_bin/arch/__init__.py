@@ -29,6 +29,12 @@ class Waiting(NamedTuple):
     first: int = 0        # its first argument
 
 
+class Jump(NamedTuple):
+    """An unconditional jump of a fixed size."""
+    size: int
+    encode: Callable[[int, int], bytes]           # (from, to) -> size bytes; PsuError: out of reach
+
+
 @dataclass(frozen=True)
 class FieldKind:
     """How a kind of reference (plan_types.Reroute) is encoded, for many at a time: programs have 100,000 of them.
@@ -78,6 +84,7 @@ class Arch:
     return_column: int                            # DWARF number of the return address
     jump: Callable[[int, int], bytes]             # (from, to) -> unconditional direct jump, jump_size bytes
     jump_size: int
+    far_pad: Jump                                 # from behind a landing pad to the original, whatever that begins with (MODULE_FAR)
     padding: bytes                                # an instruction that traps, for room that nothing may run into
     site_form: SiteForm
     store_unit: int                               # an aligned store of so many bytes is whole for whoever executes them
@@ -97,6 +104,10 @@ class Arch:
     returns_through_memory: bool
     system_call: bytes                            # the instruction that makes one
     signal_return: bytes                          # the code that signal handlers return to
+
+    def back(self, far: bool) -> Jump:
+        """From the end of a moved entry, or from a landing pad, to the original code."""
+        return self.far_pad if far else Jump(self.jump_size, self.jump)
 
     @property
     def scan(self) -> ModuleType:

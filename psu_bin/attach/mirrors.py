@@ -42,6 +42,7 @@ AT_ONCE = 16               # runs in one commit: staged memory is a table of 128
 MOST_DROPPED = 512         # objects in one commit: a record that fits the fixed buffer
 ATTEMPTS = 5               # the program may take an address between our look at its map and the mmap
 ROWS_ALIGN = 8
+ROWS_ROOM = 64             # of each page of a far module's runs
 
 
 class NoRoom(PsuError):
@@ -67,7 +68,7 @@ def wanted(arch: Arch, module: Module) -> bool:
 
 def _in_page(arch: Arch, module: Module) -> int:
     """How many stubs of the table that a far module's runs mirror are in one page."""
-    return (PAGE - len(fde.rows(arch, 0, [fde.Code(0, 0)])[0]) - 4 - ROWS_ALIGN) // stub_size(arch, module)
+    return (PAGE - ROWS_ROOM) // stub_size(arch, module)
 
 
 def _origin(arch: Arch, module: Module, number: int) -> int:

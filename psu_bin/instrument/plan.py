@@ -7,7 +7,7 @@
     safely be replaced by a jump to the stub    -> updatable, detoured, canonical address = its entry
     else                                        -> not updatable, with the reason
 
-In a far module (layout.far) no jump reaches from an entry to its stub, nor back.
+In a far module (layout.far) no jump reaches from an entry to its stub.
 
 **I1**: a function of the plan has no path to its original entry but through its stub.
 """
@@ -101,8 +101,6 @@ def make(binary: Binary, arch: Arch, include: tuple[str, ...], exclude: tuple[st
             else:
                 refused.append(NotUpdatable(name, f"{m.references.uncertain[f][0]}; no room for a jump at its entry: "
                                                   f"{found}"))
-        elif far and _pad(binary, arch, int(m.functions.entry[f])):
-            refused.append(NotUpdatable(name, "has no landing pad for a stub's jump, and stubs are too far away for a copy with one"))
         else:
             planned[f] = None
     relied = reliance.find(arch, m.functions, m.frames, m.code, m.references, m.tables, ground.named)
@@ -150,12 +148,6 @@ def _copies(binary: Binary, arch: Arch, functions: list[PlannedFunction],
         elif pad:
             out.append(Detour(i, 0, b"", (), pad=pad))
     return tuple(out)
-
-
-def _pad(binary: Binary, arch: Arch, entry: int) -> bytes:
-    """What is missing in front of the code at `entry` for a stub to jump there."""
-    at = binary.offset_of(entry)
-    return arch.landing(_module_flags(binary, arch), binary.data[at:at + 4])
 
 
 def _module_flags(binary: Binary, arch: Arch) -> int:

@@ -17,6 +17,7 @@ __attribute__((noipa)) int direct(int x) { return helper(x) + pool[SIZE / 2]; }
 __attribute__((noipa)) int tail(int x) { return direct(x); }
 __attribute__((noipa)) int pointed(int x) { return tail(x) + pool[SIZE / 2]; }
 __attribute__((noipa)) static int hidden(int x) { return tail(x) + pool[SIZE / 2]; }
+__attribute__((noipa)) static int least(int x) { return x + pool[SIZE / 2]; }     /* never called by a pointer: it needs no mark */
 
 static void check(int sum, const char *what)
 {
@@ -33,6 +34,7 @@ static void *work(void *unused)
         check(hidden(0), "hidden");
         check(pointer(0), "pointed");
         check(tail(0), "tail");
+        check(least(0), "least");
     }
     return unused;
 }
@@ -50,8 +52,8 @@ int main(void)
         int patched = 0;
         for (int i = 1; i < ENDS; i++)
             patched += pool[SIZE - ENDS + i - 1] != 0;
-        printf("helper %d direct %d tail %d pointed %d hidden %d in the pool %d\n",
-               helper(7), direct(7), tail(7), pointer(7), hidden(7), patched);
+        printf("helper %d direct %d tail %d pointed %d hidden %d least %d in the pool %d\n",
+               helper(7), direct(7), tail(7), pointer(7), hidden(7), least(7), patched);
     }
     quit = 1;
     pthread_join(thread, 0);

@@ -17,3 +17,4 @@ __attribute__((noipa)) int direct(int x) { return through(x) + V; }
 __attribute__((noipa)) int tail(int x) { return direct(x + V * 100); }
 __attribute__((noipa)) int pointed(int x) { return tail(x) + V * 10000; }
 __attribute__((noipa, used)) static int hidden(int x) { return pointer == pointed ? tail(x) + V * 1000000 : -1; }
+__attribute__((noipa, used)) static int least(int x) { return x + V; }

@@ -64,7 +64,8 @@ class Instrumented:
         lines = [f"{a} {d.slot(index[a]):x} {d.functions[index[b]].original:x} {self._turned(d, index[a])}"
                  for a, b in pairs.items()]
         module = "" if self.binary.segment(3) else self.path.name        # 3: PT_INTERP
-        return {"PSU_TEST_CHANGES": "\n".join(lines), "PSU_TEST_MODULE": module}
+        return {"PSU_TEST_CHANGES": "\n".join(lines), "PSU_TEST_MODULE": module,
+                **({"PSU_TEST_GUARDED": "1"} if d.flags & descriptor.MODULE_IBT else {})}
 
     def calls(self, d: descriptor.Descriptor, function: int) -> list[tuple[int, bytes]]:
         """(address of the field, what it holds) of the direct calls of a function that attach turns."""
