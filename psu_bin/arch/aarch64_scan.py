@@ -166,11 +166,13 @@ def absolutes(code: Code) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     return tuple(np.concatenate(c).astype(np.int64) for c in zip(*found))  # type: ignore[return-value]
 
 
-def edits(code: Code, index: np.ndarray, stubs: tuple[int, int]) -> list[list[tuple[str, int]]]:
+def edits(code: Code, index: np.ndarray, stubs: tuple[int, int], catch: Callable[[np.ndarray], bool] | None = None,
+          ) -> list[list[tuple[str, int]]]:
     """For each instruction in `index`, which refers to an entry, the fields that make it refer to a stub in `stubs`,
     [low, high): (name of a plan_types.Reroute, address).  [] where there are none.
 
-    A branch or adr must reach; an add to a page becomes an adr that does, or is rewritten with all adrps of its web."""
+    A branch or adr must reach; an add to a page becomes an adr that does, or is rewritten with all adrps of its web.
+    catch: in a far module, where much depends on it, whether some of the calls at addresses may lead to landing pads."""
     parts: Parts = code.parts
     at, word = code.address[index], parts.word[index]
     sums = code.field[index] == Field.SUM
@@ -181,6 +183,10 @@ def edits(code: Code, index: np.ndarray, stubs: tuple[int, int]) -> list[list[tu
     out: list[list[tuple[str, int]]] = []
     for i, a, near, is_sum in zip(index.tolist(), at.tolist(), reaches.tolist(), sums.tolist()):
         web = parts.found.webs.get(i)
+        if catch:
+            web = web or parts.found.kept.get(i)
+            calls = [c for d in web or () for c in parts.found.carried.get(d, ())]
+            web = None if catch(code.address[calls]) else web
         if near:
             out.append([("TO_ADR" if is_sum else "INSTRUCTION", a)])
         elif is_sum and web:

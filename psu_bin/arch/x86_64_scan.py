@@ -149,9 +149,10 @@ def _classify(code: np.ndarray, starts: np.ndarray, size: np.ndarray, f: boundar
     return kind, use, field, field_at, target
 
 
-def edits(code: Code, index: np.ndarray, stubs: tuple[int, int]) -> list[list[tuple[str, int]]]:
+def edits(code: Code, index: np.ndarray, stubs: tuple[int, int], catch: Callable[[np.ndarray], bool] | None = None,
+          ) -> list[list[tuple[str, int]]]:
     """For each instruction in `index`, which refers to an entry, the fields that make it refer to a stub in `stubs`,
-    [low, high): (name of a plan_types.Reroute, address).  [] where there are none."""
+    [low, high): (name of a plan_types.Reroute, address).  [] where there are none.  catch: AArch64 wants to know it."""
     return [[("REL32", at)] if field == Field.REL32 else []
             for at, field in zip((code.address + code.field_at)[index].tolist(), code.field[index].tolist())]
 

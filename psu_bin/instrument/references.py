@@ -75,7 +75,7 @@ def regions(binary: Binary, functions: Functions, frames: Frames) -> tuple[Regio
 def find(binary: Binary, arch: Arch, functions: Functions, frames: Frames, code: Code) -> References:
     """All references to function entries."""
     r = References()
-    _in_code(r, binary, arch, functions, code)
+    _in_code(r, binary, arch, functions, frames, code)
     _in_unclear_code(r, binary, arch, functions, code)
     _fall_through(r, functions, code)
     _dynamic(r, binary, arch, functions)
@@ -108,7 +108,7 @@ def unclear(code: Code) -> np.ndarray:
     return code.chains[np.unique(at[at >= 0])]
 
 
-def _in_code(r: References, binary: Binary, arch: Arch, functions: Functions, code: Code) -> None:
+def _in_code(r: References, binary: Binary, arch: Arch, functions: Functions, frames: Frames, code: Code) -> None:
     """What instructions refer to relative to themselves."""
     stubs = layout.room_for_stubs(binary, arch, len(functions.entry))
     far = layout.far(binary, arch, len(functions.entry))
@@ -132,7 +132,8 @@ def _in_code(r: References, binary: Binary, arch: Arch, functions: Functions, co
     for f, where in zip(target[memory].tolist(), address[memory].tolist()):
         r.forbidden[f] = f"its machine code is used as data at {where:#x}"
     rest = np.flatnonzero(~vague & ~memory)
-    ways = arch.scan.edits(code, at[rest], stubs)
+    # In a far module an entry cannot catch what these edits do not.
+    ways = arch.scan.edits(code, at[rest], stubs, frames.catch if far else None)
     fields = (address + code.field_at[at])[rest].tolist()
     for f, where, is_call, way, place in zip(target[rest].tolist(), address[rest].tolist(), flow[rest].tolist(), ways, fields):
         if far and is_call and not way and may_turn(place):

@@ -64,6 +64,12 @@ def test_every_way_of_calling_in_a_shared_library(cross: Path, tmp_path: Path, c
 CXX = [("g++", "-O0"), ("g++", "-O2 -no-pie -mbranch-protection=standard"), ("clang++", "-O2 -fuse-ld=lld")]
 
 
+def test_cxx_with_stubs_out_of_reach_of_branches(cross: Path, tmp_path: Path) -> None:
+    i = instrument(cross_compiled(tmp_path / "program", "ways.cc", "far.c", "-O2", "-g", cc="g++"))
+    assert i.descriptor.flags & descriptor.MODULE_FAR
+    check_cxx(i, cross / "change.so", UNDER)
+
+
 @pytest.mark.parametrize(("cc", "flags"), CXX, ids=[" ".join(x) for x in CXX])
 def test_cxx(cross: Path, cc: str, flags: str) -> None:
     i = instrument(cross_compiled(cross / name(cc, flags), "ways.cc", *flags.split(), "-g", cc=cc))
@@ -89,8 +95,8 @@ def stubs_in(path: Path) -> set[str]:
     return {b.symtab.name(n).split("@")[0] for n in range(len(b.symtab.entries))}
 
 
-FAR = [("gcc", "-O0"), ("gcc", "-O2 -fno-gcse"), ("gcc", "-O1 -no-pie -Wl,--emit-relocs"),
-       ("gcc", "-O2 -fno-gcse -mbranch-protection=standard -nostartfiles start_aarch64.S"),
+FAR = [("gcc", "-O0"), ("gcc", "-O2"), ("gcc", "-O3 -no-pie -Wl,--emit-relocs"),
+       ("gcc", "-O2 -mbranch-protection=standard -nostartfiles start_aarch64.S"),
        ("clang", "-Os -fuse-ld=lld -Wl,--no-relax")]
 
 
@@ -111,6 +117,44 @@ def test_a_library_with_stubs_out_of_reach_of_branches(cross: Path, tmp_path: Pa
     i = instrument(library)
     assert i.descriptor.flags & descriptor.MODULE_FAR
     check_library(i, user, cross / "change.so", UNDER)
+
+
+# An adrp that registers keep over calls, and that an exception handler uses, too.
+CAUGHT = """
+#include <cstdio>
+#define KEPT __attribute__((noipa))
+typedef int fn(int);
+KEPT static int given(int x) { return 3 * x; }
+KEPT static int handed(int x) { return 4 * x; }
+static fn *seen[4];
+KEPT void take(fn *f, int n) { seen[n] = f; if (n & 1) throw n; }
+KEPT int run(int n)
+{
+    for (int i = 0; i < n; i++) {
+        try { take(given, 2 * i); take(given, 2 * i + 1); }
+        catch (int x) { take(given, 2); return x; }
+    }
+    return 0;
+}
+KEPT int all(int n) { for (int i = 0; i < n; i++) take(handed, 2 * i); return n; }
+int main(void)
+{
+    int caught = run(2);
+    std::printf("%d %d %d %d\\n", caught, seen[0] == seen[1], seen[1] == seen[2], seen[2](5));
+    all(2);
+    std::printf("%d %d\\n", seen[0] == seen[2], seen[0](5));
+}
+"""
+
+
+@pytest.mark.parametrize("level", ["-O1", "-O2", "-Os", "-O3"])
+def test_addresses_that_exception_handlers_compute_lead_to_a_stub_out_of_reach_or_none(tmp_path: Path, level: str) -> None:
+    (tmp_path / "caught.cc").write_text(CAUGHT)
+    program = cross_compiled(tmp_path / "program", tmp_path / "caught.cc", "far.c", level, cc="g++")
+    i = instrument(program)
+    assert i.descriptor.flags & descriptor.MODULE_FAR
+    assert run(i.path, under=UNDER) == run(program, under=UNDER) == "1 1 1 15\n1 20\n"
+    assert "_ZL6handedi" in {f.name for f in i.descriptor.functions}, "no handler computes its address"
 
 
 PADS = """
