@@ -12,7 +12,8 @@ uses.  So values are followed through registers over all ways that are known, fo
 
 A *web* is the set of adrps that reach a common use.  Where all uses of a web complete the same address, adrps and uses
 can be rewritten together.  A landing pad, to which an exception leads from a call, is no way that is followed, and finds registers
-as they were at the call: so an adrp that a register keeps over calls may have uses that are not seen.
+as they were at the call: so an adrp that a register still has after a call may have uses that are not seen, by instructions that
+add to what is not known.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Addresses:
     webs: dict[int, tuple[int, ...]]   # add -> the adrps to be rewritten together with it
     kept: dict[int, tuple[int, ...]]   # the same, of webs that registers keep over calls
     carried: dict[int, set[int]]       # adrp -> the calls after which a register still has it, whether that matters or not
+    completes: np.ndarray     # int64: what instructions add to registers of which nothing is known
     loose: np.ndarray         # int64 (n, 2): [start, end)
 
 
@@ -254,7 +256,7 @@ def find(word: np.ndarray, address: np.ndarray, kind: np.ndarray, jump: np.ndarr
     n = len(word)
     if not n:
         none = np.full(0, NONE, dtype=np.int64)
-        return Addresses(none, none, none, {}, {}, {}, np.zeros((0, 2), dtype=np.int64))
+        return Addresses(none, none, none, {}, {}, {}, none, np.zeros((0, 2), dtype=np.int64))
     b = _blocks(address, kind, jump, starts)
     kills = registers.writes & ~np.where(np.isin(kind, (Kind.CALL, Kind.CALL_INDIRECT)), np.uint32(1 << 30), np.uint32(0))
     out, base = _summaries(b, ops, kind, registers.writes)
@@ -277,7 +279,7 @@ def find(word: np.ndarray, address: np.ndarray, kind: np.ndarray, jump: np.ndarr
     sums = (ops.sets >= 0) & (ops.constant == NONE) & ~ops.copies & (ops.keeps == -1)
     target = np.where((base_value != NONE) & (sums | ops.memory), base_value + ops.offset, NONE)
     webs, kept, carried, loose = _pages(b, ops, kind, registers.reads, kills, out, state, base, value, joined, lost)
-    return Addresses(base_value, target, value, webs, kept, carried, loose)
+    return Addresses(base_value, target, value, webs, kept, carried, np.unique(ops.offset[sums & (base == UNKNOWN)]), loose)
 
 
 class _Webs:

@@ -132,8 +132,7 @@ def _in_code(r: References, binary: Binary, arch: Arch, functions: Functions, fr
     for f, where in zip(target[memory].tolist(), address[memory].tolist()):
         r.forbidden[f] = f"its machine code is used as data at {where:#x}"
     rest = np.flatnonzero(~vague & ~memory)
-    # In a far module an entry cannot catch what these edits do not.
-    ways = arch.scan.edits(code, at[rest], stubs, frames.catch if far else None)
+    ways = arch.scan.edits(code, at[rest], stubs, far)
     fields = (address + code.field_at[at])[rest].tolist()
     for f, where, is_call, way, place in zip(target[rest].tolist(), address[rest].tolist(), flow[rest].tolist(), ways, fields):
         if far and is_call and not way and may_turn(place):
@@ -146,6 +145,10 @@ def _in_code(r: References, binary: Binary, arch: Arch, functions: Functions, fr
     for low, high in code.loose.tolist():
         first, last = np.searchsorted(functions.entry, [low, high])
         _doubt(r, functions, functions.entry[first:last], "perhaps referred to by an address that could not be followed")
+    for low, high, _ in code.caught[frames.catch(code.caught[:, 2])].tolist():
+        first, last = np.searchsorted(functions.entry, [low, high])
+        some = functions.entry[first:last]
+        _doubt(r, functions, some[np.isin(some - low, code.completes)], "perhaps referred to where an exception is caught")
 
 
 def _in_unclear_code(r: References, binary: Binary, arch: Arch, functions: Functions, code: Code) -> None:
