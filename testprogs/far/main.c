@@ -50,10 +50,11 @@ int main(void)
     puts("ready");
     while (fgets(line, sizeof line, stdin) && *line != 'q') {
         int patched = 0;
+        printf("helper %d direct %d tail %d pointed %d hidden %d least %d",
+               helper(7), direct(7), tail(7), pointer(7), hidden(7), least(7));
         for (int i = 1; i < ENDS; i++)
             patched += pool[SIZE - ENDS + i - 1] != 0;
-        printf("helper %d direct %d tail %d pointed %d hidden %d least %d in the pool %d\n",
-               helper(7), direct(7), tail(7), pointer(7), hidden(7), least(7), patched);
+        printf(" in the pool %d\n", patched);
     }
     quit = 1;
     pthread_join(thread, 0);
