@@ -41,6 +41,7 @@ _PACKING = {"id": _FILTER_LZMA2, "preset": 6, "dict_size": 1 << 20, "lc": 0, "lp
 MODULE_PIC = 1            # ET_DYN: file addresses need the load bias
 MODULE_IBT = 2            # the file asks for indirect branch tracking: stubs begin with endbr64
 MODULE_MOVES_STACK = 4    # code of the module may go on with another stack, by instructions of its own
+MODULE_FAR = 8            # stubs are out of reach of direct calls: who refers to one takes its address
 
 # Function flags.
 STACK_ARGS = 1            # the original may touch its caller's stack arguments: side-frame gates

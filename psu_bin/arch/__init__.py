@@ -29,6 +29,12 @@ class Waiting(NamedTuple):
     first: int = 0        # its first argument
 
 
+class Jump(NamedTuple):
+    """An unconditional jump of a fixed size."""
+    size: int
+    encode: Callable[[int, int], bytes]           # (from, to) -> size bytes; PsuError: out of reach
+
+
 @dataclass(frozen=True)
 class FieldKind:
     """How a kind of reference (plan_types.Reroute) is encoded, for many at a time: programs have 100,000 of them.
@@ -52,7 +58,8 @@ class SiteForm:
     """How direct calls are turned from a function's entry to its stub, and back, by one store each (instrument/sites.py).
 
     step: how far apart the places are that a turned call may lead to, counted from where it leads now; 0: the stub of the
-    table.  Else it leads to a stub of its own (`stub`), at the function's entry and a multiple of `step` (attach/mirrors.py)."""
+    table, unless that is out of reach (descriptor.MODULE_FAR).  Else it leads to a stub of its own (`stub`), at the function's
+    entry and a multiple of `step` (attach/mirrors.py)."""
     kind: str                                     # name of the plan_types.Reroute of such a field
     turnable: Callable[[bytes], bool]             # (field) -> whether it may change while it is executed
     target: Callable[[int, bytes], int]           # (address of the field, field) -> where it leads
@@ -69,6 +76,7 @@ class Arch:
     elf_class: int
     page_size: int                                # largest page size of the psABI: segment alignment
     reach: int                                    # farthest distance of a direct jump, in bytes
+    data_reach: int                               # and of what code refers to by its address, unwind tables included
     stub_size: Callable[[int], int]               # module flags -> bytes of one stub
     stub: Callable[[int, int, int], bytes]        # (stub address, slot address, module flags) -> stub_size bytes
     stub_align: int                               # of the first stub and of moved entries
@@ -76,6 +84,7 @@ class Arch:
     return_column: int                            # DWARF number of the return address
     jump: Callable[[int, int], bytes]             # (from, to) -> unconditional direct jump, jump_size bytes
     jump_size: int
+    far_pad: Jump                                 # from behind a landing pad to the original, whatever that begins with (MODULE_FAR)
     padding: bytes                                # an instruction that traps, for room that nothing may run into
     site_form: SiteForm
     store_unit: int                               # an aligned store of so many bytes is whole for whoever executes them
@@ -95,6 +104,10 @@ class Arch:
     returns_through_memory: bool
     system_call: bytes                            # the instruction that makes one
     signal_return: bytes                          # the code that signal handlers return to
+
+    def back(self, far: bool) -> Jump:
+        """From the end of a moved entry, or from a landing pad, to the original code."""
+        return self.far_pad if far else Jump(self.jump_size, self.jump)
 
     @property
     def scan(self) -> ModuleType:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from psu_bin.arch import EM_AARCH64, Arch, FieldKind, SiteForm
+from psu_bin.arch import EM_AARCH64, Arch, FieldKind, Jump, SiteForm
 from psu_bin.descriptor import MODULE_IBT
 from psu_bin.errors import PsuError
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 REACH = 1 << 27              # of b and bl, both ways
-JUMP_SIZE = 4
+DATA_REACH = 1 << 31         # of unwind tables; adrp reaches twice as far
+JUMP_SIZE, FAR_PAD_SIZE = 4, 12
 NOP = bytes.fromhex("1f2003d5")
 RESOLVER_SIZE = 64
 PAGE = 4096                  # what adrp counts in, whatever pages the kernel has
@@ -91,6 +92,15 @@ def jump(at: int, to: int) -> bytes:
     if not -REACH <= distance < REACH or distance % 4:
         raise PsuError(f"{at:#x}", f"out of reach of {to:#x}", "AArch64 code must lie within 128 MB")
     return struct.pack("<I", 0x14000000 | distance >> 2 & 0x3FFFFFF)
+
+
+def far_pad(at: int, to: int) -> bytes:
+    """A jump from `at` to code `to` without a landing mark, 2 GiB away at most: only `ret` may go there.
+
+    It takes the prediction of returns out of step, so it is for where hardly anybody comes by."""
+    return struct.pack("<3I", adrp(at, 16, to),              # adrp x16, to
+                       0x91000210 | (to & 0xFFF) << 10,      # add x16, x16, #:lo12:to
+                       0xD65F0200)                           # ret x16
 
 
 def is_padding(code: bytes) -> bool:
@@ -185,9 +195,9 @@ def _absolute32_encode(at: np.ndarray, field: np.ndarray, target: np.ndarray) ->
 _ABSOLUTE64 = FieldKind(8, _absolute64_target, _absolute64_encode)
 
 ARCH = Arch(
-    name="aarch64", machine=EM_AARCH64, elf_class=64, page_size=1 << 16, reach=REACH,
+    name="aarch64", machine=EM_AARCH64, elf_class=64, page_size=1 << 16, reach=REACH, data_reach=DATA_REACH,
     stub_size=stub_size, stub=stub, stub_align=16, stub_cfi=STUB_CFI, return_column=30,
-    jump=jump, jump_size=JUMP_SIZE, padding=BRK,
+    jump=jump, jump_size=JUMP_SIZE, far_pad=Jump(FAR_PAD_SIZE, far_pad), padding=BRK,
     site_form=SiteForm("INSTRUCTION", _is_branch, _site_target, _site_turned, 0, stub),
     store_unit=4, is_padding=is_padding,
     fields={"INSTRUCTION": FieldKind(4, _instruction_target, _instruction_encode, _instruction_holds),

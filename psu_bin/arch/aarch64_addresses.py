@@ -11,7 +11,9 @@ uses.  So values are followed through registers over all ways that are known, fo
    functions are in doubt.  So nothing that instrument calls updatable rests on having seen every way.
 
 A *web* is the set of adrps that reach a common use.  Where all uses of a web complete the same address, adrps and uses
-can be rewritten together.
+can be rewritten together.  A landing pad, to which an exception leads from a call, is no way that is followed, and finds registers
+as they were at the call: so an adrp that a register still has after a call may have uses that are not seen, by instructions that
+add to what is not known.
 """
 
 from __future__ import annotations
@@ -54,6 +56,9 @@ class Addresses:
     target: np.ndarray        # int64: base + offset of an add or memory operand; NONE
     value: np.ndarray         # int64: what it computes; NONE
     webs: dict[int, tuple[int, ...]]   # add -> the adrps to be rewritten together with it
+    kept: dict[int, tuple[int, ...]]   # the same, of webs that registers keep over calls
+    carried: dict[int, set[int]]       # adrp -> the calls after which a register still has it, whether that matters or not
+    completes: np.ndarray     # int64: what instructions add to registers of which nothing is known
     loose: np.ndarray         # int64 (n, 2): [start, end)
 
 
@@ -251,7 +256,7 @@ def find(word: np.ndarray, address: np.ndarray, kind: np.ndarray, jump: np.ndarr
     n = len(word)
     if not n:
         none = np.full(0, NONE, dtype=np.int64)
-        return Addresses(none, none, none, {}, np.zeros((0, 2), dtype=np.int64))
+        return Addresses(none, none, none, {}, {}, {}, none, np.zeros((0, 2), dtype=np.int64))
     b = _blocks(address, kind, jump, starts)
     kills = registers.writes & ~np.where(np.isin(kind, (Kind.CALL, Kind.CALL_INDIRECT)), np.uint32(1 << 30), np.uint32(0))
     out, base = _summaries(b, ops, kind, registers.writes)
@@ -273,8 +278,8 @@ def find(word: np.ndarray, address: np.ndarray, kind: np.ndarray, jump: np.ndarr
         todo = todo[~ready]
     sums = (ops.sets >= 0) & (ops.constant == NONE) & ~ops.copies & (ops.keeps == -1)
     target = np.where((base_value != NONE) & (sums | ops.memory), base_value + ops.offset, NONE)
-    webs, loose = _pages(b, ops, kind, registers.reads, kills, out, state, base, value, joined, lost)
-    return Addresses(base_value, target, value, webs, loose)
+    webs, kept, carried, loose = _pages(b, ops, kind, registers.reads, kills, out, state, base, value, joined, lost)
+    return Addresses(base_value, target, value, webs, kept, carried, np.unique(ops.offset[sums & (base == UNKNOWN)]), loose)
 
 
 class _Webs:
@@ -295,17 +300,20 @@ class _Webs:
 
 def _pages(b: _Blocks, ops: Operations, kind: np.ndarray, reads: np.ndarray, kills: np.ndarray, out: np.ndarray,
            state: np.ndarray, base: np.ndarray, value: np.ndarray, joined: list[tuple[int, int]],
-           lost: list[tuple[int, int, int]]) -> tuple[dict[int, tuple[int, ...]], np.ndarray]:
-    """Follow every adrp of a page of code to its uses: (webs that can be rewritten, what is loose)."""
+           lost: list[tuple[int, int, int]],
+           ) -> tuple[dict[int, tuple[int, ...]], dict[int, tuple[int, ...]], dict[int, set[int]], np.ndarray]:
+    """Follow every adrp of a page of code to its uses: Addresses.webs, .kept, .carried and .loose."""
     pages = np.flatnonzero(ops.page)
     if not len(pages):
-        return {}, np.zeros((0, 2), dtype=np.int64)
+        return {}, {}, {}, np.zeros((0, 2), dtype=np.int64)
     webs = _Webs()
     for x, y in joined:
         webs.join(x, y)
     live = _live(b, kind, reads, kills)
     escaped = {d for t, r, d in lost if int(live[t]) >> r & 1}
-    mixed: set[int] = set(escaped) | {d for _, _, d in lost}
+    mixed = {d for _, _, d in lost}
+    over: set[int] = set()
+    carried: dict[int, set[int]] = {}
     uses: dict[int, list[int]] = {}
     is_page = np.zeros(len(kind) + 1, dtype=bool)
     is_page[pages] = True
@@ -347,11 +355,15 @@ def _pages(b: _Blocks, ops: Operations, kind: np.ndarray, reads: np.ndarray, kil
             callee = int(b.callee[block])
             handed = int(live[callee]) & _LOW18 if callee != NONE else _PASSED
             escaped |= {d for r, d in held.items() if r < 19 and (handed | after) >> r & 1}
-            mixed |= {d for r, d in held.items() if after >> r & 1}
+            over |= {d for r, d in held.items() if after >> r & 1}
+            for d in {d for r, d in held.items() if r >= 19}:
+                carried.setdefault(d, set()).add(int(b.last[block]))
         elif end in (Kind.RETURN, Kind.JUMP_INDIRECT):
             mask = _LOW18 if end == Kind.RETURN else -1
             escaped |= {d for r, d in held.items() if mask >> r & 1}
-    return _rewritable(webs, pages, uses, mixed | escaped, value, ops), _loose(escaped, value)
+    every = _rewritable(webs, pages, uses, mixed | escaped, value, ops)
+    kept = {i: adrps for i, adrps in every.items() if over & set(adrps)}
+    return {i: adrps for i, adrps in every.items() if i not in kept}, kept, carried, _loose(escaped, value)
 
 
 def _rewritable(webs: _Webs, pages: np.ndarray, uses: dict[int, list[int]], mixed: set[int], value: np.ndarray,

@@ -102,9 +102,11 @@ def decode(regions: tuple[Region, ...]) -> Code:
     target[some] = found.target[some]
     field[some] = Field.SUM
     use[some] = np.where(ops.memory[some], Use.MEMORY, Use.ADDRESS)
+    caught = np.array([(found.value[d], found.value[d] + addresses.PAGE, where[c]) for d, calls in found.carried.items()
+                       for c in sorted(calls)], dtype=np.int64).reshape(-1, 3)
     chains = np.concatenate([np.zeros((0, 2), dtype=np.int64), *(np.stack([x.starts, x.ends], axis=1) for x in regions)])
     return Code(where, np.full(n, 4, dtype=np.uint8), kind, use, field, np.zeros(n, dtype=np.uint8), target,
-                np.concatenate(wrong), chains, found.loose, Parts(w, data, r, ops, found, regions))
+                np.concatenate(wrong), chains, found.loose, caught, found.completes, Parts(w, data, r, ops, found, regions))
 
 
 def _index(where: np.ndarray, addresses_: np.ndarray) -> np.ndarray:
@@ -166,11 +168,12 @@ def absolutes(code: Code) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     return tuple(np.concatenate(c).astype(np.int64) for c in zip(*found))  # type: ignore[return-value]
 
 
-def edits(code: Code, index: np.ndarray, stubs: tuple[int, int]) -> list[list[tuple[str, int]]]:
+def edits(code: Code, index: np.ndarray, stubs: tuple[int, int], far: bool) -> list[list[tuple[str, int]]]:
     """For each instruction in `index`, which refers to an entry, the fields that make it refer to a stub in `stubs`,
     [low, high): (name of a plan_types.Reroute, address).  [] where there are none.
 
-    A branch or adr must reach; an add to a page becomes an adr that does, or is rewritten with all adrps of its web."""
+    A branch or adr must reach; an add to a page becomes an adr that does, or is rewritten with all adrps of its web.
+    far: there is no other way to make a function updatable, so webs that registers keep over calls are rewritten, too."""
     parts: Parts = code.parts
     at, word = code.address[index], parts.word[index]
     sums = code.field[index] == Field.SUM
@@ -181,6 +184,8 @@ def edits(code: Code, index: np.ndarray, stubs: tuple[int, int]) -> list[list[tu
     out: list[list[tuple[str, int]]] = []
     for i, a, near, is_sum in zip(index.tolist(), at.tolist(), reaches.tolist(), sums.tolist()):
         web = parts.found.webs.get(i)
+        if far:
+            web = web or parts.found.kept.get(i)
         if near:
             out.append([("TO_ADR" if is_sum else "INSTRUCTION", a)])
         elif is_sum and web:

@@ -64,6 +64,10 @@ class Code:
     wrong: np.ndarray     # int64: addresses where decoding went wrong
     chains: np.ndarray    # int64 (n, 2): stretches decoded without looking at what is around them: [start, end)
     loose: np.ndarray     # int64 (n, 2): [start, end) of what code may refer to in a way that could not be followed
+    # int64 (n, 3): [start, end) of what a landing pad may refer to, if exceptions lead to one from the call at the third, at one of
+    # the distances `completes` from the start
+    caught: np.ndarray
+    completes: np.ndarray
     parts: Any            # the architecture's own: only its NAME_scan.py reads this
 
     def at(self, addresses: np.ndarray) -> np.ndarray:

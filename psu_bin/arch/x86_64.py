@@ -12,7 +12,7 @@ import re
 import struct
 from typing import TYPE_CHECKING
 
-from psu_bin.arch import EM_X86_64, Arch, FieldKind, SiteForm
+from psu_bin.arch import EM_X86_64, Arch, FieldKind, Jump, SiteForm
 from psu_bin.descriptor import MODULE_IBT
 from psu_bin.errors import PsuError
 
@@ -152,9 +152,9 @@ def may_refer(code: bytes, address: int, low: int, high: int, absolute: bool) ->
 _ABSOLUTE64 = FieldKind(8, _absolute64_target, _absolute64_encode)
 
 ARCH = Arch(
-    name="x86_64", machine=EM_X86_64, elf_class=64, page_size=4096, reach=REACH,
+    name="x86_64", machine=EM_X86_64, elf_class=64, page_size=4096, reach=REACH, data_reach=REACH,
     stub_size=stub_size, stub=stub, stub_align=16, stub_cfi=STUB_CFI, return_column=16,
-    jump=jump, jump_size=JUMP_SIZE, padding=INT3,
+    jump=jump, jump_size=JUMP_SIZE, far_pad=Jump(JUMP_SIZE, jump), padding=INT3,
     # A displacement may lie across two words.  In steps of 16 MiB only its highest byte changes.
     site_form=SiteForm("REL32", lambda field: True, _site_target, lambda at, field, to: _displacement(at + 4, to), 1 << 24,
                        jump_through),

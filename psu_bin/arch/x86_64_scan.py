@@ -89,7 +89,8 @@ def decode(regions: tuple[Region, ...]) -> Code:
     chains = [np.zeros((0, 2), dtype=np.int64), *(np.stack([r.starts, r.ends], axis=1) for r in regions)]
     address, length, kind, use, field, field_at, target = (np.concatenate(c) for c in zip(*columns))
     return Code(address, length, kind, use, field, field_at, target, np.concatenate(wrong), np.concatenate(chains),
-                np.zeros((0, 2), dtype=np.int64), Parts(fields, regions, tuple(padded), (*first, total)))
+                np.zeros((0, 2), dtype=np.int64), np.zeros((0, 3), dtype=np.int64), np.zeros(0, dtype=np.int64),
+                Parts(fields, regions, tuple(padded), (*first, total)))
 
 
 def _filler(code: np.ndarray, region: Region) -> np.ndarray:
@@ -149,7 +150,7 @@ def _classify(code: np.ndarray, starts: np.ndarray, size: np.ndarray, f: boundar
     return kind, use, field, field_at, target
 
 
-def edits(code: Code, index: np.ndarray, stubs: tuple[int, int]) -> list[list[tuple[str, int]]]:
+def edits(code: Code, index: np.ndarray, stubs: tuple[int, int], far: bool) -> list[list[tuple[str, int]]]:
     """For each instruction in `index`, which refers to an entry, the fields that make it refer to a stub in `stubs`,
     [low, high): (name of a plan_types.Reroute, address).  [] where there are none."""
     return [[("REL32", at)] if field == Field.REL32 else []

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from psu_bin import elf
 from psu_bin.arch.link_types import OutOfRange, Places, Use
 from psu_bin.attach.meaning import External
+from psu_bin.descriptor import KIND_IFUNC
 from psu_bin.errors import PsuError
 
 if TYPE_CHECKING:
@@ -59,6 +60,24 @@ def out_of_reach(demand: Demand, resolved: Sequence[dict[str, int]]) -> list[lis
             except OutOfRange:
                 found[n].setdefault(r.target.name)
     return [list(names) for names in found]
+
+
+def check_resolved(demand: Demand, resolved: Sequence[dict[str, int]]) -> None:
+    """Raises PsuError naming all symbols that `resolved`, as of relocate(), has not."""
+    from psu_bin.attach.linker import Work
+    work = demand.work
+    assert isinstance(work, Work)
+    found = dict(zip(work.used, resolved))
+    missing = dict.fromkeys(x.name for x in work.reader.externals
+                            if not (found[x.module].get(x.name) or x.fallback or x.weak))
+    if missing:
+        where = ", ".join(p.path for p in work.patches)
+        chosen = [n for n in missing if any(x.kind == KIND_IFUNC for v in work.views for x in [v.globals.get(n)] if x)]
+        if chosen:
+            raise PsuError(where, f"uses indirect functions (IFUNC) of the program that it does not export: {', '.join(chosen)}",
+                           "link the program with -rdynamic")
+        raise PsuError(where, f"unresolved symbol{'s' if len(missing) > 1 else ''}: {', '.join(missing)}",
+                       "neither the patch, the program nor its libraries define them")
 
 
 def is_function(process: Process, maps: Sequence[Mapping], name: str, address: int) -> bool:

@@ -31,7 +31,7 @@ from types import ModuleType
 
 from psu_bin import arch, fde
 from psu_bin.arch.link_types import OutOfRange, Places, Use
-from psu_bin.attach import anchors, checks, constants, constructors, gates, inner, symfile, typecheck
+from psu_bin.attach import anchors, checks, constants, constructors, gates, imports, inner, symfile
 from psu_bin.attach.binding import Binder
 from psu_bin.attach.layout import Layout
 from psu_bin.attach.linked import (
@@ -44,7 +44,6 @@ from psu_bin.attach.references import Reader
 from psu_bin.attach.rooms import ObjectRoom
 from psu_bin.attach.sections import Role, role
 from psu_bin.attach.view import Identity, ModuleView
-from psu_bin.descriptor import KIND_IFUNC
 from psu_bin.errors import PsuError
 
 __all__ = ["Demand", "LinkedObject", "LinkedPatch", "ModulePlacement", "ModuleView", "plan", "relocate"]
@@ -105,30 +104,6 @@ def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Se
     return Demand(tuple(_module_demand(work, m) for m in used), tuple(binder.warnings), tuple(binder.patched()), work)
 
 
-def check_resolved(demand: Demand, resolved: Sequence[Mapping[str, int]]) -> None:
-    """Raises PsuError naming all symbols that `resolved`, as of relocate(), has not."""
-    work = demand.work
-    assert isinstance(work, Work)
-    found = dict(zip(work.used, resolved))
-    missing = dict.fromkeys(x.name for x in work.reader.externals
-                            if not (found[x.module].get(x.name) or x.fallback or x.weak))
-    if missing:
-        where = ", ".join(p.path for p in work.patches)
-        chosen = [n for n in missing if any(x.kind == KIND_IFUNC for v in work.views for x in [v.globals.get(n)] if x)]
-        if chosen:
-            raise PsuError(where, f"uses indirect functions (IFUNC) of the program that it does not export: {', '.join(chosen)}",
-                           "link the program with -rdynamic")
-        raise PsuError(where, f"unresolved symbol{'s' if len(missing) > 1 else ''}: {', '.join(missing)}",
-                       "neither the patch, the program nor its libraries define them")
-
-
-def check_types(demand: Demand) -> None:
-    """Raises PsuError where a patch's debug information says something else of what it shares with its module than the module's."""
-    assert isinstance(demand.work, Work)
-    b = demand.work.binder
-    checks.refuse(list(typecheck.problems((p, b.views[b.module[n]], b.functions[n].values()) for n, p in enumerate(b.patches))))
-
-
 def _layout(n: int, binder: Binder, link: ModuleType) -> Layout:
     patch = binder.patches[n]
     surveys = {}
@@ -164,20 +139,26 @@ def _lay_out(n: int, layout: Layout, reader: Reader, machine: arch.Arch, kinds: 
         if p.room is Room.CODE and layout.roles[p.section] is Role.CODE:
             room.add(p)
     home = layout.binder.module[n]
-    # Another module's stubs and slots may be out of reach.
+    far_home = layout.binder.views[home].far
+    # Another module's stubs and slots may be out of reach, and of a far one its own stubs, which calls would be turned to.
     direct: set[BoundFunction] = set()
     if inner.stays_on_stack(layout.patch, layout.binder.views, link):
-        direct = {f for f in kinds if f.module == home}
+        direct = {f for f in kinds if f.module == home} if not far_home else set()
         room.looks = inner.looks(layout.binder.views[home], {f: g for f, g in kinds.items() if f.patch == n}, reader.taken)
     room.add_calls(inner.calls(layout, reader, machine, direct), inner.stub_size(machine))
 
     def far(t: Target) -> bool:
-        """The target may be more than 2 GiB away."""
+        """The target may be out of reach of data_reach."""
         if isinstance(t, BoundFunction):
             return t.module != home
         return isinstance(t, External) or isinstance(t, Fixed) and t.far
 
-    room.add_tables([(r.use, r.target, r.offset) for p in pieces for r in p.references if r.target is not None], far)
+    def far_call(t: Target) -> bool:
+        """The target may be out of reach of a direct call."""
+        return far(t) or far_home and (isinstance(t, Fixed) or isinstance(t, BoundFunction) and reader.has_stub(t))
+
+    room.add_tables([(r.use, r.target, r.offset) for p in pieces for r in p.references if r.target is not None]
+                    + [(x.ref.use, x.target, 0) for x in reader.rerouted if x.piece.patch == n], far_call)
     room.add_thunks([(p, r) for p in pieces if layout.roles[p.section] is Role.CODE for r in p.references
                      if r.use is Use.ADDRESS and link.HOWTO[r.type].relative
                      and r.target is not None and far(r.target)], link.THUNK_SIZE)
@@ -262,7 +243,7 @@ class _Linker:
 
     def link(self) -> LinkedPatch:
         work = self.work
-        check_resolved(self.demand, [self.resolved[m] for m in work.used])
+        imports.check_resolved(self.demand, [self.resolved[m] for m in work.used])
         objects: dict[int, int] = {}
         self.distances: dict[int, int] = {}
         for m, module in zip(work.used, self.demand.modules):
@@ -483,6 +464,9 @@ class _Linker:
             start = self.address[x.piece]
             field = x.piece.offset + inner.field(x, work.machine)
             target = self._called(x.target, n, field) if x.ref.use is Use.BRANCH else self._pointer(x.target)
+            plt = work.rooms[n].plt(x.target) if x.ref.use is Use.BRANCH else None
+            if plt is not None and field not in work.rooms[n].bodies:
+                target = base + plt
             try:
                 if x.trampoline >= 0:
                     at = x.piece.offset + x.trampoline

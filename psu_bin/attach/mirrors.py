@@ -5,6 +5,10 @@ that is a multiple of 16 MiB away from its function's entry.  So the stub that i
 maps such places, a run of pages at a time, when one of their functions gets its first patch: pages that hold nothing but
 a jump through its slot for each function of the pages that they mirror, at the same distances.
 
+Where an instruction can be turned to any place, but the module's table of stubs is out of reach (MODULE_FAR, AArch64), the same is
+done with less: any free pages near the code will do.  What they mirror is then no code but a table of stubs that is nowhere,
+which has room for unwind rows in each page, and begins at address 0.
+
 To the shim such a run is an object of patch 0, that no gate leads to: unwinders find its rows, and psu-bin finds it again by what
 is in it.  It is made by a commit of its own right before the first call is turned.  If the patch is refused before that, it goes
 again; if psu-bin dies, the next one finds it.  Once a call was turned to it, it is never unmapped: somebody may be about to
@@ -38,6 +42,7 @@ AT_ONCE = 16               # runs in one commit: staged memory is a table of 128
 MOST_DROPPED = 512         # objects in one commit: a record that fits the fixed buffer
 ATTEMPTS = 5               # the program may take an address between our look at its map and the mmap
 ROWS_ALIGN = 8
+ROWS_ROOM = 64             # of each page of a far module's runs
 
 
 class NoRoom(PsuError):
@@ -46,7 +51,7 @@ class NoRoom(PsuError):
 
 @dataclass(frozen=True)
 class Run:
-    """A stretch of mirrored pages: [start, end), `distance` behind the code that it mirrors."""
+    """A stretch of mirrored pages: [start, end), `distance` behind the code (or table) that it mirrors."""
     distance: int
     start: int
     end: int
@@ -56,29 +61,63 @@ def stub_size(arch: Arch, module: Module) -> int:
     return len(arch.site_form.stub(0, 0, module.descriptor.flags))
 
 
+def wanted(arch: Arch, module: Module) -> bool:
+    """Whether calls of the module's functions are turned to mirrors, not to the table of stubs."""
+    return bool(arch.site_form.step) or module.far
+
+
+def _in_page(arch: Arch, module: Module) -> int:
+    """How many stubs of the table that a far module's runs mirror are in one page."""
+    return (PAGE - ROWS_ROOM) // stub_size(arch, module)
+
+
+def _origin(arch: Arch, module: Module, number: int) -> int:
+    """What the stubs of function `number` are the distances of their runs from."""
+    if not module.far:
+        return module.descriptor.functions[number].address + module.load_bias
+    page, n = divmod(number, _in_page(arch, module))
+    return page * PAGE + n * stub_size(arch, module)
+
+
 def known(process: Process, runtime: shim.Runtime, module: Module) -> list[Run]:
     """The runs of a module that are in the target.  One that was dropped may still be there: it is about to be unmapped."""
     arch = arch_package.for_machine(module.machine, module.path)
-    step = arch.site_form.step
     out = []
     for start, size in (r for o in runtime.read_objects(process) if o.patch == shim.NO_PATCH and o.state == shim.CURRENT
-                        for r in o.regions) if step else ():
+                        for r in o.regions) if wanted(arch, module) else ():
         data = process.read(start, size)
-        first = start - module.end + size
-        for distance in range(-(-first // step) * step, start - module.start + 1, step):
+        for distance in _distances(arch, module, start, size):
             run = Run(distance & shim.WORD, start, start + size)
-            if _contents(arch, module, run)[0] == data:
+            if _begins(arch, module, run, data) and _contents(arch, module, run)[0] == data:
                 out.append(run)
     return out
 
 
+def _distances(arch: Arch, module: Module, start: int, size: int) -> range:
+    """Those that a run of `size` bytes at `start` may have."""
+    if module.far:
+        low, high = placement.reached(arch, module)
+        pages = -(-len(module.descriptor.functions) // _in_page(arch, module)) if low <= start < high else 0
+        return range(start, start - pages * PAGE, -PAGE)
+    step = arch.site_form.step
+    return range(-(-(start - module.end + size) // step) * step, start - module.start + 1, step)
+
+
+def _begins(arch: Arch, module: Module, run: Run, data: bytes) -> bool:
+    """Whether the first stub of the run is in `data`: hardly ever, if it is another module's or has another distance."""
+    for number, origin in mirrored(arch, module, run):
+        at = origin + run.distance & shim.WORD
+        stub = arch.site_form.stub(at, module.slot(number), module.descriptor.flags)
+        return data[at - run.start:][:len(stub)] == stub
+    return False
+
+
 def place(arch: Arch, runs: Sequence[Run], module: Module, number: int) -> int | None:
     """Where turned calls of function `number` lead: its stub in a mirror, or, where the architecture needs none, in the table."""
-    if not arch.site_form.step:
+    if not wanted(arch, module):
         return module.stub(number)
-    entry = module.descriptor.functions[number].address + module.load_bias
-    size = stub_size(arch, module)
-    return next((at for r in runs if r.start <= (at := entry + r.distance & shim.WORD) and at + size <= r.end), None)
+    origin, size = _origin(arch, module, number), stub_size(arch, module)
+    return next((at for r in runs if r.start <= (at := origin + r.distance & shim.WORD) and at + size <= r.end), None)
 
 
 def ensure(x: Transaction, module: Module, runs: list[Run], numbers: Sequence[int]) -> list[int]:
@@ -109,10 +148,10 @@ def drop(x: Transaction, indices: Sequence[int]) -> None:
 
 
 def _runs(arch: Arch, module: Module, numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """[start, end) of the code to mirror, whole pages, ascending."""
+    """[start, end) of the code (or table) to mirror, whole pages, ascending."""
     size = stub_size(arch, module)
-    entries = [module.descriptor.functions[n].address + module.load_bias for n in numbers]
-    pages = sorted({p for e in entries for p in (e // PAGE, (e + size - 1) // PAGE)})
+    origins = [_origin(arch, module, n) for n in numbers]
+    pages = sorted({p for at in origins for p in (at // PAGE, (at + size - 1) // PAGE)})
     out: list[tuple[int, int]] = []
     for p in pages:
         if out and out[-1][1] == p:
@@ -127,7 +166,9 @@ def _make(x: Transaction, arch: Arch, module: Module, runs: list[Run], code: lis
     for _ in range(ATTEMPTS):
         made: list[Run] = []
         for a, b in code:
-            made.append(choose(process, arch, module, a, b, [*runs, *made], [(r.start, r.end) for r in made]))
+            promised = [(r.start, r.end) for r in made]
+            made.append(_choose_far(process, arch, module, a, b, promised) if module.far else
+                        choose(process, arch, module, a, b, [*runs, *made], promised))
         if x.map([(r.start, r.end - r.start, False) for r in made]) is not None:
             break
     else:
@@ -175,8 +216,19 @@ def choose(process: Process, arch: Arch, module: Module, start: int, end: int, r
         near = max(high, end, module.end) - min(low, start, module.start) < arch.reach - PAGE
         if near and low >= placement.LOWEST and high < 1 << 47 and (not i or taken[i - 1][1] <= low):
             return Run(distance, low, high)
-    raise NoRoom(process.where, f"has no room within {arch.reach >> 20} MiB of {module.path} for the stubs of direct "
-                                           "calls")
+    raise _no_room(process, arch, module)
+
+
+def _choose_far(process: Process, arch: Arch, module: Module, start: int, end: int, promised: Sequence[tuple[int, int]]) -> Run:
+    """As choose, for a module that is far, and at any distance."""
+    at = placement.near_calls(process, module, end - start, tuple(promised))
+    if at is None:
+        raise _no_room(process, arch, module)
+    return Run(at - start & shim.WORD, at, at + end - start)
+
+
+def _no_room(process: Process, arch: Arch, module: Module) -> NoRoom:
+    return NoRoom(process.where, f"has no room within {arch.reach >> 20} MiB of {module.path} for the stubs of direct calls")
 
 
 def _contents(arch: Arch, module: Module, run: Run) -> tuple[bytes, int]:
@@ -184,8 +236,8 @@ def _contents(arch: Arch, module: Module, run: Run) -> tuple[bytes, int]:
     size = stub_size(arch, module)
     data = bytearray(arch.padding * ((run.end - run.start) // len(arch.padding)))
     used: list[tuple[int, int]] = []
-    for number, entry in mirrored(arch, module, run):
-        at = entry + run.distance & shim.WORD
+    for number, origin in mirrored(arch, module, run):
+        at = origin + run.distance & shim.WORD
         offset = at - run.start
         data[offset:offset + size] = arch.site_form.stub(at, module.slot(number), module.descriptor.flags)
         used.append((offset, offset + size))
@@ -203,8 +255,14 @@ def _contents(arch: Arch, module: Module, run: Run) -> tuple[bytes, int]:
 
 
 def mirrored(arch: Arch, module: Module, run: Run) -> Iterator[tuple[int, int]]:
-    """(number, run-time entry) of the functions whose stubs are in the run, ascending: those that sites.py may have left."""
+    """(number, what its stub has the run's distance from) of the functions whose stubs are in the run, ascending: those whose
+    calls sites.py may have left."""
     size, functions = stub_size(arch, module), module.descriptor.functions
+    if module.far:
+        first, behind = ((at - run.distance & shim.WORD) // PAGE * _in_page(arch, module) for at in (run.start, run.end))
+        for n in range(first, min(behind, len(functions))):
+            yield n, _origin(arch, module, n)
+        return
     low, high = (a - run.distance - module.load_bias for a in (run.start, run.end))
     low, high = low & shim.WORD, high & shim.WORD
     for n in range(bisect.bisect_left(functions, low, key=lambda f: f.address), len(functions)):

@@ -1,13 +1,14 @@
 """Where new memory goes in the target.
 
 Code must reach its module's stubs with direct branches, so it lies within their reach of the module (x86-64: 2 GiB,
-AArch64: 128 MiB); code compiled for a position-dependent program may hold absolute 32-bit addresses and must lie below 2 GiB.  The program's own
-heap (brk) grows upwards behind the executable: we stay below the executable, or far above the heap.
+AArch64: 128 MiB; in a module that is itself too large for that, MODULE_FAR, calls lead to addresses in slots: 2 GiB); code
+compiled for a position-dependent program may hold absolute 32-bit addresses and must lie below 2 GiB.  The program's own heap
+(brk) grows upwards behind the executable: we stay below the executable, or far above the heap.
 """
 
 from __future__ import annotations
 
-from psu_bin.arch import for_machine
+from psu_bin.arch import Arch, for_machine
 from psu_bin.attach import proc
 from psu_bin.attach.proc import Mapping
 from psu_bin.attach.process import Process, find_gap
@@ -24,7 +25,8 @@ def near(process: Process, module: Module, size: int, taken: tuple[tuple[int, in
 
     Raises PsuError when there is none."""
     maps = process.maps()
-    full = for_machine(module.machine, module.path).reach
+    arch = for_machine(module.machine, module.path)
+    full = arch.data_reach if module.far else arch.reach
     reach = full - min(64 << 20, full >> 3)     # in hand for the sizes of module and object themselves
     low = max(LOWEST, module.end - reach)
     avoid = [*taken, *reserved(process, maps)]
@@ -37,6 +39,25 @@ def near(process: Process, module: Module, size: int, taken: tuple[tuple[int, in
     if at is None:
         raise PsuError(process.where, f"has no {size} free bytes within {full >> 20} MiB of {module.path}")
     return at
+
+
+def near_calls(process: Process, module: Module, size: int, taken: tuple[tuple[int, int], ...] = ()) -> int | None:
+    """An address with `size` free bytes that all of the module's own direct calls reach, None when there is none.
+
+    Its zeroed data may lie behind them, where the program has no room to give: first below, then above."""
+    maps = process.maps()
+    low, high = reached(for_machine(module.machine, module.path), module)
+    avoid = (*taken, *reserved(process, maps))
+    at = find_gap(maps, size, low, module.start, avoid)
+    return find_gap(maps, size, low, high, avoid) if at is None else at
+
+
+def reached(arch: Arch, module: Module) -> tuple[int, int]:
+    """[low, high) that all of a module's own direct calls reach."""
+    sites = module.descriptor.sites
+    if not sites:
+        return 0, 0
+    return max(LOWEST, sites[-1] + module.load_bias - arch.reach), sites[0] + module.load_bias + arch.reach
 
 
 def reserved(process: Process, maps: tuple[Mapping, ...]) -> list[tuple[int, int]]:

@@ -46,6 +46,11 @@ class Module:
         """Names the module in the notes that psu-bin keeps in the target."""
         return f"{self.start:x}"
 
+    @property
+    def far(self) -> bool:
+        """Whether its stubs are out of reach of direct calls."""
+        return bool(self.descriptor.flags & descriptor.MODULE_FAR)
+
     def stub(self, index: int) -> int:
         """Run-time address of function `index`'s stub."""
         return self.descriptor.stub(index) + self.load_bias

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
 from psu_bin.attach import (
-    borrow, callers, checks, copies, imports, linker, meta, mirrors, originals, patch, pressure, seccomp, shim, surplus, target, turning,
+    borrow, callers, checks, copies, imports, linker, meta, mirrors, originals, patch, pressure, seccomp, shim, surplus, target,
+    turning, typecheck,
 )
 from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit, prepare
 from psu_bin.attach.process import Process
@@ -110,11 +111,11 @@ def _dry_run(t: Target, objects: list[patch.PatchObject], began: float, changed_
     notes = meta.read(t.process, runtime)
     demand = linker.plan(objects, views(t, notes))
     if not changed_types:
-        linker.check_types(demand)
+        typecheck.check(demand)
     warnings = list(demand.warnings)
     if agent_thread(t.process, runtime):
         with Transaction(t) as x:
-            linker.check_resolved(demand, x.resolve(demand))
+            imports.check_resolved(demand, x.resolve(demand))
     elif any(m.names for m in demand.modules):
         warnings.append("there is no agent yet, so names of shared libraries were not looked up")
     functions = tuple(f for m in demand.modules for o in m.objects for f in o.functions)
@@ -245,7 +246,7 @@ class Transaction:
         demand = linker.plan([s.object for s in sources], seen, [s.patch for s in sources],
                              lambda f: self._becomes_current(sources[f.patch], seen[f.module], f))
         if not changed_types:
-            linker.check_types(demand)
+            typecheck.check(demand)
         pressure.refuse(self.target.process.pid, self.target.process.where,
                         sum(o.size + o.mirrored for d in demand.modules for o in d.objects))
         self._pin([self.module(d.view) for d in demand.modules])

@@ -190,8 +190,8 @@ def read_sites(process: Process, m: Module, runs: Sequence[mirrors.Run]) -> Iter
     target = arch.site_form.target
     bias, functions = m.load_bias, m.descriptor.functions
     numbers = {f.address + bias: i for i, f in enumerate(functions)}
-    numbers |= {entry + r.distance & shim.WORD: i for r in runs for i, entry in mirrors.mirrored(arch, m, r)}
-    if not arch.site_form.step:
+    numbers |= {origin + r.distance & shim.WORD: i for r in runs for i, origin in mirrors.mirrored(arch, m, r)}
+    if not mirrors.wanted(arch, m):
         numbers |= {m.stub(i): i for i in range(len(functions))}
     for start, data, places in stretches(process, [n + bias for n in m.descriptor.sites], size):
         for at in places:
@@ -229,7 +229,7 @@ def _in_program(x: Transaction, switches: Sequence[Switch]) -> list[Spot]:
 def _places(x: Transaction, m: Module, number: int) -> list[int]:
     """Where turned calls of a function may lead."""
     arch = arch_package.for_machine(m.machine, m.path)
-    found = [mirrors.place(arch, [r], m, number) for r in runs(x, m)] if arch.site_form.step else [m.stub(number)]
+    found = [mirrors.place(arch, [r], m, number) for r in runs(x, m)] if mirrors.wanted(arch, m) else [m.stub(number)]
     return [at for at in found if at is not None]
 
 

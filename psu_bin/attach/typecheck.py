@@ -18,14 +18,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from psu_bin.attach import checks
 from psu_bin.attach.dwarf import DAMAGED, TAG_SUBPROGRAM, TAG_VARIABLE, Unit
 from psu_bin.attach.dwarf_types import (
     AGGREGATES, TAG_ENUMERATION, TAG_TYPEDEF, TAG_UNION, UNKNOWN, VOID, WORDS, Definition, Member, Shape, TypeReader)
+from psu_bin.attach.linked import Demand
 from psu_bin.attach.meaning import BoundFunction
 from psu_bin.attach.patch import PatchObject, without_clone
 from psu_bin.attach.view import ModuleView, base_name
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
+
+
+def check(demand: Demand) -> None:
+    """Raises PsuError where a patch's debug information says something else of what it shares with its module than the module's."""
+    from psu_bin.attach.linker import Work
+    assert isinstance(demand.work, Work)
+    b = demand.work.binder
+    checks.refuse(list(problems((p, b.views[b.module[n]], b.functions[n].values()) for n, p in enumerate(b.patches))))
 
 
 def problems(patches: Iterable[tuple[PatchObject, ModuleView, Iterable[BoundFunction]]]) -> Iterator[PsuError]:

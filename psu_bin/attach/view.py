@@ -52,6 +52,11 @@ class ModuleView:
     def position_dependent(self) -> bool:
         return not self.descriptor.flags & descriptor.MODULE_PIC
 
+    @property
+    def far(self) -> bool:
+        """Whether its stubs are out of reach of direct calls."""
+        return bool(self.descriptor.flags & descriptor.MODULE_FAR)
+
     def stub(self, index: int) -> int:
         return self.load_bias + self.descriptor.stub(index)
 

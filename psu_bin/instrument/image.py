@@ -19,7 +19,7 @@ from psu_bin.elf import Binary, Section
 from psu_bin.errors import PsuError
 from psu_bin.instrument import cut, dynamic, edits, ehframe, exports, layout, marks, relocations, tail
 from psu_bin.instrument.layout import Group, Piece
-from psu_bin.instrument.plan_types import Detour, Plan
+from psu_bin.instrument.plan_types import Plan
 from psu_bin.instrument.relocations import Form
 
 PHDR = struct.Struct("<IIQQQQQQ")
@@ -37,7 +37,8 @@ class Image:
         self.relocated = binary.type == elf.ET_DYN
         self.flags = ((descriptor.MODULE_PIC if self.relocated else 0)
                       | (descriptor.MODULE_IBT if marks.wanted(binary, arch) else 0)
-                      | (descriptor.MODULE_MOVES_STACK if plan.moves_stack else 0))
+                      | (descriptor.MODULE_MOVES_STACK if plan.moves_stack else 0)
+                      | (descriptor.MODULE_FAR if plan.far else 0))
         self.stub_size = arch.stub_size(self.flags)
         self.form = relocations.form(binary, arch)
         self.request = dynamic.request(binary, self.form is Form.ROWS)
@@ -47,7 +48,7 @@ class Image:
         # New data and code: their sizes are known.
         self.slots = Piece(descriptor.SECTION_SLOTS, elf.SHT_PROGBITS, alloc | elf.SHF_WRITE, 8, 8 * count)
         self.stubs = Piece(descriptor.SECTION_STUBS, elf.SHT_PROGBITS, alloc | elf.SHF_EXECINSTR, arch.stub_align,
-                           _copies_size(arch, self.copies_start, plan.detours))
+                           _copies_size(arch, self.copies_start, plan))
         self.dynamic = _dynamic_piece(binary, self.request)
         # Read-only pieces: some sizes depend on contents, see place().
         self.tables: list[Piece] = []
@@ -132,10 +133,10 @@ def _up(value: int, align: int) -> int:
     return -(-value // align) * align
 
 
-def _copies_size(arch: Arch, start: int, detours: tuple[Detour, ...]) -> int:
+def _copies_size(arch: Arch, start: int, plan: Plan) -> int:
     """Bytes of stubs (`start`) and moved entries."""
-    for d in detours:
-        start = _up(start + d.size + arch.jump_size, arch.stub_align)
+    for d in plan.detours:
+        start = _up(start + d.size + arch.back(plan.far).size, arch.stub_align)
     return start
 
 
@@ -161,15 +162,19 @@ def _place_data_and_code(m: Image) -> None:
     m.copies = [0] * len(m.plan.detours)
     for i, d in sorted(enumerate(m.plan.detours), key=lambda x: bool(x[1].cfi)):
         m.copies[i] = m.original[d.function] = at
-        at = _up(at + d.size + m.arch.jump_size, m.arch.stub_align)
+        at = _up(at + d.size + m.arch.back(m.plan.far).size, m.arch.stub_align)
 
 
 def _check_reach(m: Image) -> None:
     """Stubs come behind everything: refuse a file whose code cannot reach that far."""
     span = m.code.address + m.code.size - min(p.address for p in m.binary.segments if p.type == elf.PT_LOAD)
-    if span >= m.arch.reach - (1 << 20):          # the read-only segment follows
-        raise PsuError(m.binary.path, f"too large: code and data span {span >> 20} MiB, branches reach "
-                                      f"{m.arch.reach >> 20} MiB")
+    what, reach = ("addresses", m.arch.data_reach) if m.plan.far else ("branches", m.arch.reach)
+    if span >= reach - layout.REACH_KEPT:
+        raise PsuError(m.binary.path, f"too large: code and data span {span >> 20} MiB, {what} reach {reach >> 20} MiB")
+    # In a far module calls are turned to stubs that attach finds room for near all of them.
+    calls = m.plan.sites[-1][0] - m.plan.sites[0][0] if m.plan.far and m.plan.sites else 0
+    if calls >= m.arch.reach - (m.arch.reach >> 3):
+        raise PsuError(m.binary.path, f"too large: its code spans {calls >> 20} MiB, branches reach {m.arch.reach >> 20} MiB")
 
 
 def _ends(m: Image) -> tuple[int, int]:
@@ -311,7 +316,7 @@ def _unwind_ranges(m: Image) -> list[fde.Code]:
     first = own[0][0] if own else end
     ranges = [fde.Code(m.stubs.address, first - m.stubs.address)]
     # DW_CFA_advance_loc1: the rows of a copy hold from where its pad ends.
-    return ranges + [fde.Code(at, d.size + m.arch.jump_size,
+    return ranges + [fde.Code(at, d.size + m.arch.back(m.plan.far).size,
                               (bytes((0x02, len(d.pad))) if d.pad else b"") + d.cfi) for at, d in own]
 
 
@@ -329,7 +334,7 @@ def _fill_code(m: Image) -> None:
             e = references.get(start + position)
             if e and e.kind.name in m.arch.fields:
                 _lead(m, copy, e.kind.name, at, pad + position, m.stub(e.function))
-        copy += m.arch.jump(at + len(copy), start + d.length)
+        copy += m.arch.back(m.plan.far).encode(at + len(copy), start + d.length)
         code += _trap(m, at - m.stubs.address - len(code)) + copy
     m.stubs.data = bytes(code) + _trap(m, m.stubs.size - len(code))
     m.slots.data = m.original.astype("<i8").tobytes()

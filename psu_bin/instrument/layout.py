@@ -28,6 +28,9 @@ from psu_bin.instrument import operands
 
 EHDR_SIZE, PHDR_SIZE = 64, 56
 SMALL_PAGE = 4096                # what kernels map at least, on every architecture
+REACH_KEPT = 1 << 20             # for the read-only segment, which follows the stubs
+MOST_MOVED = 64                  # bytes of a moved entry or landing pad
+PATCHES_KEPT = 24 << 20          # of a branch's reach: attach looks for room for patches that is near all of the module
 
 SHT_HASH, SHT_DYNAMIC, SHT_GNU_HASH, SHT_GNU_VERDEF, SHT_GNU_VERNEED, SHT_GNU_VERSYM = (
     5, 6, 0x6FFFFFF6, 0x6FFFFFFD, 0x6FFFFFFE, 0x6FFFFFFF)
@@ -300,6 +303,15 @@ def room_for_stubs(binary: Binary, arch: Arch, count: int) -> tuple[int, int]:
     segment = binary.segment(elf.PT_DYNAMIC)
     before = 4 * arch.page_size + 8 * count + (segment.filesz if segment else 0)
     return end, end + before + count * max(arch.stub_size(f) for f in (0, MODULE_IBT))
+
+
+def far(binary: Binary, arch: Arch, count: int) -> bool:
+    """Whether the stubs of `count` functions, or patches, may be out of reach of a direct branch (descriptor.MODULE_FAR), though
+    not out of all reach: decided before anything is placed, so on the safe side."""
+    _, end = room_for_stubs(binary, arch, count)
+    end += count * MOST_MOVED
+    low = min(p.address for p in binary.segments if p.type == elf.PT_LOAD)
+    return arch.reach < arch.data_reach and end - low >= arch.reach - PATCHES_KEPT
 
 
 def holding(segments: tuple[Segment, ...], addresses: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@
     safely be replaced by a jump to the stub    -> updatable, detoured, canonical address = its entry
     else                                        -> not updatable, with the reason
 
+In a far module (layout.far) no jump reaches from an entry to its stub.
+
 **I1**: a function of the plan has no path to its original entry but through its stub.
 """
 
@@ -23,7 +25,7 @@ from psu_bin.arch import Arch
 from psu_bin.arch.code import NONE, Code, Kind
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
-from psu_bin.instrument import detour, functions, marks, references, reliance, sites, tables, traits, unwind
+from psu_bin.instrument import detour, functions, layout, marks, references, reliance, sites, tables, traits, unwind
 from psu_bin.instrument import symbols as symbol_list
 from psu_bin.instrument.functions import REASONS, Functions, Role
 from psu_bin.instrument.plan_types import Detour, Edit, NotUpdatable, Plan, PlannedFunction
@@ -82,6 +84,7 @@ def make(binary: Binary, arch: Arch, include: tuple[str, ...], exclude: tuple[st
     m = read(binary, arch, debug)
     chosen = _choose(binary, m.functions, include, exclude)
     ground = detour.survey(binary, arch, m.functions, m.frames, m.code, m.references, m.tables)
+    far = layout.far(binary, arch, len(m.functions.entry))
     planned: dict[int, Detour | None] = {}
     refused: list[NotUpdatable] = []
     for f in chosen:
@@ -92,7 +95,7 @@ def make(binary: Binary, arch: Arch, include: tuple[str, ...], exclude: tuple[st
         elif f in m.references.forbidden:
             refused.append(NotUpdatable(name, m.references.forbidden[f]))
         elif f in m.references.uncertain:
-            found = detour.make(ground, f)
+            found = "its stub is too far away" if far else detour.make(ground, f)
             if isinstance(found, Detour):
                 planned[f] = found
             else:
@@ -176,4 +179,4 @@ def _assemble(binary: Binary, arch: Arch, m: Module, planned: dict[int, Detour |
     turned = {at for at, _ in left}
     return Plan(tuple(out), tuple(e for e in edits if not (e.call_site and e.at in turned)), copies,
                 tuple(sorted(refused, key=lambda n: n.name)), sum(e.call_site for e in edits), users, left,
-                traits.moves_stack(binary, arch, m.functions, m.code))
+                traits.moves_stack(binary, arch, m.functions, m.code), layout.far(binary, arch, len(m.functions.entry)))

@@ -87,6 +87,7 @@ class Plan:
     # (field, function) of direct calls that stay as they are until the function's first patch (sites.py), ascending
     sites: tuple[tuple[int, int], ...] = ()
     moves_stack: bool = False                # code of the module may go on with another stack (traits.moves_stack)
+    far: bool = False                        # direct branches may not reach the stubs (layout.far): nothing moves
 
     @cached_property
     def edits_by_kind(self) -> dict[Reroute, list[tuple[int, int, bool]]]:

@@ -20,7 +20,7 @@ from psu_bin.arch import Arch
 from psu_bin.arch.code import NONE, Code, Field, Kind, Region, Use
 from psu_bin.elf import (DT_FINI, DT_INIT, ET_EXEC, SHF_ALLOC, SHF_EXECINSTR, SHN_LORESERVE, SHN_UNDEF, SHT_PROGBITS,
                          STT_FUNC, STT_NOTYPE, Binary, Relocations, Section)
-from psu_bin.instrument import layout
+from psu_bin.instrument import layout, sites
 from psu_bin.instrument.functions import Functions, executable
 from psu_bin.instrument.plan_types import Edit, Reroute
 from psu_bin.instrument.unwind import Frames
@@ -75,7 +75,7 @@ def regions(binary: Binary, functions: Functions, frames: Frames) -> tuple[Regio
 def find(binary: Binary, arch: Arch, functions: Functions, frames: Frames, code: Code) -> References:
     """All references to function entries."""
     r = References()
-    _in_code(r, binary, arch, functions, code)
+    _in_code(r, binary, arch, functions, frames, code)
     _in_unclear_code(r, binary, arch, functions, code)
     _fall_through(r, functions, code)
     _dynamic(r, binary, arch, functions)
@@ -108,9 +108,11 @@ def unclear(code: Code) -> np.ndarray:
     return code.chains[np.unique(at[at >= 0])]
 
 
-def _in_code(r: References, binary: Binary, arch: Arch, functions: Functions, code: Code) -> None:
+def _in_code(r: References, binary: Binary, arch: Arch, functions: Functions, frames: Frames, code: Code) -> None:
     """What instructions refer to relative to themselves."""
     stubs = layout.room_for_stubs(binary, arch, len(functions.entry))
+    far = layout.far(binary, arch, len(functions.entry))
+    may_turn = sites.turnable(binary, arch)
     target = functions.index(code.target)
     at = np.flatnonzero((code.target != NONE) & (target >= 0))
     at = at[~_got_bases(binary, arch, functions, code, at)]
@@ -130,8 +132,11 @@ def _in_code(r: References, binary: Binary, arch: Arch, functions: Functions, co
     for f, where in zip(target[memory].tolist(), address[memory].tolist()):
         r.forbidden[f] = f"its machine code is used as data at {where:#x}"
     rest = np.flatnonzero(~vague & ~memory)
-    ways = arch.scan.edits(code, at[rest], stubs)
-    for f, where, is_call, way in zip(target[rest].tolist(), address[rest].tolist(), flow[rest].tolist(), ways):
+    ways = arch.scan.edits(code, at[rest], stubs, far)
+    fields = (address + code.field_at[at])[rest].tolist()
+    for f, where, is_call, way, place in zip(target[rest].tolist(), address[rest].tolist(), flow[rest].tolist(), ways, fields):
+        if far and is_call and not way and may_turn(place):
+            way = [(arch.site_form.kind, place)]      # stays as it is until attach turns it, to something near
         r.edits += [Edit(Reroute[kind], field_at, f, is_call) for kind, field_at in way]
         if not way:
             r.doubt(f, f"entered by a short jump at {where:#x}" if is_call else
@@ -140,6 +145,10 @@ def _in_code(r: References, binary: Binary, arch: Arch, functions: Functions, co
     for low, high in code.loose.tolist():
         first, last = np.searchsorted(functions.entry, [low, high])
         _doubt(r, functions, functions.entry[first:last], "perhaps referred to by an address that could not be followed")
+    for low, high, _ in code.caught[frames.catch(code.caught[:, 2])].tolist():
+        first, last = np.searchsorted(functions.entry, [low, high])
+        some = functions.entry[first:last]
+        _doubt(r, functions, some[np.isin(some - low, code.completes)], "perhaps referred to where an exception is caught")
 
 
 def _in_unclear_code(r: References, binary: Binary, arch: Arch, functions: Functions, code: Code) -> None:

@@ -12,10 +12,13 @@ path leads to its entry but through its slot.
     bl   f.stub          (AArch64: one instruction is one word)
 
 On x86-64 a displacement has no alignment, and a store across two words could be seen half done.  Steps of 16 MiB change its
-highest byte only; what lies there is a stub for just these calls, made when it is needed (attach/mirrors.py).
+highest byte only; what lies there is a stub for just these calls, made when it is needed (attach/mirrors.py).  So it is, near
+the code, in a module whose table of stubs is out of reach (descriptor.MODULE_FAR).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -37,14 +40,19 @@ def find(binary: Binary, arch: Arch, planned: list[PlannedFunction], detours: tu
     open_ = np.append(np.diff(entry) >= room, True)
     open_[[d.function for d in detours if d.length]] = False
     moved = [(int(entry[d.function]) + d.skip, d.length) for d in detours if d.length]
-    code = [(s.address, s.address + s.filesz) for s in binary.segments
-            if s.type == elf.PT_LOAD and s.flags & (elf.PF_R | elf.PF_W | elf.PF_X) == elf.PF_R | elf.PF_X]
-    size = arch.fields[form.kind].size
+    may_turn = turnable(binary, arch)
     out: set[tuple[int, int]] = set()
     for e in edits:
         if (e.call_site and e.kind.name == form.kind and open_[e.function]
-                and any(low <= e.at and e.at + size <= high for low, high in code)
-                and not any(at <= e.at < at + length for at, length in moved)
-                and form.turnable(binary.bytes_at(e.at, size))):
+                and not any(at <= e.at < at + length for at, length in moved) and may_turn(e.at)):
             out.add((e.at, e.function))
     return tuple(sorted(out))
+
+
+def turnable(binary: Binary, arch: Arch) -> Callable[[int], bool]:
+    """Whether attach may change the field of a direct call at an address while somebody executes it."""
+    form = arch.site_form
+    size = arch.fields[form.kind].size
+    code = [(s.address, s.address + s.filesz) for s in binary.segments
+            if s.type == elf.PT_LOAD and s.flags & (elf.PF_R | elf.PF_W | elf.PF_X) == elf.PF_R | elf.PF_X]
+    return lambda at: any(low <= at and at + size <= high for low, high in code) and form.turnable(binary.bytes_at(at, size))

@@ -189,7 +189,7 @@ def _stub_symbols(t: Tail, strings: bytearray) -> np.ndarray:
     """Symbols: one for all stubs, one for all moved entries; if wanted one for each (more than 40 bytes)."""
     m, plan = t.m, t.m.plan
     stubs = m.stubs.address + m.stub_size * np.arange(len(plan.functions))
-    sizes = [d.size + m.arch.jump_size for d in plan.detours]
+    sizes = [d.size + m.arch.back(plan.far).size for d in plan.detours]
     # (name, address, size)
     symbols = [(FILE_SYMBOL, 0, 0)]
     if m.stub_symbols:

@@ -62,6 +62,10 @@ class Frames:
         at = np.searchsorted(self.begin, addresses, side="right") - 1
         return np.where((at >= 0) & (addresses < self.end[at.clip(0)]), at, -1)
 
+    def catch(self, calls: np.ndarray) -> np.ndarray:
+        """bool: whether an exception may lead to a landing pad from each of the calls at addresses."""
+        return np.array([fde >= 0 and self.cie[fde].lsda for fde in self.covering(calls).tolist()], dtype=bool)
+
     def rows(self, addresses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(register, offset) of the CFA at each address; register UNKNOWN where it is not a register plus offset."""
         if not len(self.row_address):

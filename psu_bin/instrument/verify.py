@@ -152,6 +152,7 @@ def _descriptor(p: Pair, symbols: tuple[descriptor.Symbol, ...], files: tuple[st
     flags = descriptor.MODULE_PIC if p.before.type == elf.ET_DYN else 0
     flags |= descriptor.MODULE_IBT if marks.wanted(p.before, p.arch) else 0
     flags |= descriptor.MODULE_MOVES_STACK if p.plan.moves_stack else 0
+    flags |= descriptor.MODULE_FAR if p.plan.far else 0
     p.must(d.machine == p.before.machine and d.build_id == p.before.build_id and d.flags == flags
            and d.stub_size == p.arch.stub_size(flags) and d.slots % 8 == 0, "the descriptor's header")
     there = descriptor.gather(p.bytes_at, p.after.dyn(descriptor.DT_PSU) or 0, p.after.path)
@@ -236,7 +237,7 @@ def _detours(p: Pair, touched: np.ndarray) -> None:
             touched[p.before.offset_of(start):][:x.length] = True
         at += len(x.pad)
         copy, expected = bytearray(p.bytes_at(at, len(x.copy))), bytearray(x.copy)
-        back = p.arch.jump(at + len(copy), start + x.length)
+        back = p.arch.back(p.plan.far).encode(at + len(copy), start + x.length)
         p.must(p.bytes_at(at + len(copy), len(back)) == back, f"the way back from the moved entry of {name}")
         wanted = {position: (p.arch.moved_field, target) for position, target in x.fixups}
         wanted |= {e.at - start: (e.kind.name, d.stub(e.function)) for e in references.values()
@@ -392,7 +393,7 @@ def _unwinding(p: Pair) -> None:
     body, where = fde.rows(p.arch, first, ranges)
     p.must(where == [row for _, row in added] and p.bytes_at(first, len(body)) == body, "the new unwind rows")
     ends = [p.found.stub(len(p.plan.functions) - 1) + p.found.stub_size]
-    ends += [p.found.functions[x.function].original + len(x.copy) + p.arch.jump_size for x in p.plan.detours]
+    ends += [p.found.functions[x.function].original + len(x.copy) + p.arch.back(p.plan.far).size for x in p.plan.detours]
     p.must(all(any(r.start < e <= r.start + r.size for r in ranges) for e in ends), "new code has no unwind row")
     p.must(all((x.cfi or b"") in (r.program for r in ranges if r.start <= p.found.functions[x.function].original
                                   < r.start + r.size) for x in p.plan.detours), "a moved entry's unwind row")

@@ -64,7 +64,8 @@ class Instrumented:
         lines = [f"{a} {d.slot(index[a]):x} {d.functions[index[b]].original:x} {self._turned(d, index[a])}"
                  for a, b in pairs.items()]
         module = "" if self.binary.segment(3) else self.path.name        # 3: PT_INTERP
-        return {"PSU_TEST_CHANGES": "\n".join(lines), "PSU_TEST_MODULE": module}
+        return {"PSU_TEST_CHANGES": "\n".join(lines), "PSU_TEST_MODULE": module,
+                **({"PSU_TEST_GUARDED": "1"} if d.flags & descriptor.MODULE_IBT else {})}
 
     def calls(self, d: descriptor.Descriptor, function: int) -> list[tuple[int, bytes]]:
         """(address of the field, what it holds) of the direct calls of a function that attach turns."""
@@ -75,11 +76,16 @@ class Instrumented:
     def _turned(self, d: descriptor.Descriptor, function: int) -> str:
         """How many direct calls of the function have to be turned, and where each is, and what it holds then.
 
-        Nobody executes them yet, so they can go to the table's stub at once."""
+        Nobody executes them yet, so they can go to the table's stub at once, or to one in programs/far.c, which is made so."""
         form = for_machine(d.machine, "").site_form
         found = self.calls(d, function)
-        return " ".join([f"{len(found):x}"] + [
-            f"{at:x} {int.from_bytes(form.turned(at, field, d.stub(function)), 'little'):x}" for at, field in found])
+        to, words = d.stub(function), []
+        if d.flags & descriptor.MODULE_FAR:
+            to = next(s.address for s in d.symbols if s.name == "far_room") + function * d.stub_size
+            stub = form.stub(to, d.slot(function), d.flags)
+            words = [(to + n, stub[n:n + 4]) for n in range(0, len(stub), 4)]
+        words += [(at, form.turned(at, field, to)) for at, field in found]
+        return " ".join([f"{len(words):x}"] + [f"{at:x} {int.from_bytes(word, 'little'):x}" for at, word in words])
 
 
 def compiled(out: Path, *arguments: object, cc: str = "gcc") -> Path:

@@ -64,6 +64,12 @@ def test_every_way_of_calling_in_a_shared_library(cross: Path, tmp_path: Path, c
 CXX = [("g++", "-O0"), ("g++", "-O2 -no-pie -mbranch-protection=standard"), ("clang++", "-O2 -fuse-ld=lld")]
 
 
+def test_cxx_with_stubs_out_of_reach_of_branches(cross: Path, tmp_path: Path) -> None:
+    i = instrument(cross_compiled(tmp_path / "program", "ways.cc", "far.c", "-O2", "-g", cc="g++"))
+    assert i.descriptor.flags & descriptor.MODULE_FAR
+    check_cxx(i, cross / "change.so", UNDER)
+
+
 @pytest.mark.parametrize(("cc", "flags"), CXX, ids=[" ".join(x) for x in CXX])
 def test_cxx(cross: Path, cc: str, flags: str) -> None:
     i = instrument(cross_compiled(cross / name(cc, flags), "ways.cc", *flags.split(), "-g", cc=cc))
@@ -89,8 +95,124 @@ def stubs_in(path: Path) -> set[str]:
     return {b.symtab.name(n).split("@")[0] for n in range(len(b.symtab.entries))}
 
 
-def test_what_a_branch_does_not_span_is_refused(tmp_path: Path) -> None:
+FAR = [("gcc", "-O0"), ("gcc", "-O2"), ("gcc", "-O3 -no-pie -Wl,--emit-relocs"),
+       ("gcc", "-O2 -mbranch-protection=standard -nostartfiles start_aarch64.S"),
+       ("clang", "-Os -fuse-ld=lld -Wl,--no-relax")]
+
+
+@pytest.mark.parametrize(("cc", "flags"), FAR, ids=[" ".join(x) for x in FAR])
+def test_stubs_out_of_reach_of_branches(cross: Path, cc: str, flags: str) -> None:
+    program = cross_compiled(cross / ("far" + name(cc, flags)), "ways.c", "target.c", "far.c", *flags.split(), "-g", "-rdynamic",
+                             "-pthread", cc=cc)
+    i = instrument(program)
+    assert i.descriptor.flags & descriptor.MODULE_FAR
+    assert not any(f.flags & descriptor.DETOURED for f in i.descriptor.functions), "nothing moved"
+    check(i, i.path, program, cross / "change.so", {}, UNDER)
+
+
+def test_a_library_with_stubs_out_of_reach_of_branches(cross: Path, tmp_path: Path) -> None:
+    library = cross_compiled(tmp_path / "libways.so", "ways.c", "target.c", "far.c", "-O2", "-DLIBRARY", "-shared",
+                             "-fPIC", "-pthread", "-Wl,-soname,libways.so")
+    user = cross_compiled(tmp_path / "user", "user.c", library)
+    i = instrument(library)
+    assert i.descriptor.flags & descriptor.MODULE_FAR
+    check_library(i, user, cross / "change.so", UNDER)
+
+
+# An adrp that registers keep over calls, and that an exception handler uses, too.
+CAUGHT = """
+#include <cstdio>
+#define KEPT __attribute__((noipa))
+typedef int fn(int);
+KEPT static int given(int x) { return 3 * x; }
+KEPT static int handed(int x) { return 4 * x; }
+static fn *seen[4];
+KEPT void take(fn *f, int n) { seen[n] = f; if (n & 1) throw n; }
+KEPT int run(int n)
+{
+    for (int i = 0; i < n; i++) {
+        try { take(given, 2 * i); take(given, 2 * i + 1); }
+        catch (int x) { take(given, 2); return x; }
+    }
+    return 0;
+}
+KEPT int all(int n) { for (int i = 0; i < n; i++) take(handed, 2 * i); return n; }
+int main(void)
+{
+    int caught = run(2);
+    std::printf("%d %d %d %d\\n", caught, seen[0] == seen[1], seen[1] == seen[2], seen[2](5));
+    all(2);
+    std::printf("%d %d\\n", seen[0] == seen[2], seen[0](5));
+}
+"""
+
+
+@pytest.mark.parametrize("level", ["-O1", "-O2", "-Os", "-O3"])
+@pytest.mark.parametrize("how", ["-g", "-Wl,-z,max-page-size=0x1000000", "far.c"])      # in reach of adr, of branches, of neither
+def test_addresses_that_exception_handlers_compute(tmp_path: Path, level: str, how: str) -> None:
+    (tmp_path / "caught.cc").write_text(CAUGHT)
+    program = cross_compiled(tmp_path / "program", tmp_path / "caught.cc", how, level, cc="g++")
+    i = instrument(program)
+    far = how == "far.c"
+    assert bool(i.descriptor.flags & descriptor.MODULE_FAR) == far
+    assert run(i.path, under=UNDER) == run(program, under=UNDER) == "1 1 1 15\n1 20\n"
+    updatable = {f.name for f in i.descriptor.functions}
+    assert "_ZL6handedi" in updatable and ("_ZL5giveni" in updatable or far), "no handler computes the address of handed"
+
+
+PADS = """
+#include <stdio.h>
+void psu_test_change(const char *) __attribute__((weak));
+__attribute__((noipa)) static int plain(int x) { return x + 1; }
+__attribute__((noipa)) static int other(int x) { return x + 2; }
+int main(void)
+{
+    printf("%d %d\\n", plain(1), other(1));
+    if (psu_test_change)
+        psu_test_change("plain"), psu_test_change("other");
+    printf("%d %d\\n", plain(1), other(1));
+}
+"""
+
+
+def test_a_stub_out_of_reach_leads_to_a_function_without_a_mark(cross: Path, tmp_path: Path) -> None:
+    (tmp_path / "pads.c").write_text(PADS)
+    program = cross_compiled(tmp_path / "program", tmp_path / "pads.c", "far.c", "start_aarch64.S", "-O2", "-rdynamic",
+                             "-mbranch-protection=standard", "-nostartfiles")
+    i = instrument(program)
+    assert i.descriptor.flags & descriptor.MODULE_FAR and i.descriptor.flags & descriptor.MODULE_IBT
+    assert {f.name for f in i.descriptor.functions if f.original != f.address} >= {"plain", "other"}
+    assert run(i.path, under=UNDER) == "2 3\n2 3\n"
+    changed = run(i.path, env=i.changes({"plain": "other", "other": "plain"}), preload=cross / "change.so", under=UNDER)
+    assert changed == "2 3\n3 2\n"
+
+
+@pytest.mark.parametrize(("size", "far"), [(100, False), (110, True), (120, True), (130, True), (1900, True)])
+def test_patches_have_room_in_reach_unless_the_module_is_far(tmp_path: Path, size: int, far: bool) -> None:
     big = tmp_path / "big.c"
-    big.write_text("char big[200 << 20]; int use(long i) { return big[i]; }")
-    with pytest.raises(PsuError, match="too large: code and data span 2.. MiB, branches reach 128 MiB"):
-        instrument(cross_compiled(tmp_path / "program", "small.c", big, "-O1"))
+    big.write_text(f"char big[{size}ul << 20]; int use(long i) {{ return big[i]; }}")
+    i = instrument(cross_compiled(tmp_path / "program", "small.c", big, "-O1"))
+    assert bool(i.descriptor.flags & descriptor.MODULE_FAR) == far
+    assert run(i.path, under=UNDER) == "100006 100010 -\n"
+
+
+def test_what_needs_a_branch_to_its_stub_is_not_updatable(tmp_path: Path) -> None:
+    program = cross_compiled(tmp_path / "program", "small.c", "far.c", "-O1", "-no-pie")
+    i = instrument(program)
+    assert run(i.path, under=UNDER) == run(program, under=UNDER) == "100006 100010 -\n"
+    reasons = {n.name: n.reason for n in i.result.not_updatable}
+    assert "a word in" in reasons["leaf"] and reasons["leaf"].endswith("no room for a jump at its entry: its stub is too far away")
+    assert "middle" in {f.name for f in i.descriptor.functions}
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("char big[3ul << 30]; int use(long i) { return big[i]; }", "too large: code and data span 3... MiB, addresses reach 2048 MiB"),
+    ('int use(int x) { return x; } asm(".text\\n.skip 120 << 20\\n"); int again(int x) { return use(x + 1); }',
+     "too large: its code spans 120 MiB, branches reach 128 MiB")])
+def test_what_nothing_spans_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    big = tmp_path / "big.c"
+    big.write_text(text)
+    program = cross_compiled(tmp_path / "program", "small.c", "far.c", big, "-O1", "-fno-toplevel-reorder", "-fno-inline",
+                             "-mcmodel=small")
+    with pytest.raises(PsuError, match=message):
+        instrument(program)

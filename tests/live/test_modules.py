@@ -18,7 +18,7 @@ def settled(running, price, discount):
 
 
 @pytest.mark.parametrize("flags", [(), ("-fno-plt", "-Wl,-z,now"), ("-O0",), ("-no-pie",),
-                                   (GUARDED, "-Wl,-z,pack-relative-relocs")],
+                                   (GUARDED, "-Wl,-z,pack-relative-relocs"), ("../far/pool.c",)],
                          ids=lambda f: " ".join(f) or "default")
 def test_a_program_and_its_library(lab, flags):
     shared = [f for f in flags if f != "-no-pie"]

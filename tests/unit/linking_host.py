@@ -105,7 +105,7 @@ def users_of(path: Path) -> dict[int, set[str]]:
 
 
 def describe(path: Path, stubs: int, slots: int, stack_args: set[str] = frozenset(), hidden: set[str] = frozenset(),
-             not_updatable: set[str] = frozenset()) -> descriptor.Descriptor:
+             not_updatable: set[str] = frozenset(), far: bool = False) -> descriptor.Descriptor:
     """A descriptor for a real program, all of whose functions are updatable; stubs and slots as file addresses."""
     b = Binary.read(path)
     table = b.symtab
@@ -133,7 +133,7 @@ def describe(path: Path, stubs: int, slots: int, stack_args: set[str] = frozense
         index.get(value, descriptor.NO_FUNCTION) if kind == descriptor.KIND_FUNCTION else descriptor.NO_FUNCTION, file,
         tuple(numbers[u] for u in users.get(value, ()) if u in numbers) if "." in name and kind == 1 else ())
         for name, kind, bind, value, size, file in rows)
-    flags = descriptor.MODULE_PIC if b.type == 3 else 0
+    flags = (descriptor.MODULE_PIC if b.type == 3 else 0) | (descriptor.MODULE_FAR if far else 0)
     return descriptor.Descriptor(b.machine, flags, stubs, 16, slots, b.build_id,
                                  tuple(descriptor.Function(n, v, v, s, f | descriptor.ADDRESS_TAKEN, 0, 1)
                                        for n, v, s, f in ordered), symbols, tuple(files), ())
@@ -166,6 +166,7 @@ class Host:
             self.set_stub(self.view.stub(n), bias + d.slot(n))
             self.write(bias + d.slot(n), struct.pack("<Q", bias + f.original))
         self.protect(stubs, 1 << 16, 5)
+        self.free += 1 << 28 if self.view.far else 0          # out of reach of AArch64's branches
         self.slot_of = {self.view.stub(n): bias + d.slot(n) for n in range(len(d.functions))}
         if b.type == 3:
             self._instrument_pointers(b, bias)

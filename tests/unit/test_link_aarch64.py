@@ -156,15 +156,17 @@ def host(flags: str, **options) -> Host:
     return Host(program(PROGRAM, *flags.split(), cc=GCC), UNDER, **options)
 
 
+@pytest.mark.parametrize("far", [False, True], ids=["near", "far"])
 @pytest.mark.parametrize(("cc", "flags", "host_flags"), BUILDS, ids=[f"{b[0].split('-')[-1]} {b[1]}" for b in BUILDS])
-def test_a_patch_runs(cc, flags, host_flags):
-    with host(host_flags, stack_args={"sum", "many"}) as h:
+def test_a_patch_runs(cc, flags, host_flags, far):
+    with host(host_flags, stack_args={"sum", "many"}, far=far) as h:
         before = [h.call_int("work", 1), h.call_int("pick", 3), h.call_int("sum", 3, 2, 2, 2), h.call_int("thread")]
         assert before == [2 + 8 + 2, 3, 6, 33]
         patch = compile_c(PATCH, "-fno-section-anchors" if cc == GCC else "-g0", *flags.split(), cc=cc, name="program.c")
         linked = h.attach(patch)
         gates = {x.view.descriptor.functions[x.function].name: x.kind for o in linked.modules[0][0] for x in o.replaced}
         assert gates["many"] == gates["sum"] == SIDE
+        assert not far or not any(o.calls[1] for o in linked.modules[0][0]), "calls inside it could be turned to nothing near"
         if "-O0" not in flags:
             assert gates["work"] == gates["pick"] == gates["thread"] == PLAIN
         assert h.call_int("work", 1) == 2 + 1007 + 2 + 1 + 5

@@ -2,7 +2,7 @@
  *
  * Environment: PSU_TEST_MODULE, the module's file name ("" for the program); PSU_TEST_CHANGES, lines of
  * "NAME SLOT VALUE COUNT AT FIELD AT FIELD ...": hexadecimal, the addresses relative to the module; AT is where one of COUNT direct
- * calls has its field, and FIELD what those four bytes become. */
+ * calls has its field, and FIELD what those four bytes become.  PSU_TEST_GUARDED: code whose branches must meet marks stays so. */
 #define _GNU_SOURCE
 #include <link.h>
 #include <stdio.h>
@@ -34,12 +34,16 @@ static unsigned long hexadecimal(const char **at)
 void psu_test_change(const char *name)
 {
     unsigned long base = 0, slot, value, count, field;
+    int prot = PROT_READ | PROT_WRITE | PROT_EXEC;
     const char *at = getenv("PSU_TEST_CHANGES");
     size_t length = strlen(name);
     if (!at || !getenv("PSU_TEST_MODULE") || !dl_iterate_phdr(found, &base)) {
         puts("psu_test_change: no such module");
         return;
     }
+#ifdef __aarch64__
+    prot |= getenv("PSU_TEST_GUARDED") ? 0x10 : 0;      /* PROT_BTI */
+#endif
     while (*at) {
         int mine = !strncmp(at, name, length) && at[length] == ' ';
         at = strchr(at, ' ');
@@ -50,8 +54,7 @@ void psu_test_change(const char *name)
             field = hexadecimal(&at);
             if (!mine)
                 continue;
-            if (mprotect(page, 8192, PROT_READ | PROT_WRITE | PROT_EXEC)
-                && mprotect(page, 4096, PROT_READ | PROT_WRITE | PROT_EXEC))
+            if (mprotect(page, 8192, prot) && mprotect(page, 4096, prot))
                 puts("psu_test_change: the code cannot be changed");
             memcpy(code, &field, 4);
 #ifdef __aarch64__
