@@ -21,6 +21,7 @@ from psu_bin.attach.view import base_name
 from psu_bin.elf import Binary
 
 MOST = 24 << 20             # bytes of units that are looked at on each side
+MOST_SEARCHED = 1 << 30     # bytes that are searched for names which the unit of the same source file has not: a second's work
 ENTRIES = 1 << 20           # that are read more closely: of the largest programs some 100,000 are
 TAG_ARRAY, TAG_CLASS, TAG_ENUMERATION, TAG_PARAMETER, TAG_MEMBER, TAG_STRUCTURE, TAG_ROUTINE, TAG_TYPEDEF, TAG_UNION = (
     0x01, 0x02, 0x04, 0x05, 0x0D, 0x13, 0x15, 0x16, 0x17)
@@ -65,6 +66,7 @@ class TypeReader(Reader):
         self._by_file: dict[str, list[Unit]] | None = None
         self._with_name: dict[str, list[Unit]] = {}
         self._patience = ENTRIES
+        self._searched = 0
 
     def outermost(self, u: Unit) -> dict[tuple[int, str], int]:
         """(tag, name) -> place of what a unit has at its outermost level; a name's first definition.
@@ -100,6 +102,9 @@ class TypeReader(Reader):
         if mine or private and file in self._by_file:
             return
         if name not in self._with_name:
+            self._searched += len(self.info) + len(self.strings)
+            if self._searched > MOST_SEARCHED:
+                return
             places = {at.to_bytes(4, "little") for at in self.ends(name)}
             text = name.encode("utf-8", "surrogateescape") + b"\0"
             self._with_name[name] = [u for u in self.units if self.may_have(u, places, {text})]
