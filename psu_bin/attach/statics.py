@@ -119,6 +119,7 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
     settle(lambda x, users, y, theirs_: bool(users) and users == theirs_ and x.size == y.size)
     settle(lambda x, users, y, theirs_: bool(users & theirs_) and x.size == y.size)
     settle(lambda x, users, y, theirs_: bool(users & theirs_))
+    _by_order(binder, base, declared, declared_there, left, free, out)
     for x, users in left:
         # No common user: another function's variable, unless its users are inlined away in the program, or unknown.
         possible = [y for y, theirs_ in free if not other(x, y) and (
@@ -130,6 +131,28 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
         else:
             out[x.number] = tuple(possible)
     return out
+
+
+def _by_order(binder: Binder, base: str, declared: Mapping[tuple[int, int], str], declared_there: Mapping[tuple[int, int], str],
+              left: list[tuple[PatchSymbol, frozenset[str]]], free: list[tuple[Symbol, frozenset[str]]],
+              out: dict[int, Symbol | tuple[Symbol, ...] | None]) -> None:
+    """Take pairs of static locals of one name in one function, which a macro makes as a rule (`static int warned;`): in the order of
+    their declarations, where there are as many of the same sizes on both sides.  The user is told, who may know better."""
+    for function in dict.fromkeys(declared.values()):
+        mine = [at for at, f in declared.items() if f == function]
+        there = [at for at, f in declared_there.items() if f == function]
+        xs = [(mine.index((x.section, x.value)), x, u) for x, u in left if (x.section, x.value) in mine]
+        ys = [(there.index((0, y.address)), y, u) for y, u in free if (0, y.address) in there]
+        if not 1 < len(xs) == len(ys) == len(mine) == len(there):
+            continue
+        pairs = list(zip(sorted(xs, key=lambda p: p[0]), sorted(ys, key=lambda p: p[0])))
+        if any(x.size != y.size for (_, x, _), (_, y, _) in pairs):
+            continue
+        for (_, x, u), (_, y, v) in pairs:
+            out[x.number] = y
+            left.remove((x, u))
+            free.remove((y, v))
+        binder.warnings.append(f"{function} has {len(pairs)} static variables called {base}: taken in the order of their declarations")
 
 
 @lru_cache(maxsize=16)

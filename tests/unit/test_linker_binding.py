@@ -1,6 +1,7 @@
 """Which function or variable of the program a symbol of a patch is."""
 
 import re
+import shutil
 
 import pytest
 from linking_host import Host, compile_c, program
@@ -268,3 +269,26 @@ def test_debug_information_of_any_form_tells_where_a_static_local_is_declared(fl
     with Host(program(INLINED, "-O2", "-fPIE", *flags, name="s.c")) as host:
         host.attach(compile_c(GONE, "-O2", "-fPIE", *(f for f in flags if f != "-flto"), name="s.c"))
         assert host.call("g", 1) == 6
+
+
+@pytest.mark.parametrize("cc", ["gcc", "clang"])
+def test_static_locals_of_one_name_in_one_function_are_taken_in_their_order(cc):
+    """As macros make them.  Where one came or went, or has another size, nobody knows."""
+    if not shutil.which(cc):
+        pytest.skip(f"{cc} is not installed")
+    source = """
+    #define COUNTED(x, start) ({ static int n = start; n += x; })
+    int twice(int x) { int r = 0; if (x & 1) r = COUNTED(x, 100); else r = COUNTED(x, 1000); return r; }
+    int alone(int x) { return COUNTED(x, 7); }"""
+    flags = ("-O2", "-fPIE", "-g")
+    with Host(program(source, *flags, cc=cc, name="s.c")) as host:
+        assert [host.call("twice", 1), host.call("twice", 2), host.call("alone", 1)] == [101, 1002, 8]
+        linked = host.attach(compile_c(source.replace("int r = 0;", "int r = 5;"), *flags, cc=cc, name="s.c"))
+        assert [host.call("twice", 3), host.call("twice", 4), host.call("alone", 1)] == [104, 1006, 9]
+        # clang names the second one `twice.n.1`.
+        assert cc == "clang" or any("twice has 2 static variables called n: taken in the order" in w for w in linked.warnings)
+        more = source.replace("return r;", "r += COUNTED(x, 5); return r;")
+        other = source.replace("else r = COUNTED(x, 1000);", "else { static long n = 3; r = n += x; }")
+        for changed in (more, other) if cc == "gcc" else ():
+            with pytest.raises(PsuError, match="static local n is in twice more than once"):
+                host.link(compile_c(changed, *flags, cc=cc, name="s.c"))
