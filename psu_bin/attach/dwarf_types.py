@@ -27,7 +27,8 @@ TAG_ARRAY, TAG_CLASS, TAG_ENUMERATION, TAG_PARAMETER, TAG_MEMBER, TAG_STRUCTURE,
     0x01, 0x02, 0x04, 0x05, 0x0D, 0x13, 0x15, 0x16, 0x17)
 TAG_UNSPECIFIED_PARAMETERS, TAG_INHERITANCE, TAG_SUBRANGE, TAG_BASE, TAG_ENUMERATOR, TAG_UNSPECIFIED = 0x18, 0x1C, 0x21, 0x24, 0x28, 0x3B
 POINTERS = (0x0F, 0x10, 0x42)                          # pointer, references
-SAME = (TAG_TYPEDEF, 0x26, 0x35, 0x37, 0x47)              # const, volatile, restrict, _Atomic
+_CONST = 0x26
+SAME = (TAG_TYPEDEF, _CONST, 0x35, 0x37, 0x47)              # const, volatile, restrict, _Atomic
 AGGREGATES = {TAG_STRUCTURE: "struct", TAG_CLASS: "class", TAG_UNION: "union"}
 WORDS = {**AGGREGATES, TAG_ENUMERATION: "enum", TAG_TYPEDEF: "type", TAG_SUBPROGRAM: "function", TAG_VARIABLE: "variable"}
 INTEGERS = (0x05, 0x06, 0x07, 0x08, 0x10)              # (un)signed, (un)signed char, UTF
@@ -177,6 +178,18 @@ class TypeReader(Reader):
     def shape_of(self, u: Unit, at: int) -> Shape:
         """The shape of the type that an entry has."""
         return self.type(u, self.entry(u, at)[1])
+
+    def is_constant(self, u: Unit, at: int) -> bool:
+        """A variable is const, or an array of what is."""
+        for _ in range(_LONGEST_CHAIN):
+            tag, values = self.entry(u, at)
+            if tag == _CONST:
+                return True
+            where = self.follow(u, values[AT_TYPE]) if AT_TYPE in values else None
+            if where is None or tag not in (TAG_VARIABLE, TAG_ARRAY, *SAME):
+                return False
+            u, at = where
+        return False
 
     def resolve(self, u: Unit, values: Values) -> tuple[Unit, int, int, Values] | None:
         """The type that an entry with these attributes has, behind typedefs and qualifiers: (unit, place, tag, attributes).

@@ -75,6 +75,8 @@ def _differences(mine: TypeReader, theirs: TypeReader, replaced: set[str]) -> It
         for (tag, name), place in mine.outermost(u).items():
             if tag == TAG_SUBPROGRAM and name not in replaced or (tag, name) in equal:
                 continue
+            if tag == TAG_VARIABLE and mine.is_constant(u, place):      # the patch has its own, if they differ
+                continue
             difference, private = "", mine.is_private(u, place)
             for v, other in theirs.named(tag, name, file, private):
                 difference = _difference(tag, mine, u, place, theirs, v, other)

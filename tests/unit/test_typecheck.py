@@ -13,6 +13,7 @@ PROGRAM = """
 #include <stdio.h>
 #define PACKED __attribute__((packed))
 enum colour { RED, GREEN = 5, BLUE = -3 };
+typedef enum { OFF, ON } lamp;
 struct point { int x, y; };
 typedef struct { char tag; long value; } pair;
 struct conn {
@@ -20,6 +21,7 @@ struct conn {
     unsigned open : 1, mode : 3;
     enum colour colour;
     union { long number; char *text; } u;
+    union both { long first; double second; } both;
     struct { short a, b; } in;
     pair pairs[4];
     void (*done)(struct conn *, int);
@@ -33,8 +35,11 @@ struct conn *conns;
 int counters[8];
 static struct { int a; long b; } state;
 static pair kept;
+static lamp lit;
+static const char *const words[] = {"one", "two"};
+static const struct { int a; long b; } table[2] = {{1, 2}};
 long twice(struct conn *c, int by, double f) { return by * c->at.x + (long)f + kept.value; }
-void nothing(int x) { printf("%d", x + state.a); }
+void nothing(int x) { printf("%d", x + state.a + lit + words[x][0] + (int)table[x].b); }
 struct point moved(struct point p) { p.x += counters[1]; return p; }
 int listed(const char *format, ...) { return format[0]; }
 int main(void) { nothing(1); return listed("x", (int)twice(conns, 1, 2.0), moved((struct point){1, 2}).x); }
@@ -82,11 +87,11 @@ def test_compilers_and_versions_say_it_in_their_own_ways(tmp_path, cc, program_c
 
 
 CHANGES = [
-    (("struct conn *next;", "struct conn *next; int more;"), "struct conn has member name at byte 116, not byte 112"),
-    (("_Bool flag;", "_Bool flag; char spare;"), "struct conn has member tail at byte 146, not byte 145"),
+    (("struct conn *next;", "struct conn *next; int more;"), "struct conn has member name at byte 124, not byte 120"),
+    (("_Bool flag;", "_Bool flag; char spare;"), "struct conn has member tail at byte 162, not byte 161"),
     (("const char name[12];", "const char name[11]; char end;"), "struct conn has member name as an array of 11 of an integer of 1 bytes, "
                                                                  "not an array of 12 of an integer of 1 bytes"),
-    (("_Bool flag;\n", "\n"), "struct conn has member tail at byte 144, not byte 145"),
+    (("_Bool flag;\n", "\n"), "struct conn has member tail at byte 160, not byte 161"),
     (("int x, y;", "int y, x;"), "struct point has member y at byte 0, not byte 4"),
     (("int x, y;", "int x; float y;"), "struct point has member y as a float of 4 bytes, not an integer of 4 bytes"),
     (("int x, y;", "int x, y, z;"), "struct point has another member, z, at byte 8"),
@@ -94,6 +99,8 @@ CHANGES = [
     (("char tag; long value;", "int tag; long value;"), "struct pair"),
     (("GREEN = 5", "GREEN"), "enum colour has value GREEN = 1, not 5"),
     (("BLUE = -3", "BLUE = -4"), "enum colour has value BLUE = -4, not -3"),
+    (("OFF, ON", "ON, OFF"), "type lamp has value ON = 0, not 1"),
+    (("long first; double second;", "long first[2]; double second;"), "union both has"),
     (("counters[8]", "counters[9]"), "variable counters is an array of 9 of an integer of 4 bytes, not an array of 8"),
     (("int a; long b; } state", "int c, a; long b; } state"), "variable state has members at other places"),
     (("twice(struct conn *c, int by", "twice(struct conn *c, long by"), "function twice takes an integer of 8 bytes as argument 2, not"),
@@ -117,8 +124,11 @@ def test_what_code_depends_on(tmp_path, pair, words, name):
 
 @pytest.mark.parametrize("pairs", [
     [("int x, y;", "unsigned x; int y;")], [("int x, y;", "int x, renamed;")], [("struct conn *next;", "void *next;")],
+    [("long first; double second;", "long first; double second; float third;")], [("char *text", "unsigned long text")],
+    [('"one", "two"}', '"one", "two", "three"}')],
+    [("int a; long b; } table[2]", "char *n; int a; long b; } table[3]"), ("{{1, 2}}", "{{0, 1, 2}}")],
     [("BLUE = -3", "BLUE = -3, WHITE")], [("enum colour colour;", "int colour;")], [("unsigned open", "int open")],
-    [("void nothing(int x) {", "int nothing(int x) { if (x) return 3;"), ("x + state.a); }", "x + state.a); return 1; }")],
+    [("void nothing(int x) {", "int nothing(int x) { if (x) return 3;"), ("table[x].b); }", "table[x].b); return 1; }")],
     [("long twice(struct conn *c,", "long twice(void *v,"), ("* c->at.x", "* ((struct conn *)v)->at.x")],
     [("static pair kept;", "static pair kept; struct newcomer { int a; } *fresh; int more;")],
 ], ids=lambda p: p[0][1][:20])
