@@ -275,6 +275,8 @@ class TypeReader(Reader):
         arguments = []
         for _, tag, values in self.children(u, at, (TAG_PARAMETER, TAG_UNSPECIFIED_PARAMETERS)):
             arguments.append(("more",) if tag == TAG_UNSPECIFIED_PARAMETERS else self.type(u, values))
+        if not arguments and not any(a.tag == TAG_PARAMETER for a in self.abbreviations(u).values()):
+            return None         # -g1 has no arguments at all
         return self.type(u, self.entry(u, at)[1]), arguments
 
 

@@ -95,7 +95,9 @@ def _difference(tag: int, mine: TypeReader, u: Unit, place: int, theirs: TypeRea
     if tag == TAG_VARIABLE:
         new, old = mine.shape_of(u, place), theirs.shape_of(v, other)
         a, b = describe(new), describe(old)
-        return "" if alike(new, old) else f"is {a}, not {b}" if a != b else "has members at other places"
+        if VOID in (new, old) or alike(new, old):       # -g1 has no types
+            return ""
+        return f"is {a}, not {b}" if a != b else "has members at other places"
     if tag == TAG_TYPEDEF:
         u, place = mine.target(u, place)
         v, other = theirs.target(v, other)

@@ -56,8 +56,9 @@ def found(folder, change=lambda text: text, cc="gcc", program_cc=None, name="mai
     (folder / "main.c").write_text(program)
     (folder / "new").mkdir(exist_ok=True)
     (folder / "new" / name).write_text(change(program))
-    subprocess.run([*(program_cc or cc).split(), "-g", "-O2", "-o", "program", "main.c"], cwd=folder, check=True)
-    subprocess.run([*cc.split(), "-g", "-O2", "-c", "-o", "../patch.o", name], cwd=folder / "new", check=True)
+    flags = lambda c: [*c.split(), "-g", "-O2"] if "WITHOUT" not in c else [*c.replace("WITHOUT", "").split(), "-O2"]  # noqa: E731
+    subprocess.run([*flags(program_cc or cc), "-o", "program", "main.c"], cwd=folder, check=True)
+    subprocess.run([*flags(cc), "-c", "-o", "../patch.o", name], cwd=folder / "new", check=True)
     patch = SimpleNamespace(source=Binary.read(folder / "patch.o"), path="patch.o")
     view = SimpleNamespace(file=lambda: Binary.read(folder / "program"), path="program")
     names = ("twice", "nothing", "moved", "listed", "main") if replaced is None else replaced
@@ -77,6 +78,15 @@ def replace(*pairs):
 @pytest.mark.parametrize("cc", COMPILERS)
 def test_the_same_source_has_the_same_types(tmp_path, cc):
     assert found(tmp_path, cc=cc) == []
+
+
+@pytest.mark.parametrize("cc", ["gcc", "clang"])
+@pytest.mark.parametrize("less", ["-g1", "-gline-tables-only", "-g0"])
+def test_less_debug_information_is_no_difference(tmp_path, cc, less):
+    if cc == "gcc" and "line" in less:
+        pytest.skip("an option of clang")
+    assert found(tmp_path, cc=f"{cc} -g", program_cc=f"{cc} WITHOUT {less}") == []
+    assert found(tmp_path, cc=f"{cc} WITHOUT {less}", program_cc=cc) == []
 
 
 @pytest.mark.parametrize("cc, program_cc", [("clang", "gcc"), ("gcc", "clang"), ("gcc -gdwarf-2", "gcc"), ("gcc", "gcc -gdwarf-3"),
