@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from psu_bin.attach.dwarf import (
     AT_BIT_OFFSET, AT_BIT_SIZE, AT_BYTE_SIZE, AT_CONST_VALUE, AT_COUNT, AT_DATA_BIT_OFFSET, AT_DECL_FILE, AT_DECLARATION,
-    AT_ENCODING, AT_EXTERNAL, AT_MEMBER_LOCATION, AT_NAME, AT_ORIGIN, AT_SIBLING, AT_SPECIFICATION, AT_TYPE, AT_UPPER_BOUND, REF_ADDR,
-    REFS, TAG_SUBPROGRAM, TAG_VARIABLE, Reader, Unit, relocated, uleb)
+    AT_ENCODING, AT_EXTERNAL, AT_MEMBER_LOCATION, AT_NAME, AT_ORIGIN, AT_PROTOTYPED, AT_SIBLING, AT_SPECIFICATION, AT_TYPE,
+    AT_UPPER_BOUND, REF_ADDR, REFS, TAG_SUBPROGRAM, TAG_VARIABLE, Reader, Unit, relocated, uleb)
 from psu_bin.attach.view import base_name
 from psu_bin.elf import Binary
 
@@ -179,6 +179,11 @@ class TypeReader(Reader):
         """The shape of the type that an entry has."""
         return self.type(u, self.entry(u, at)[1])
 
+    def is_typed(self, u: Unit) -> bool:
+        """Whether a unit has types: with -g1 functions have neither arguments nor results, nor variables a type."""
+        return any(a.tag in (TAG_BASE, TAG_PARAMETER, *POINTERS) or any(name == AT_PROTOTYPED for name, *_ in a.attributes)
+                   for a in self.abbreviations(u).values())
+
     def is_constant(self, u: Unit, at: int) -> bool:
         """A variable is const, or an array of what is."""
         for _ in range(_LONGEST_CHAIN):
@@ -275,8 +280,8 @@ class TypeReader(Reader):
         arguments = []
         for _, tag, values in self.children(u, at, (TAG_PARAMETER, TAG_UNSPECIFIED_PARAMETERS)):
             arguments.append(("more",) if tag == TAG_UNSPECIFIED_PARAMETERS else self.type(u, values))
-        if not arguments and not any(a.tag == TAG_PARAMETER for a in self.abbreviations(u).values()):
-            return None         # -g1 has no arguments at all
+        if not arguments and not self.is_typed(u):
+            return None
         return self.type(u, self.entry(u, at)[1]), arguments
 
 

@@ -50,7 +50,7 @@ class Types:
                 self._readers[key] = _reader(binary() if binary else None)
             reader = self._readers[key]
             found = reader.types(source) if reader else set()
-            if found:
+            if found and None not in found:
                 break
         if is_clone(name):
             found = found | {_VOID} if found else found       # compilers leave out results that nobody reads
@@ -108,7 +108,7 @@ class _Results(TypeReader):
         try:
             found = self.resolve(u, values)
             if found is None:
-                return _VOID
+                return _VOID if self.is_typed(u) else None
             parts = tuple(dict.fromkeys(self._parts(*found, 0)))
             return self._size(*found), parts
         except (KeyError, NotImplementedError):

@@ -42,6 +42,8 @@ def test_registers_of_results_by_type(cc, flags):
     view, types = ModuleView("program", 0, None), results.Types()
     assert {n: types.result(n, p, view, link) for n in KINDS} == {n: k and k[arm] for n, k in KINDS.items()}
     assert types.result("nothing.part.0", p, view, link) == 0
+    bare = patch.load(compile_c(SOURCE, "-O1", "-g1", cc=cc))
+    assert {types.result(n, bare, view, link) for n in KINDS} == {None}, "no types"
     assert types.result("real.isra.0", p, view, link) is None, "perhaps nobody reads the copy's result"
 
 
