@@ -107,11 +107,12 @@ def _difference(tag: int, mine: TypeReader, u: Unit, place: int, theirs: TypeRea
 def _called(new: tuple[Shape, list[Shape]] | None, old: tuple[Shape, list[Shape]] | None) -> str:
     if new is None or old is None:
         return ""
-    for n, (a, b) in enumerate(zip(new[1], old[1]), 1):
-        if not alike(a, b):
-            return f"takes {describe(a)} as argument {n}, not {describe(b)}"
-    if len(new[1]) != len(old[1]):
-        return f"takes {len(new[1])} arguments, not {len(old[1])}"
+    if [("more",)] not in (new[1], old[1]):         # `int f()` says nothing of its arguments
+        for n, (a, b) in enumerate(zip(new[1], old[1]), 1):
+            if not alike(a, b):
+                return f"takes {describe(a)} as argument {n}, not {describe(b)}"
+        if len(new[1]) != len(old[1]):
+            return f"takes {len(new[1])} arguments, not {len(old[1])}"
     # Nobody reads the result of a function that had none, unless it is in the caller's memory.
     if not alike(new[0], old[0]) and (old[0] != VOID or new[0][0] in AGGREGATES.values()):
         return f"returns {describe(new[0])}, not {describe(old[0])}"

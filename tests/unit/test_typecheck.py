@@ -80,6 +80,12 @@ def test_the_same_source_has_the_same_types(tmp_path, cc):
     assert found(tmp_path, cc=cc) == []
 
 
+@pytest.mark.parametrize("cc, program_cc", [("gcc", "clang"), ("clang", "gcc"), ("gcc", "gcc")])
+def test_a_function_without_a_prototype(tmp_path, cc, program_cc):
+    program = PROGRAM.replace("int main(void) {", "int old() { return conns->in.a; } int main(void) { old();")
+    assert found(tmp_path, replace(("int old()", "int old(void)")), f"{cc} -w", f"{program_cc} -w", program=program, replaced=("old",)) == []
+
+
 @pytest.mark.parametrize("cc", ["gcc", "clang"])
 @pytest.mark.parametrize("less", ["-g1", "-gline-tables-only", "-g0"])
 def test_less_debug_information_is_no_difference(tmp_path, cc, less):
