@@ -367,6 +367,6 @@ def result_registers(size: int, parts: tuple[ResultPart, ...]) -> int:
     kinds = {(p.size, "vector" if p.kind == "vector" else "integer" if p.kind == "integer" else "float") for p in parts}
     if len(kinds) == 1 and not any(kind == "integer" for _, kind in kinds) and len(places) <= 4:
         [(each, _)] = kinds
-        if len(places) * each == size:
+        if len(places) * each == size and each <= 16:
             return ((1 << len(places)) - 1) << 16
     return 0 if size > 16 or not size else 3 if size > 8 else 1

@@ -382,11 +382,13 @@ def pack_slot(value: int) -> bytes:
 
 def result_registers(size: int, parts: tuple[ResultPart, ...]) -> int:
     """The registers of RESULTS in which a result of `size` bytes comes back.  psABI x86-64 1.0, 3.2.3 (classification, returning)."""
-    if size > 16:                          # in memory, but for one vector
-        return _XMM0 if [(p.size, p.kind) for p in parts] == [(size, "vector")] else 0
+    if size > 16:                          # in memory, but for one vector, whose first bytes may be a number as well
+        whole = any(p.size == size and p.kind == "vector" for p in parts)
+        return _XMM0 if whole and all(p.size == size or p.kind == "float" and p.at + p.size <= 8 for p in parts) else 0
     if any(p.kind == "long double" or p.at % max(min(p.size, 16), 1) for p in parts):
         return 0                           # on the x87 stack, or in memory because it is not aligned
     integers = [any(p.kind == "integer" and p.at < 8 * n + 8 and p.at + p.size > 8 * n for p in parts) for n in (0, 1)]
-    # The upper half of 16 bytes has no register of its own.
-    others = [not integers[n] and any(8 * n <= p.at < 8 * n + 8 for p in parts) for n in (0, 1)]
+    # The upper half of 16 bytes has no register of its own, unless the lower half is in a general one.
+    others = [not integers[n] and any(8 * n <= p.at < 8 * n + 8 or n and integers[0] and p.size == 16 for p in parts)
+              for n in (0, 1)]
     return (_RDX if all(integers) else 0) | (_XMM0 if any(others) else 0) | (_XMM1 if all(others) else 0)

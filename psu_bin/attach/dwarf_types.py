@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from psu_bin.attach.dwarf import (
-    AT_BIT_OFFSET, AT_BIT_SIZE, AT_BYTE_SIZE, AT_CONST_VALUE, AT_COUNT, AT_DATA_BIT_OFFSET, AT_DECL_FILE, AT_DECLARATION,
+    AT_BIT_OFFSET, AT_BIT_SIZE, AT_BYTE_SIZE, AT_CONST_VALUE, AT_COUNT, AT_DATA_BIT_OFFSET, AT_DECLARATION,
     AT_ENCODING, AT_EXTERNAL, AT_MEMBER_LOCATION, AT_NAME, AT_ORIGIN, AT_PROTOTYPED, AT_SIBLING, AT_SPECIFICATION, AT_TYPE,
     AT_UPPER_BOUND, REF_ADDR, REFS, TAG_SUBPROGRAM, TAG_VARIABLE, Reader, Unit, relocated, uleb)
 from psu_bin.attach.view import base_name
@@ -84,23 +84,19 @@ class TypeReader(Reader):
                         found.setdefault((tag, self.text(u, *values[AT_NAME])), at)
         return found
 
-    def is_private(self, u: Unit, at: int) -> bool:
-        """Only the unit's source file can have this: it is not from a header, and has no global name."""
-        tag, values = self.entry(u, at)
-        if tag in (TAG_VARIABLE, TAG_SUBPROGRAM):
-            return AT_EXTERNAL not in values
-        # The source file is number 1 of those that the line table lists, in version 5 also 0.
-        return 0 <= values.get(AT_DECL_FILE, (0, -1))[1] <= 1
+    def is_global(self, u: Unit, at: int) -> bool:
+        """A variable or function that other files may name."""
+        return AT_EXTERNAL in self.entry(u, at)[1]
 
-    def named(self, tag: int, name: str, file: str, private: bool) -> Iterator[tuple[Unit, int]]:
-        """Where there is something of this name: in units of the source file; if there are none, or it is not private, in others."""
+    def named(self, tag: int, name: str, file: str, global_: bool) -> Iterator[tuple[Unit, int]]:
+        """Where there is something of this name: in units of the source file; if there are no such units, or it is global, in others."""
         if self._by_file is None:
             self._by_file = {}
             for u in self.units:
                 self._by_file.setdefault(base_name(self.file(u)), []).append(u)
         mine = [(u, at) for u in self._by_file.get(file, ()) if (at := self.outermost(u).get((tag, name))) is not None]
         yield from mine
-        if mine or private and file in self._by_file:
+        if mine or not global_ and file in self._by_file:
             return
         if name not in self._with_name:
             self._searched += len(self.info) + len(self.strings)
@@ -190,6 +186,8 @@ class TypeReader(Reader):
             tag, values = self.entry(u, at)
             if tag == _CONST:
                 return True
+            if tag == TAG_VARIABLE and AT_DECLARATION in values:
+                return False        # the program's
             where = self.follow(u, values[AT_TYPE]) if AT_TYPE in values else None
             if where is None or tag not in (TAG_VARIABLE, TAG_ARRAY, *SAME):
                 return False
@@ -233,7 +231,7 @@ class TypeReader(Reader):
                 return ("integer", size)
             return ("bool", size) if encoding == 2 else ("float", size) if encoding == 4 else ("number", size, encoding)
         if tag in AGGREGATES:
-            if AT_DECLARATION in values:
+            if AT_DECLARATION in values or AT_BYTE_SIZE not in values:     # or in a section of types of its own
                 return UNKNOWN
             if AT_NAME in values:
                 return (AGGREGATES[tag], self.text(u, *values[AT_NAME]), size)
@@ -288,6 +286,7 @@ class TypeReader(Reader):
 def constant(values: Values, attribute: int) -> int:
     """A number, 0 where it is none or no constant one."""
     form, value = values.get(attribute, (0, 0))
+    value -= 1 << 64 if value >= 1 << 63 else 0        # clang: places of bit fields in 64 bits
     return value if form in _NUMBERS else 0
 
 

@@ -60,6 +60,9 @@ VALUES = {
     "int128": ("__int128", RDX, 3), "vector": ("int __attribute__((vector_size(16)))", V0, V0),
     "vector8": ("struct { float a __attribute__((vector_size(8))); float b __attribute__((vector_size(8))); }", V0 | V1, V0 | V1),
     "packed": ("struct __attribute__((packed)) { char a; long b; }", 0, 3), "padded": ("struct { double a; char b; }", V0, 3),
+    "straddling": ("struct __attribute__((packed)) { long a : 60; long b : 36; }", RDX, 3),
+    "vector_or_long": ("union { int v __attribute__((vector_size(16))); long l; }", V0, 3),
+    "tiny": ("unsigned char __attribute__((vector_size(4)))", None, None), "none": ("struct { double a; double f[0]; }", None, None),
     "long_wide": ("struct { long double a; }", 0, V0), "wide_union": ("union { float a[2]; double b; }", V0, X0),
 }
 
