@@ -34,6 +34,10 @@ Result = tuple[int, tuple[ResultPart, ...]]
 _VOID: Result = (0, ())
 
 
+class _Unknown(Exception):
+    """No rule says in which registers such a type is returned; never leaves this module."""
+
+
 class Types:
     """The result types of functions, of the patches and modules of one transaction."""
 
@@ -111,7 +115,7 @@ class _Results(TypeReader):
                 return _VOID if self.is_typed(u) else None
             parts = tuple(dict.fromkeys(self._parts(*found, 0)))
             return self._size(*found), parts
-        except (KeyError, NotImplementedError):
+        except (KeyError, _Unknown):
             return None
 
     def _size(self, u: Unit, at: int, tag: int, values: Values) -> int:
@@ -120,7 +124,7 @@ class _Results(TypeReader):
         if tag in POINTERS:
             return 8
         if tag != TAG_ARRAY:
-            raise NotImplementedError
+            raise _Unknown
         element = self.resolve(u, values)
         size = self._size(*element) if element else 0
         for _, _, of in self.children(u, at, (TAG_SUBRANGE,)):
@@ -139,7 +143,7 @@ class _Results(TypeReader):
         if tag == TAG_ARRAY:
             return self._array_parts(u, values, base, size)
         if tag not in AGGREGATES or AT_DECLARATION in values:
-            raise NotImplementedError
+            raise _Unknown
         return self._members(u, at, values, base)
 
     def _base_parts(self, u: Unit, values: Values, base: int, size: int) -> list[ResultPart]:
@@ -152,11 +156,11 @@ class _Results(TypeReader):
             return [ResultPart(base, size, kind)]
         if encoding == _COMPLEX:
             return [ResultPart(base + at, size // 2, kind) for at in (0, size // 2)]
-        raise NotImplementedError
+        raise _Unknown
 
     def _array_parts(self, u: Unit, values: Values, base: int, size: int) -> list[ResultPart]:
         if not size or AT_GNU_VECTOR in values and size < 8:       # there compilers do not agree
-            raise NotImplementedError
+            raise _Unknown
         if AT_GNU_VECTOR in values:
             return [ResultPart(base, size, "vector")]
         element = self.resolve(u, values)
@@ -171,7 +175,7 @@ class _Results(TypeReader):
         out: list[ResultPart] = []
         for _, tag, m in self.children(u, at, (TAG_MEMBER, TAG_INHERITANCE, TAG_SUBPROGRAM)):
             if tag != TAG_MEMBER and convention != _BY_VALUE:
-                raise NotImplementedError
+                raise _Unknown
             if tag == TAG_SUBPROGRAM or AT_DECLARATION in m:
                 continue
             member = self.member(u, "", m)

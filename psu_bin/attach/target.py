@@ -184,7 +184,7 @@ def _image(process: Process, m: Mapping, maps: tuple[Mapping, ...]) -> Image | N
     bias = m.start - loads[0][1] // PAGE * PAGE
     end = bias + max(va + size for _, va, size, _ in loads)
     # A file that is merely mapped (read by the program as data) has only one mapping: nothing else there, or nothing that can be executed.
-    mine = [x for x in maps if x.path == m.path or not x.path]
+    mine = [x for x in maps if x.path == m.path or not x.path or x.path.startswith("[anon")]
     if not any(x.start <= bias + loads[-1][1] < x.end for x in mine) or not all(
             any("x" in x.prot and x.start <= bias + va < x.end for x in mine) for va in code):
         return None

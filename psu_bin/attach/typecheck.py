@@ -69,7 +69,8 @@ def _file(binary: Callable[[], Binary | None] | None) -> TypeReader | None:
 
 
 def _differences(mine: TypeReader, theirs: TypeReader, replaced: set[str]) -> Iterator[str]:
-    equal: set[tuple[int, str]] = set()         # of what is the same in all units: compared once
+    # In objects that were joined, headers come once with each: what was found alike is not compared again.
+    equal: set[tuple[int, str]] = set()
     for u in mine.units:
         file = base_name(mine.file(u))
         for (tag, name), place in mine.outermost(u).items():
@@ -81,8 +82,7 @@ def _differences(mine: TypeReader, theirs: TypeReader, replaced: set[str]) -> It
             for v, other in theirs.named(tag, name, file, mine.is_global(u, place)):
                 difference = _difference(tag, mine, u, place, theirs, v, other)
                 if not difference:
-                    if base_name(theirs.file(v)) != file or len(mine.units) > 1:
-                        equal.add((tag, name))
+                    equal.add((tag, name))
                     break
             if difference and theirs.budget >= 0:
                 yield f"{WORDS[tag]} {name} {difference}"
