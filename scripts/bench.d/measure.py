@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# A program that is measured has a processor for itself, where there are two, and everything else the others: moved about by the
+# scheduler, samples of one process differ by a tenth.
+_PROCESSORS = sorted(os.sched_getaffinity(0))
+MEASURED, OTHERS = _PROCESSORS[:1], _PROCESSORS[1:] or _PROCESSORS
 
 
 class Failed(Exception):
@@ -20,6 +26,17 @@ class Failed(Exception):
 
 class Skipped(Exception):
     """A section cannot be measured here: what is missing."""
+
+
+@contextmanager
+def on(processors: Collection[int]) -> Iterator[None]:
+    """This process and what it starts meanwhile, and what that will start, run on these only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def cpu_clock(pid: int) -> float:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import debian
 import program_build as build
-from measure import Failed, Skipped, Spread, cpu_clock, psu_bin
+from measure import MEASURED, OTHERS, Failed, Skipped, Spread, cpu_clock, on, psu_bin
 from report import Options, Plot, Table
 
 TITLE = "Real programs"
@@ -202,11 +202,12 @@ def measure(options: Options) -> dict:
                             {**os.environ, "LD_PRELOAD": str(idle)} if v == "threaded" else dict(os.environ))
                 for v in VARIANTS
             }
-            work = (
-                _server(p, built, programs, mine, options)
-                if isinstance(p, Server)
-                else _job(p, built, programs, mine, options)
-            )
+            with on(OTHERS):
+                work = (
+                    _server(p, built, programs, mine, options)
+                    if isinstance(p, Server)
+                    else _job(p, built, programs, mine, options)
+                )
             out[p.name] = {
                 "text": built.text,
                 "functions": r["functions"],
@@ -242,6 +243,7 @@ class _Client:
     """A connection that sends a batch and waits for answers of the same length each time."""
 
     def __init__(self, port: int, process: subprocess.Popen) -> None:
+        self.port = port
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -252,6 +254,12 @@ class _Client:
                     raise Failed(f"{process.args}: does not answer: {process.returncode}") from None
                 time.sleep(0.05)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __enter__(self) -> _Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
 
     def until(self, request: bytes, end: bytes) -> None:
         self.socket.sendall(request)
@@ -275,17 +283,21 @@ class _Client:
         self.socket.settimeout(60)
         return got
 
-    def batches(self, request: bytes, size: int, n: int) -> None:
-        """n batches, one after the other.  `size`: bytes of an answer at least, counted in lines for numbers that
-        grow."""
+    def batches(self, request: bytes, like: bytes, n: int) -> None:
+        """n batches, one after the other, whose answers have as many lines as `like`; numbers in them may have grown.
+
+        Being woken for every piece of an answer would be a fifth of the server's time, and differ from run to run: so this sleeps
+        until about the whole of it is there (SO_RCVLOWAT, socket(7))."""
         for _ in range(n):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(like))
             self.socket.sendall(request)
-            left = size
+            left = max(like.count(b"\n"), 1)
             while left > 0:
                 data = self.socket.recv(1 << 20)
                 if not data:
                     raise Failed("the connection was closed")
                 left -= data.count(b"\n")
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
 
 def _server(p: Server, built: build.Built, programs: dict[str, _Program], folder: Path, options: Options) -> dict:
@@ -313,7 +325,7 @@ def _generation(
     folder.mkdir()
     told: dict = {}
     with ExitStack() as stack:
-        running: dict[str, tuple[subprocess.Popen, _Client, int, int]] = {}
+        running: dict[str, tuple[subprocess.Popen, dict[str, tuple[_Client, bytes]]]] = {}
         answers = set()
         for v in VARIANTS:
             process, client = stack.enter_context(_started(p, programs[v], folder / v))
@@ -323,19 +335,22 @@ def _generation(
             client.answer(p.batch[0])
             got = client.answer(p.batch[0])  # the first one made what was not there yet
             answers.add(re.sub(rb"(?m)^(Date|Last-Modified|ETag|VALUE).*$|\d+", b"", got))
-            one = client.answer(p.single)
-            running[v] = process, client, got.count(b"\n"), max(one.count(b"\n"), 1)
+            # A connection for each way: the kernel adapts one to how fast it is used (congestion control).
+            other = stack.enter_context(_Client(client.port, process))
+            one = other.answer(p.single)
+            running[v] = process, {"pipelined": (client, got), "alone": (other, one)}
         if len(answers) != 1:
             raise Failed(f"{p.name}: the variants answer differently: {[a[:300] for a in answers]}")
         for n in range(rounds + 1):
             for v in VARIANTS[n % 4 :] + VARIANTS[: n % 4]:
-                process, client, lines, single = running[v]
-                for way, request, count, times, each in (
-                    ("pipelined", p.batch[0], lines, batches, p.batch[1]),
-                    ("alone", p.single, single, batches * 20, 1),
+                process, clients = running[v]
+                for way, request, times, each in (
+                    ("pipelined", p.batch[0], batches, p.batch[1]),
+                    ("alone", p.single, batches * 20, 1),
                 ):
+                    client, like = clients[way]
                     before = cpu_clock(process.pid)
-                    client.batches(request, count, times)
+                    client.batches(request, like, times)
                     if n:
                         samples[way][v].append((cpu_clock(process.pid) - before) / (times * each))
     return told
@@ -352,7 +367,7 @@ class _started:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        with (self.folder / "log").open("wb") as log:
+        with (self.folder / "log").open("wb") as log, on(MEASURED):
             self.process = subprocess.Popen(
                 [self.program.binary, *self.p.arguments(port, self.folder)],
                 env=self.program.env,
@@ -384,14 +399,15 @@ def _job(p: Job, built: build.Built, programs: dict[str, _Program], folder: Path
     told: dict = {}
     for n in range(rounds + 1):
         for v in VARIANTS[n % 4 :] + VARIANTS[: n % 4]:
-            process = subprocess.Popen(
-                [programs[v].binary, *(p.quick if options.quick else p.arguments)],
-                env=programs[v].env,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=folder,
-            )
+            with on(MEASURED):
+                process = subprocess.Popen(
+                    [programs[v].binary, *(p.quick if options.quick else p.arguments)],
+                    env=programs[v].env,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    cwd=folder,
+                )
             assert process.stdin and process.stdout
             try:
                 if process.stdout.readline() != "ready\n":
