@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from psu_bin.attach.status import Status
     from psu_bin.attach.transaction import AttachResult
 
-MOST_NAMED = 20            # functions in one line
+MOST_NAMED = 20            # functions or files in one line
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 # Whether a file can be read is found out by reading it: a refusal, not wrong usage.
@@ -140,10 +140,10 @@ def attach(pid: int, patches: tuple[Path, ...], dry_run: bool, wait_: bool, time
         raise late
 
 
-def _named(functions: Sequence[str]) -> str:
-    """Names of functions, as many as one reads; --json has all."""
-    more = len(functions) - MOST_NAMED
-    return ", ".join(functions) if more <= 0 else f"{', '.join(functions[:MOST_NAMED])} and {more} more"
+def _named(names: Sequence[str]) -> str:
+    """Names of functions or files, as many as one reads; --json has all."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:MOST_NAMED])} and {more} more"
 
 
 def _show_attach(result: AttachResult, dry_run: bool) -> None:
@@ -195,7 +195,7 @@ def _show_status(s: Status) -> None:
         return
     click.echo(f"{'patch':>5}  {'state':8} {'active':>6} {'bytes':>9}  name: functions")
     for p in s.patches:
-        click.echo(f"{p.id:>5}  {p.state:8} {p.activations:>6} {p.bytes:>9}  {p.name}: {_named(p.functions)}")
+        click.echo(f"{p.id:>5}  {p.state:8} {p.activations:>6} {p.bytes:>9}  {_named(p.name.split(', '))}: {_named(p.functions)}")
         if p.kept_because:
             click.echo(f"       kept because {p.kept_because}")
 

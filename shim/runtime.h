@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define PSU_RUNTIME_MAGIC 0x314e55525f555350ull /* "PSU_RUN1" */
-#define PSU_RUNTIME_VERSION 7
+#define PSU_RUNTIME_VERSION 8
 
 /* ---- counters -------------------------------------------------------------------------------------
  * A counter index names one injected object (index i <-> psu_object i).  Each thread that ever called a
@@ -206,7 +206,7 @@ enum psu_agent_state { PSU_AGENT_NONE = 0, PSU_AGENT_STARTING = 1, PSU_AGENT_PAR
 struct psu_pool { uint64_t first; uint64_t data; uint16_t stride, look; uint32_t count; };
 
 #define PSU_COMMAND_BUFFER 4096
-#define PSU_STAGED 128
+#define PSU_STAGED 1024
 
 struct psu_runtime {
     uint64_t magic;            /*   0 */

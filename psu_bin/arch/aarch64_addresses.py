@@ -11,9 +11,9 @@ uses.  So values are followed through registers over all ways that are known, fo
    functions are in doubt.  So nothing that instrument calls updatable rests on having seen every way.
 
 A *web* is the set of adrps that reach a common use.  Where all uses of a web complete the same address, adrps and uses
-can be rewritten together.  A landing pad, to which an exception leads from a call, is no way that is followed, and finds registers
-as they were at the call: so an adrp that a register still has after a call may have uses that are not seen, by instructions that
-add to what is not known.
+can be rewritten together.  To a landing pad (Region.entered) an exception leads from a call, a way that is not followed, and there
+registers are as they were at the call: so an adrp that a register still has after a call may have uses that are not seen, by
+instructions that add to what is not known.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ class _Blocks:
 
 
 def _blocks(address: np.ndarray, kind: np.ndarray, jump: np.ndarray, starts: np.ndarray) -> _Blocks:
-    """jump: index of the instruction that a direct call, jump or branch leads to, or NONE; starts: indices of entries."""
+    """jump: index of the instruction that a direct call, jump or branch leads to, or NONE; starts: indices of entries and of
+    landing pads."""
     n = len(address)
     flow = np.flatnonzero(kind > Kind.MARK)
     leader = np.zeros(n + 1, dtype=bool)

@@ -21,7 +21,7 @@ from psu_bin.arch.aarch64_registers import FACTS as REGISTERS
 from psu_bin.arch.aarch64_registers import effects
 from psu_bin.arch.code import NONE, Code, Field, Kind, Region, StackMove, Use
 
-__all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_ADDENDS",
+__all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "FOLLOWS_VALUES", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_ADDENDS",
            "RELATIVE_TYPES", "SP_BIT", "STACK_CAN_BE_MISALIGNED", "absolutes", "decode", "edits", "effects", "is_mark",
            "is_thunk", "jump_tables", "movable", "possible_operands", "possible_targets", "scaled_loads",
            "stack_arguments", "stack_moves"]
@@ -30,6 +30,7 @@ DWARF_SP, DWARF_FP = 31, 29
 SP_BIT = 0                                 # Effects have no bit for the stack pointer
 ENTRY_CFA = 0                              # CFA - stack pointer at a function's entry
 STACK_CAN_BE_MISALIGNED = False            # the processor checks it at every access
+FOLLOWS_VALUES = True                      # through registers, from one instruction to others
 
 # Relocation types (AArch64 ELF, 5.7): pointers at run time, absolute ones in the linker's input with their width in
 # bytes, and relative ones.
@@ -71,7 +72,7 @@ def decode(regions: tuple[Region, ...]) -> Code:
         address.append(first + 4 * at)
         word.append(all_words[at])
         wrong.append(region.starts[(region.starts % 4 != 0) & (region.ends > region.starts)])
-        starts.append(region.starts)
+        starts += [region.starts, region.entered]
     where, w = np.concatenate(address), np.concatenate(word).astype(np.uint32)
     n = len(where)
     form = words.form(w)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,8 @@ class Region:
     data: bytes
     starts: np.ndarray    # int64: addresses where an instruction is known to begin, ascending, the first is `address`
     ends: np.ndarray      # int64: where the chain of each start has to end
+    # int64: addresses to which ways lead that no instruction shows, for a scanner that FOLLOWS_VALUES
+    entered: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from psu_bin.arch.x86_64_link import is_thunk
 from psu_bin.arch.x86_64_registers import FACTS as REGISTERS
 from psu_bin.arch.x86_64_registers import effects
 
-__all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_ADDENDS",
+__all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "FOLLOWS_VALUES", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_ADDENDS",
            "RELATIVE_TYPES", "SP_BIT", "STACK_CAN_BE_MISALIGNED", "absolutes", "decode", "edits", "effects", "is_mark",
            "is_thunk", "jump_tables", "movable", "possible_operands", "possible_targets", "scaled_loads",
            "stack_arguments", "stack_moves", "switches_stack"]
@@ -28,6 +28,7 @@ DWARF_RSP, DWARF_RBP = 7, 6
 DWARF_SP = DWARF_RSP
 SP_BIT = 1 << RSP                          # of the stack pointer in Effects
 ENTRY_CFA = 8                              # CFA - stack pointer at a function's entry
+FOLLOWS_VALUES = False                    # an instruction names its whole address
 STACK_CAN_BE_MISALIGNED = True             # calls may be made with a stack pointer that is no multiple of 16
 JUMP_SIZE = 5
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from psu_bin.attach.transaction import Transaction
 
 PAGE = 4096
-AT_ONCE = 16               # runs in one commit: staged memory is a table of 128
+AT_ONCE = 16               # runs in one commit
 MOST_DROPPED = 512         # objects in one commit: a record that fits the fixed buffer
 ATTEMPTS = 5               # the program may take an address between our look at its map and the mmap
 ROWS_ALIGN = 8

@@ -13,7 +13,7 @@ from psu_bin.attach.process import Process
 from psu_bin.errors import PsuError
 
 MAGIC = 0x314E55525F555350
-VERSION = 7
+VERSION = 8
 
 PLAIN, SIDE, FULL = range(3)
 NO_GATE = 0xFFFFFFFF
@@ -41,7 +41,7 @@ COMMIT = struct.Struct("<4IQQ")
 NEW_OBJECT = struct.Struct("<IIQ6Q2Q")
 _HEAD = struct.Struct("<QIIIIIIII QQHHI QQHHI QQHHI QQQQQQQ IIIIHHHHQqQII".replace(" ", ""))
 _TAIL = struct.Struct("<QQqQQQQQQ")
-STAGED = 128
+STAGED = 1024
 _TAIL_OFFSET = 224 + 24 * STAGED
 COMMAND_SEQ_OFFSET = 184
 AGENT_ERROR_OFFSET = _TAIL_OFFSET + 16

@@ -191,11 +191,15 @@ class Transaction:
         if not wanted:
             return []
         entries = b"".join(shim.MAP.pack(a, size, 3, int(keep)) for a, size, keep in wanted)
+        at = self._room_for(entries)
         try:
-            raw = self.session.command(shim.OP_MAP, entries, len(wanted))
+            raw = self.session.command(shim.OP_MAP, entries, len(wanted), record_at=at)
         except PsuError as e:
             if "EEXIST" in e.what:
                 return None
+            if "ENOSPC" in e.what:      # shim/commands.c: its table of what is staged is full
+                raise PsuError(self.target.process.where, f"the patches take {len(wanted)} pieces of memory at once, {shim.STAGED} are kept track of",
+                               "join their objects: ld -r") from e
             raise
         return [row[0] for row in shim.MAP.iter_unpack(raw)]
 
@@ -205,11 +209,16 @@ class Transaction:
         assert at is not None
         return at[0]
 
+    def _room_for(self, entries: bytes) -> int:
+        """Where a command's record goes: 0 for the fixed buffer, if it fits."""
+        size = shim.COMMAND.size + len(entries)
+        return self.scratch(size, False) if size > shim.BUFFER_SIZE else 0
+
     def protect(self, ranges: list[tuple[int, int, int]]) -> None:
         """mprotect (address, size, prot)."""
         if ranges:
             entries = b"".join(shim.MAP.pack(a, -(-size // 4096) * 4096, prot, 0) for a, size, prot in ranges)
-            self.session.command(shim.OP_PROTECT, entries, len(ranges))
+            self.session.command(shim.OP_PROTECT, entries, len(ranges), record_at=self._room_for(entries))
 
     def resolve(self, demand: linker.Demand) -> list[dict[str, int]]:
         """Look the demand's names up in the dynamic scope; missing ones are left out."""

@@ -84,7 +84,7 @@ def make(g: Ground, function: int) -> Detour | str:
     offset = g.binary.offset_of(entry)
     data = g.binary.data[offset:offset + limit - entry]
     # A landing pad belongs to a call where it is: in a copy it would not be found.
-    calls_may_move = fde < 0 or not g.frames.cie[fde].lsda
+    calls_may_move = fde < 0 or g.frames.cie[fde].lsda == unwind.OMIT
     moved = g.arch.scan.movable(g.code, first, entry, limit, data, calls_may_move)
     if isinstance(moved, str):
         return moved

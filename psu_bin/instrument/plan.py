@@ -47,7 +47,7 @@ def read(binary: Binary, arch: Arch, debug: Binary | None) -> Module:
     """Read a module: everything that a decision needs.  Raises PsuError when it has no function symbols."""
     frames = unwind.read(binary)
     known = functions.find(binary, frames, references.resolvers(binary, arch), debug, arch.scan.is_thunk)
-    code = arch.scan.decode(references.regions(binary, known, frames))
+    code = arch.scan.decode(references.regions(binary, arch, known, frames))
     _refuse_cfi(binary, known, code)
     found = references.find(binary, arch, known, frames, code)
     return Module(known, frames, code, found, tables.find(binary, arch, known, code))

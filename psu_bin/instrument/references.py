@@ -22,6 +22,7 @@ from psu_bin.elf import (DT_FINI, DT_INIT, ET_EXEC, SHF_ALLOC, SHF_EXECINSTR, SH
                          STT_FUNC, STT_NOTYPE, Binary, Relocations, Section)
 from psu_bin.instrument import layout, sites
 from psu_bin.instrument.functions import Functions, executable
+from psu_bin.instrument.landing import landing_pads
 from psu_bin.instrument.plan_types import Edit, Reroute
 from psu_bin.instrument.unwind import Frames
 
@@ -50,9 +51,10 @@ def resolvers(binary: Binary, arch: Arch) -> np.ndarray:
     return np.unique(np.concatenate(out)).astype(np.int64)
 
 
-def regions(binary: Binary, functions: Functions, frames: Frames) -> tuple[Region, ...]:
+def regions(binary: Binary, arch: Arch, functions: Functions, frames: Frames) -> tuple[Region, ...]:
     """The code to decode: each executable section without the data in it, with every known start of an instruction."""
     known = np.concatenate([functions.entry, functions.end, functions.labels, frames.begin, frames.end])
+    pads = landing_pads(binary, frames) if arch.scan.FOLLOWS_VALUES else np.zeros(0, dtype=np.int64)
     out = []
     for s in executable(binary):
         here = known[(known > s.address) & (known < s.end)]
@@ -68,7 +70,8 @@ def regions(binary: Binary, functions: Functions, frames: Frames) -> tuple[Regio
                     ends = np.append(ends, after.min() if len(after) else s.end)
         keep = starts < ends
         order = np.argsort(starts[keep], kind="stable")
-        out.append(Region(s.address, binary.contents(s), starts[keep][order], ends[keep][order]))
+        out.append(Region(s.address, binary.contents(s), starts[keep][order], ends[keep][order],
+                          pads[(pads >= s.address) & (pads < s.end)]))
     return tuple(out)
 
 

@@ -19,7 +19,8 @@ from psu_bin.errors import PsuError
 
 UNKNOWN = -1          # Frames.row_register: the CFA is an expression, or there is no entry for this code
 
-_PCREL, _INDIRECT, _OMIT = 0x10, 0x80, 0xFF
+OMIT = 0xFF
+_PCREL, _INDIRECT = 0x10, 0x80
 _SIZES = {0x00: "<Q", 0x02: "<H", 0x03: "<I", 0x04: "<Q", 0x0A: "<h", 0x0B: "<i", 0x0C: "<q"}
 
 
@@ -32,12 +33,12 @@ class Cie:
     encoding: int               # of addresses in its FDEs
     augmented: bool             # FDEs have augmentation data
     signal: bool
-    lsda: bool                  # FDEs may have landing pads
+    lsda: int                   # encoding of the addresses of their tables of call sites; OMIT: FDEs have no landing pads
     program: bytes
 
 
-# begin, size, CIE, call frame instructions, address of the field `begin`, address of the instructions
-_Entry = tuple[int, int, Cie, bytes, int, int]
+# begin, size, CIE, call frame instructions, address of the field `begin`, address of the instructions, Frames.lsda
+_Entry = tuple[int, int, Cie, bytes, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Frames:
     row_address: np.ndarray     # int64, ascending: a row holds from here to the next
     row_register: np.ndarray    # int32: CFA = this DWARF register + row_offset, or UNKNOWN
     row_offset: np.ndarray      # int64
+    lsda: np.ndarray            # int64: the address of each one's table of call sites; 0: none; UNKNOWN: it is somewhere
     personalities: frozenset[int]  # entries that CIEs name directly, not through a pointer in data
 
     def covering(self, addresses: np.ndarray) -> np.ndarray:
@@ -64,7 +66,7 @@ class Frames:
 
     def catch(self, calls: np.ndarray) -> np.ndarray:
         """bool: whether an exception may lead to a landing pad from each of the calls at addresses."""
-        return np.array([fde >= 0 and self.cie[fde].lsda for fde in self.covering(calls).tolist()], dtype=bool)
+        return np.array([fde >= 0 and self.cie[fde].lsda != OMIT for fde in self.covering(calls).tolist()], dtype=bool)
 
     def rows(self, addresses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(register, offset) of the CFA at each address; register UNKNOWN where it is not a register plus offset."""
@@ -93,7 +95,7 @@ def _sleb(data: bytes, at: int) -> tuple[int, int]:
     return (value - (1 << bits) if value >> (bits - 1) & 1 else value), at
 
 
-def _pointer(data: bytes, at: int, encoding: int, address: int) -> tuple[int, int]:
+def encoded(data: bytes, at: int, encoding: int, address: int) -> tuple[int, int]:
     """An encoded pointer at `at`, whose own address is `address`; returns (value, position after it)."""
     form = _SIZES.get(encoding & 0x0F)
     if form is None or encoding & 0x70 not in (0, _PCREL):
@@ -102,6 +104,17 @@ def _pointer(data: bytes, at: int, encoding: int, address: int) -> tuple[int, in
     if encoding & 0x70 == _PCREL and value:
         value = (value + address) & 0xFFFFFFFFFFFFFFFF
     return value, at + struct.calcsize(form)
+
+
+def _lsda(data: bytes, at: int, encoding: int, address: int) -> int:
+    """The address of an FDE's table of call sites, UNKNOWN where it is not told in a way that is read here."""
+    try:
+        value = encoded(data, at, encoding, address)[0]
+    except (ValueError, struct.error):
+        return UNKNOWN
+    # An absolute address may be filled in when the program starts.
+    known = encoding & ~0x0F == _PCREL or encoding < 0x10 and value
+    return value if known and value < 1 << 63 else UNKNOWN
 
 
 def _cie(data: bytes, at: int, end: int, base: int, personalities: set[int]) -> Cie:
@@ -120,7 +133,7 @@ def _cie(data: bytes, at: int, end: int, base: int, personalities: set[int]) -> 
         register, at = data[at], at + 1
     else:
         register, at = uleb(data, at)
-    encoding = 0
+    encoding, lsda = 0, OMIT
     body = at
     if augmentation[:1] == b"z":
         size, at = uleb(data, at)
@@ -129,16 +142,16 @@ def _cie(data: bytes, at: int, end: int, base: int, personalities: set[int]) -> 
             if letter == ord("R"):
                 encoding, at = data[at], at + 1
             elif letter == ord("L"):
-                at += 1
+                lsda, at = data[at], at + 1
             elif letter == ord("P"):
                 how, at = data[at], at + 1
-                if how != _OMIT:
-                    pointer, at = _pointer(data, at, how & 0x7F, base + at)
+                if how != OMIT:
+                    pointer, at = encoded(data, at, how & 0x7F, base + at)
                     if not how & _INDIRECT:
                         personalities.add(pointer)
             elif letter not in b"SB":
                 break
-    return Cie(code, factor, register, encoding, augmentation[:1] == b"z", b"S" in augmentation, b"L" in augmentation,
+    return Cie(code, factor, register, encoding, augmentation[:1] == b"z", b"S" in augmentation, lsda,
                data[body:end])
 
 
@@ -170,13 +183,16 @@ def read(binary: Binary) -> Frames:
                 else:
                     cie = cies[start - identifier]
                     field = base + start + 4
-                    begin, body = _pointer(data, start + 4, cie.encoding, field)
-                    size, body = _pointer(data, body, cie.encoding & 0x0F, 0)
+                    begin, body = encoded(data, start + 4, cie.encoding, field)
+                    size, body = encoded(data, body, cie.encoding & 0x0F, 0)
+                    lsda = 0
                     if cie.augmented:
                         skip, body = uleb(data, body)
+                        if cie.lsda != OMIT and skip:
+                            lsda = _lsda(data, body, cie.lsda, base + body)
                         body += skip
                     if size:
-                        entries.append((begin, size, cie, data[body:end], field, base + body))
+                        entries.append((begin, size, cie, data[body:end], field, base + body, lsda))
                 at = end
             entries.sort(key=lambda e: e[0])
             return _frames(entries, personalities)
@@ -191,7 +207,7 @@ def _frames(entries: list[_Entry], personalities: set[int]) -> Frames:
     offset: list[int] = []
     saved: list[int] = []
     seen: dict[tuple[int, bytes], tuple[list[tuple[int, int, int]], int]] = {}
-    for i, (begin, size, cie, program, _, _) in enumerate(entries):
+    for i, (begin, size, cie, program, *_) in enumerate(entries):
         key = (id(cie), program)
         if key not in seen:
             seen[key] = interpret(cie, program)
@@ -210,7 +226,8 @@ def _frames(entries: list[_Entry], personalities: set[int]) -> Frames:
     return Frames(begins, begins + np.array([e[1] for e in entries], dtype=np.int64), tuple(e[2] for e in entries),
                   tuple(e[3] for e in entries), np.array([e[4] for e in entries], dtype=np.int64),
                   np.array([e[5] for e in entries], dtype=np.int64), np.array(saved, dtype=np.uint64), np.array(address, dtype=np.int64),
-                  np.array(register, dtype=np.int32), np.array(offset, dtype=np.int64), frozenset(personalities))
+                  np.array(register, dtype=np.int32), np.array(offset, dtype=np.int64),
+                  np.array([e[6] for e in entries], dtype=np.int64), frozenset(personalities))
 
 
 def interpret(cie: Cie, program: bytes) -> tuple[list[tuple[int, int, int]], int]:

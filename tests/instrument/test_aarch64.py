@@ -160,6 +160,94 @@ def test_addresses_that_exception_handlers_compute(tmp_path: Path, level: str, h
     assert "_ZL6handedi" in updatable and ("_ZL5giveni" in updatable or far), "no handler computes the address of handed"
 
 
+# A handler right behind a call that never returns, before which the register has another page: "completes" says that it has its own.
+BEHIND = """
+        .text
+        .globl user
+        .type user, %function
+user:   .cfi_startproc
+        .cfi_personality 0x9b, DW.ref.__gcc_personality_v0
+        .cfi_lsda 0x1b, .Ltable
+        stp x29, x30, [sp, -32]!
+        .cfi_def_cfa_offset 32
+        .cfi_offset 29, -32
+        .cfi_offset 30, -24
+        stp x19, x20, [sp, 16]
+        .cfi_offset 19, -16
+        .cfi_offset 20, -8
+        adrp x19, given
+        add x0, x19, :lo12:given
+        bl take
+        add x0, x19, :lo12:given
+.Lcall: bl take
+.Lback: cbz w0, .Lend
+        ldp x19, x20, [sp, 16]
+        ldp x29, x30, [sp], 32
+        ret
+.Lend:  adrp x19, text
+        add x0, x19, :lo12:text
+        bl ends
+.Lpad:  mov x20, x0
+        add x0, x19, :lo12:given
+        bl take
+        mov x0, x20
+        bl _Unwind_Resume
+        .cfi_endproc
+        .size user, . - user
+        .balign 4096
+        .skip 2048
+        .type text, %function
+text:   ret
+        .size text, . - text
+        .balign 4096
+        .skip 1040
+        .globl given
+        .type given, %function
+given:  add w0, w0, w0, lsl 1
+        ret
+        .size given, . - given
+        .section .gcc_except_table, "a"
+.Ltable:
+        .byte HEAD
+        FORM .Lcall - user, .Lback - .Lcall, .Lpad - user
+        .uleb128 0
+        .hidden DW.ref.__gcc_personality_v0
+        .weak DW.ref.__gcc_personality_v0
+        .section .data.rel.local.DW.ref.__gcc_personality_v0, "awG", %progbits, DW.ref.__gcc_personality_v0, comdat
+        .align 3
+DW.ref.__gcc_personality_v0:
+        .xword __gcc_personality_v0
+        .section .note.GNU-stack, "", @progbits
+"""
+BEFORE = """
+#include <cstdio>
+#include <cstdlib>
+typedef int fn(int);
+extern "C" {
+void user(void);
+static fn *seen[4];
+static int n;
+int take(fn *f) { seen[n++] = f; if (n == 2) throw n; return 1; }
+void ends(void *) { abort(); }
+}
+int main(void)
+{
+    try { user(); }
+    catch (int) { std::printf("%d %d %d %d\\n", n, seen[0] == seen[1], seen[1] == seen[2], seen[2](5)); }
+}
+"""
+
+
+@pytest.mark.parametrize(("head", "form"), [("0xff, 0xff, 1, 9", ".uleb128"), ("0xff, 0xff, 3, 13", ".4byte")], ids=["uleb128", "udata4"])
+def test_a_handler_behind_a_call_that_never_returns(tmp_path: Path, head: str, form: str) -> None:
+    (tmp_path / "behind.S").write_text(BEHIND.replace("HEAD", head).replace("FORM", form))
+    (tmp_path / "before.cc").write_text(BEFORE)
+    program = cross_compiled(tmp_path / "program", tmp_path / "before.cc", tmp_path / "behind.S", "-O2", cc="g++")
+    i = instrument(program)
+    assert run(i.path, under=UNDER) == run(program, under=UNDER) == "3 1 1 15\n"
+    assert {"given", "user", "text"} <= {f.name for f in i.descriptor.functions}
+
+
 PADS = """
 #include <stdio.h>
 void psu_test_change(const char *) __attribute__((weak));

@@ -237,3 +237,45 @@ def test_a_plain_chroot(lab):
     running.expect(f"^version {UPDATES}$")
     psu_bin("revert", running.pid)
     running.expect(f"^version {UPDATES - 1}$", reject="version 0")
+
+
+# Patch objects of one function each, which are alike but for its name.
+MANY = 1100
+EACH = "int f0000(int x) { return x + 1000; }\n"
+
+
+def objects(folder: Path, names: list[str]) -> list[Path]:
+    (folder / "each.c").write_text(EACH)
+    subprocess.run(["gcc", "-O2", "-c", "each.c"], cwd=folder, check=True)
+    data = (folder / "each.o").read_bytes()
+    out = []
+    for n in names:
+        path = folder / f"{n}.o"
+        path.write_bytes(data.replace(b"f0000", n.encode()).replace(b"each.c", f"{n}.c"[-6:].encode()))
+        out.append(path)
+    return out
+
+
+def test_many_objects_at_once(lab):
+    """All of them in one transaction; more than psu-bin can take back are refused, with what to do instead."""
+    names = [f"f{i:04}" for i in range(MANY)]
+    (lab.folder / "functions.c").write_text("".join(f"int {n}(int x) {{ return x + {i % 7}; }}\n" for i, n in enumerate(names)))
+    (lab.folder / "main.c").write_text(
+        "#include <stdio.h>\n#include <unistd.h>\n" + "".join(f"int {n}(int);\n" for n in names)
+        + "int main(void)\n{\n    for (;;) {\n        long sum = 0;\n" + "".join(f"        sum += {n}(0);\n" for n in names)
+        + '        printf("sum %ld\\n", sum);\n        fflush(stdout);\n        usleep(20000);\n    }\n}\n')
+    subprocess.run(["gcc", "-O1", "main.c", "functions.c", "-o", "main"], cwd=lab.folder, check=True)
+    psu_bin("instrument", lab.folder / "main")
+    running = lab.start(lab.folder / "main.psu")
+    plain = sum(i % 7 for i in range(MANY))
+    running.expect(f"^sum {plain}$")
+    patches = objects(lab.folder, names)
+    before = layout(running.pid)
+    ran = psu_bin("attach", running.pid, *patches, check=False)
+    assert ran.status == 1 and "pieces of memory at once" in ran.err and "ld -r" in ran.err and ran.err.count("\n") == 1, ran.err
+    assert layout(running.pid)[:len(before)] == before or status.read(running.pid).patches == ()
+    some = MANY // 3
+    psu_bin("attach", running.pid, *patches[:some])
+    running.expect(f"^sum {plain - sum(i % 7 for i in range(some)) + 1000 * some}$")
+    psu_bin("revert", running.pid, "--wait", "--timeout", WAIT)
+    running.expect(f"^sum {plain}$")
