@@ -219,9 +219,11 @@ static void unbind(const struct psu_switch *s)
 
 static int64_t check_retire(uint32_t index)
 {
-    if (index >= PSU_INDICES || psu_objects[index].state != PSU_CURRENT)
+    if (index >= PSU_INDICES)
         return -PSU_EINVAL;
     touch(index);
+    if (psu_objects[index].state != PSU_CURRENT && !object_mark[index].new) /* a new one that no switch leads to is not needed */
+        return -PSU_EINVAL;
     if (object_mark[index].retired || psu_live_gates[index] + (uint32_t)object_mark[index].delta != 0)
         return -PSU_EINVAL;
     object_mark[index].retired = 1;

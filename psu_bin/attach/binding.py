@@ -78,15 +78,21 @@ class Binder:
         self.patch_owners: dict[int, Owners] = {}       # statics.match: by patch,
         self.module_owners: dict[int, Owners] = {}      # by module
         self._preferred: dict[tuple[int, int, str], set[int]] = {}
-        for n in range(len(patches)):
-            self.module.append(self._choose_module(n))
+        scores = [self._scores(n) for n in range(len(patches))]
+        for n, score in enumerate(scores):
+            # An object of new functions and data only belongs to those that were given with it.
+            every = [score] if any(score) else [s for s, group in zip(scores, groups) if group == groups[n]]
+            totals = [sum(column) for column in zip(*every)]
+            self.module.append(max(range(len(totals)), key=lambda m: (totals[m], -m)))
         for n in range(len(patches)):
             self.functions.append(self._bind_functions(n))
+        for group in dict.fromkeys(groups) if not self.problems else ():
+            self.problems += self._useless([n for n, g in enumerate(groups) if g == group])
 
     # ---- which module, which file ---------------------------------------------------------------------------------
 
-    def _choose_module(self, n: int) -> int:
-        """The module that has most of the patch's functions; the first one of several."""
+    def _scores(self, n: int) -> list[int]:
+        """How many of the patch's functions each module has: the patch belongs to that with most, the first one of several."""
         scores = []
         for m in range(len(self.views)):
             score = 0
@@ -97,7 +103,7 @@ class Binder:
                     except Ambiguous:
                         score += 1
             scores.append(score)
-        return max(range(len(scores)), key=lambda m: (scores[m], -m))
+        return scores
 
     def files(self, n: int, m: int, file: str) -> set[int]:
         """The module's source files that a static of the patch's `file` may come from; empty: not there at all.
@@ -195,8 +201,6 @@ class Binder:
                         patch.path, f"{other.name} and {f.name} are one function in {self.views[bound.module].path}: "
                                     "its linker folded them", "link the program without identical code folding"))
             out[f.section, f.start] = bound
-        if all(b.new and not b.known_stub for b in out.values()) and not self.problems:
-            self.problems.append(self._nothing_to_replace(n))
         return out
 
     def _bind_function(self, n: int, home: int, f: PatchFunction) -> BoundFunction:
@@ -260,9 +264,39 @@ class Binder:
                 if name == identity[1] and file and not self.file_known(n, m, file)]
         return same[0] if len(same) == 1 else None
 
-    def _nothing_to_replace(self, n: int) -> PsuError:
+    def _useless(self, group: list[int]) -> Iterator[PsuError]:
+        """What is wrong where objects that were given together, or one of them, would change nothing.
+
+        One may bring what others use; if nobody does, then its functions were meant to replace some."""
+        new = [n for n in group if all(b.new and not b.known_stub for b in self.functions[n].values())]
+        if len(new) == len(group):
+            yield self._nothing_to_replace(group)
+            return
+        for n in new:
+            used = {s.name for other in group if other != n for s in self.patches[other].symbols if s.section == elf.SHN_UNDEF}
+            if self.functions[n] and not used & {s.name for s in self.patches[n].symbols if not s.local and s.section != elf.SHN_UNDEF}:
+                yield self._nothing_to_replace([n])
+            elif (e := self._almost(n, [f.name for f in self.patches[n].functions if not f.clone])) is not None:
+                yield e
+
+    def _nothing_to_replace(self, group: list[int]) -> PsuError:
+        """None of these objects, which were given together, has anything that the program has."""
+        names: list[str] = []
+        for n in group:
+            mine = [f.name for f in self.patches[n].functions if not f.clone]
+            names += mine
+            if (e := self._almost(n, mine)) is not None:
+                return e
+        patch, where = self.patches[group[0]], " or ".join(v.path for v in self.views)
+        if not any(self.patches[n].has_code for n in group):
+            return PsuError(patch.path, "has no code")
+        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+        return PsuError(patch.path, f"defines no function that {where} has: {shown or 'its code has no function symbols of its own'}",
+                        "the functions may be inlined into all their callers: put those into the patch")
+
+    def _almost(self, n: int, mine: list[str]) -> PsuError | None:
+        """What the program has instead of one of a patch's functions `mine`."""
         patch, view = self.patches[n], self.views[self.module[n]]
-        mine = [f.name for f in patch.functions if not f.clone]
         for name in mine:
             clones = [view.descriptor.symbols[i].name for i in view.clones.get(name, ())]
             files = sorted({view.file_name(s) for s in view.locals.get(name, ())
@@ -276,10 +310,7 @@ class Binder:
             if name in view.globals:
                 return PsuError(patch.path, f"defines {name} as static, {view.path} has it as a global",
                                 "remove `static`")
-        names = ", ".join(mine[:8]) + (", ..." if len(mine) > 8 else "")
-        where = " or ".join(v.path for v in self.views)
-        return PsuError(patch.path, f"defines no function that {where} has: {names or 'its code has no function symbols of its own'}",
-                        "the functions may be inlined into all their callers: put those into the patch")
+        return None
 
     def patched(self) -> Iterator[Patched]:
         """The functions of the patches, each once: the compiler may have made copies of it, or only copies."""

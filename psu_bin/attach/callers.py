@@ -12,7 +12,7 @@ What is not seen: facts that a compiler derives from a function's body and uses 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from typing import NamedTuple
 
 from psu_bin import descriptor
@@ -47,16 +47,19 @@ def warnings(patched: tuple[Patched, ...], file: Callable[[ModuleView], Binary |
 def _of_module(view: ModuleView, mine: list[Patched], binary: Binary | None) -> Iterator[str]:
     numbers = {p.number for p in mine if p.number >= 0}
     names = {p.name for p in mine}
-    copies = inlined.find(binary, [p.name for p in mine if not p.weak]) if binary else set()
+    copies: dict[str, list[inlined.Copy]] = {}
+    for c in inlined.find(binary, [p.name for p in mine if not p.weak]) if binary else ():
+        copies.setdefault(c.function, []).append(c)
     symbols = view.descriptor.symbols
+    called = _names(view, numbers)
     uncalled = []
     for p in mine:
-        also = _others(view, p)
+        also = sorted(called.get(p.number, set()) - set(p.names))
         if also:
             yield (f"{p.name}: {_list(also)} in {view.path} {'is' if len(also) == 1 else 'are'} the same code, an alias or "
                    "folded into one: the new version is theirs, too")
         clones = list(_clones(view, p))
-        into = {without_clone(c.caller) for c in _of(p, copies)}
+        into = {without_clone(c.caller) for c in _of(p, copies.get(p.name, ()))}
         lost = {n for clone in clones for n in _callers(view, clone, numbers)} | (into - names)
         row = view.descriptor.functions[p.number] if p.number >= 0 else None
         unknown = [symbols[c].name for c in clones if not symbols[c].users and _called(view, c)]
@@ -83,13 +86,13 @@ def _reached(row: descriptor.Function) -> bool:
     return row.callers > 0 or bool(row.flags & descriptor.ADDRESS_TAKEN)      # exported ones count as taken
 
 
-def _others(view: ModuleView, p: Patched) -> list[str]:
-    """The function's names in the program that the patch does not have."""
-    if p.number < 0:
-        return []
-    at = {view.source_name(s).split("@", 1)[0] for s in view.descriptor.symbols
-          if s.function == p.number and s.kind == descriptor.KIND_FUNCTION and not is_clone(s.name)}
-    return sorted(at - set(p.names))
+def _names(view: ModuleView, numbers: Container[int]) -> dict[int, set[str]]:
+    """All names that the program has for each of these functions."""
+    out: dict[int, set[str]] = {}
+    for s in view.descriptor.symbols:
+        if s.function in numbers and s.kind == descriptor.KIND_FUNCTION and not is_clone(s.name):
+            out.setdefault(s.function, set()).add(view.source_name(s).split("@", 1)[0])
+    return out
 
 
 def _clones(view: ModuleView, p: Patched) -> Iterator[int]:
@@ -119,9 +122,8 @@ def _callers(view: ModuleView, clone: int, replaced: set[int]) -> set[str]:
     return out
 
 
-def _of(p: Patched, copies: set[inlined.Copy]) -> Iterator[inlined.Copy]:
-    """The inlined copies of this very function, not of another file's static one."""
-    mine = [c for c in copies if c.function == p.name]
+def _of(p: Patched, mine: Collection[inlined.Copy]) -> Iterator[inlined.Copy]:
+    """The inlined copies of this very function, not of another file's static one; mine: those of functions with its name."""
     files = {base_name(c.unit) for c in mine}
     for c in mine:
         if not p.file or base_name(c.unit) == p.file or len(files) == 1:

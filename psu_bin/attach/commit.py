@@ -146,7 +146,8 @@ def prepare(session: AgentSession, notes: meta.Notes, objects: list[NewObject], 
     count = len(body) // shim.SWITCH.size
     still = {f.current[2] for f in notes.functions if f.current}
     alive = {o.index for o in runtime.read_objects(process) if o.state == shim.CURRENT}
-    retires = sorted((retiring & alive) - still)
+    # Also new ones that nothing leads to: of data only, or made again by a revert for the sake of another of their patch.
+    retires = sorted((retiring & alive | {o.index for o in objects}) - still)
     head = b"".join(shim.NEW_OBJECT.pack(o.index, o.patch, o.eh_frame, *_flat(o.regions), *o.symfile) for o in objects)
     tail = b"".join(i.to_bytes(4, "little") for i in retires)
     blob = meta.encode(notes)

@@ -120,6 +120,10 @@ class PatchObject:
     found: dict[tuple[int, int], Found] = field(default_factory=dict)   # by (section, offset) of a relocation: anchors.py
 
     @property
+    def has_code(self) -> bool:
+        return any(s.flags & elf.SHF_EXECINSTR and s.flags & elf.SHF_ALLOC and s.size for s in self.sections)
+
+    @property
     def file(self) -> str:
         """The source file that its symbols name, "" when there is none."""
         return next((s.file for s in self.symbols if s.file), self._only_file)
@@ -196,7 +200,7 @@ class PatchObject:
 def load(path: str | Path, machine: int | None = None) -> PatchObject:
     """Read the patch object at `path`; `machine`: the target's ELF machine number, None: any.
 
-    Raises PsuError when it is not a relocatable object of that machine with code in it, or damaged."""
+    Raises PsuError when it is not a relocatable object of that machine, or damaged."""
     return parse(Binary.read(path), machine)
 
 
@@ -213,18 +217,15 @@ def parse(binary: Binary, machine: int | None = None) -> PatchObject:
         raise PsuError(path, f"is not an object file: ELF type {binary.type}",
                        "give the object file that `cc -c` makes")
     sections = binary.sections
-    code = [s for s in sections if s.flags & elf.SHF_EXECINSTR and s.flags & elf.SHF_ALLOC and s.size]
-    if not code:
-        if any(s.name.startswith((".gnu.lto_", ".gnu.debuglto_")) for s in sections):
-            raise PsuError(path, "holds only intermediate code of -flto", "compile the patch with -fno-lto "
-                                                                         "or -ffat-lto-objects")
-        raise PsuError(path, "has no code")
     for s in sections:
         _check_section(binary, s)
     symbols = _symbols(binary)
-    return PatchObject(path, binary.machine, sections,
-                       tuple(binary.contents(s) if s.flags & elf.SHF_ALLOC else b"" for s in sections),
-                       symbols, _relocations(binary, len(symbols)), _debug(binary, len(symbols)), binary)
+    patch = PatchObject(path, binary.machine, sections,
+                        tuple(binary.contents(s) if s.flags & elf.SHF_ALLOC else b"" for s in sections),
+                        symbols, _relocations(binary, len(symbols)), _debug(binary, len(symbols)), binary)
+    if not patch.has_code and any(s.name.startswith((".gnu.lto_", ".gnu.debuglto_")) for s in sections):
+        raise PsuError(path, "holds only intermediate code of -flto", "compile the patch with -fno-lto or -ffat-lto-objects")
+    return patch
 
 
 def _debug(binary: Binary, symbols: int) -> DebugLines | None:
