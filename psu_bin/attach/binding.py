@@ -272,9 +272,10 @@ class Binder:
         if len(new) == len(group):
             yield self._nothing_to_replace(group)
             return
+        used = {s.name for n in group for s in self.patches[n].symbols if s.section == elf.SHN_UNDEF}
         for n in new:
-            used = {s.name for other in group if other != n for s in self.patches[other].symbols if s.section == elf.SHN_UNDEF}
-            if self.functions[n] and not used & {s.name for s in self.patches[n].symbols if not s.local and s.section != elf.SHN_UNDEF}:
+            brought = {s.name for s in self.patches[n].symbols if not s.local and s.section != elf.SHN_UNDEF}
+            if self.functions[n] and not used & brought:
                 yield self._nothing_to_replace([n])
             elif (e := self._almost(n, [f.name for f in self.patches[n].functions if not f.clone])) is not None:
                 yield e

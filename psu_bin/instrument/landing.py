@@ -16,6 +16,7 @@ import numpy as np
 
 from psu_bin.elf import Binary
 from psu_bin.errors import PsuError
+from psu_bin.instrument.functions import executable
 from psu_bin.instrument.unwind import OMIT, Frames, encoded, uleb
 
 _ULEB = 0x01
@@ -23,15 +24,20 @@ _ULEB = 0x01
 
 def landing_pads(binary: Binary, frames: Frames) -> np.ndarray:
     """File addresses (int64, ascending) to which exceptions may lead, inside functions."""
-    out: list[int] = []
+    pads: list[int] = []
+    done = 0                         # entries ascend: damaged ones may overlap, again and again
+    every: list[np.ndarray] = []     # of functions whose table cannot be read
+    code = executable(binary)
     for begin, end, table in zip(frames.begin.tolist(), frames.end.tolist(), frames.lsda.tolist()):
         if not table:
             continue
         try:
-            out += _pads(binary, begin, table)
+            pads += _pads(binary, begin, table)
         except (ValueError, IndexError, struct.error, PsuError):
-            out += range(begin, end)
-    return np.unique(np.array(out, dtype=np.int64))
+            for s in code:
+                every.append(np.arange(max(begin, s.address, done), min(end, s.end)))
+            done = max(end, done)
+    return np.unique(np.concatenate([np.array(pads, dtype=np.int64), *every]))
 
 
 def _pads(binary: Binary, begin: int, table: int) -> list[int]:
