@@ -129,6 +129,8 @@ class Binary:
         if data[:4] != b"\x7fELF":
             if data[:4] in (b"BC\xc0\xde", b"\xde\xc0\x17\x0b"):
                 raise PsuError(path, "holds LLVM bitcode and no machine code", "compile it without -flto")
+            if data[:8] in (b"!<arch>\n", b"!<thin>\n"):
+                raise PsuError(path, "is an archive, not an ELF file", "take the object files out: ar x")
             raise PsuError(path, "not an ELF file")
         if len(data) < 64:
             raise PsuError(path, f"cut short: {len(data)} bytes, an ELF header has 64")

@@ -71,6 +71,9 @@ def test_files_that_are_no_patch_object(tmp_path):
     assert "cannot be read" in refusal(tmp_path / "missing.o")
     assert "cannot be read" in refusal(tmp_path)
     obj = compile_c(SOURCE, "-O1")
+    archive = tmp_path / "lib.a"
+    subprocess.run(["ar", "rcs", archive, obj], check=True)
+    assert "is an archive, not an ELF file (take the object files out: ar x)" in refusal(archive)
     short = tmp_path / "short.o"
     short.write_bytes(obj.read_bytes()[:400])
     assert "cut short" in refusal(short)
