@@ -5,7 +5,7 @@ The rules are those of the linker that made the program, with the program alread
 - a global is the module's global of that name; a static is the module's static of that name from the same source
   file. Patches are often compiled from a copy with another file name: when the patch's STT_FILE does not occur in the
   module at all, a static that is the only one of its name matches.  When the file occurs but has no such static, it
-  is new.
+  is new.  So it is in a file that is new altogether (together.py).
 - what the module does not have: other objects of the same transaction, what earlier patches brought along, other
   instrumented modules, then whatever the dynamic linker finds.
 - variables keep the program's storage, functions go to their stubs.
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from psu_bin import arch, descriptor, elf
-from psu_bin.attach import statics
+from psu_bin.attach import statics, together
 from psu_bin.attach.callers import Patched
 from psu_bin.attach.meaning import BoundFunction, Exported, External, Fixed, Target, Thread, Unclear
 from psu_bin.attach.owners import Owners
@@ -31,6 +31,7 @@ from psu_bin.errors import PsuError
 _CODE_KINDS = (descriptor.KIND_FUNCTION, descriptor.KIND_IFUNC, descriptor.KIND_NOTYPE)
 _OF_COMPILERS = ("__gcov", "__unnamed_", "__prof", "__sancov")
 _DATA_KINDS = (descriptor.KIND_OBJECT, descriptor.KIND_TLS, descriptor.KIND_NOTYPE)
+_ALL_ALIKE = frozenset(("_ZStL8__ioinit",))      # in every file with <iostream>: constructing one of them does it for all
 
 
 Row = TypeVar("Row")
@@ -78,21 +79,29 @@ class Binder:
         self.patch_owners: dict[int, Owners] = {}       # statics.match: by patch,
         self.module_owners: dict[int, Owners] = {}      # by module
         self._preferred: dict[tuple[int, int, str], set[int]] = {}
+        self._new_files: set[int] = set()               # patches whose statics are nobody else's
+        uses = together.providers(patches, groups, self.exports)
+        for n in set().union(*uses):
+            files = {s.file for s in patches[n].symbols if s.file}
+            known = [any(self.file_known(n, m, f) for f in files) for m in range(len(views))]
+            if together.is_new_file(patches[n], views, known):
+                self._new_files.add(n)
         scores = [self._scores(n) for n in range(len(patches))]
-        for n, score in enumerate(scores):
-            # An object of new functions and data only belongs to those that were given with it.
-            every = [score] if any(score) else [s for s, group in zip(scores, groups) if group == groups[n]]
-            totals = [sum(column) for column in zip(*every)]
-            self.module.append(max(range(len(totals)), key=lambda m: (totals[m], -m)))
+        self.module += together.homes(scores, groups, uses)
+        for n in (n for n, score in enumerate(scores) if not any(score)):
+            where = {self.module[n], *(self.module[u] for u, mine in enumerate(uses) if n in mine)}
+            if len(where) > 1:
+                self.warnings.append(f"{patches[n].path}: used by patches of {' and of '.join(views[m].path for m in sorted(where))}: "
+                                     f"names in it are those of {views[self.module[n]].path}")
         for n in range(len(patches)):
             self.functions.append(self._bind_functions(n))
         for group in dict.fromkeys(groups) if not self.problems else ():
-            self.problems += self._useless([n for n, g in enumerate(groups) if g == group])
+            self._check_use([n for n, g in enumerate(groups) if g == group])
 
     # ---- which module, which file ---------------------------------------------------------------------------------
 
     def _scores(self, n: int) -> list[int]:
-        """How many of the patch's functions each module has: the patch belongs to that with most, the first one of several."""
+        """How many of the patch's functions each module has, or earlier patches brought it; of its variables, if none has a function."""
         scores = []
         for m in range(len(self.views)):
             score = 0
@@ -103,7 +112,25 @@ class Binder:
                     except Ambiguous:
                         score += 1
             scores.append(score)
-        return scores
+        if any(scores):
+            return scores
+        names = [("", s.name) for s in self.patches[n].symbols if not s.local and s.section != elf.SHN_UNDEF and s.name]
+        scores = [sum(x in v.known_functions for x in names) for v in self.views]
+        return scores if any(scores) else [sum(x[1] in v.globals or x in v.known_variables for x in names) for v in self.views]
+
+    def _check_use(self, group: list[int]) -> None:
+        """Refuse objects of new functions that nobody uses, and warn of new variables that nobody does."""
+        new = {i for i, n in enumerate(group) if all(b.new and not b.known_stub for b in self.functions[n].values())}
+        uses = [{group.index(self.exports[self.groups[n], s.name][0]) for s in self.patches[n].symbols
+                 if s.section == elf.SHN_UNDEF and s.name not in self.views[self.module[n]].globals
+                 and (self.groups[n], s.name) in self.exports} for n in group]
+        patches, module = [self.patches[n] for n in group], [self.module[n] for n in group]
+        found = list(together.useless(patches, self.views, module, new, uses))
+        self.problems += found
+        for i in sorted(new - set().union(*uses)) if not found else ():
+            names = together.unused_variables(patches[i], self.views[module[i]])
+            if names:
+                self.warnings.append(f"{patches[i].path}: nothing of the patch uses {', '.join(names[:8])}, which the program does not have")
 
     def files(self, n: int, m: int, file: str) -> set[int]:
         """The module's source files that a static of the patch's `file` may come from; empty: not there at all.
@@ -126,13 +153,21 @@ class Binder:
     def static_candidates(self, n: int, m: int, name: str, file: str, kinds: tuple[int, ...]) -> list[Symbol]:
         """The module's statics that a static `name` of the patch's `file` can be, one for each address."""
         found = [s for s in self.views[m].locals.get(name, ()) if s.kind in kinds]
+        if name in _ALL_ALIKE:
+            return found[:1]
         files = self.files(n, m, file)
         if files:
             found = [s for s in found if s.file in files]
+        elif n in self._new_files:
+            found = []
         return list({(s.kind, s.address): s for s in found}.values())
 
     def file_known(self, n: int, m: int, file: str) -> bool:
         return bool(self.files(n, m, file))
+
+    def has_own_statics(self, n: int, m: int, file: str) -> bool:
+        """No static of the patch's `file` is one that the module has in other files."""
+        return n in self._new_files or self.file_known(n, m, file)
 
     def _only(self, m: int, name: str, candidates: list[Symbol]) -> Symbol | None:
         if len(candidates) > 1:
@@ -235,9 +270,9 @@ class Binder:
                     f"where the program has it in assembly: .type {s.name}, @function"))
         known = 0
         for s in f.names:
-            if not is_clone(s.name):
-                known = known or self.known(n, home, self.views[home].known_functions,
-                                            (s.file if s.local else "", s.name)) or 0
+            for m in (home, *(m for m in range(len(self.views)) if m != home and not s.local)):
+                if not is_clone(s.name):
+                    known = known or self.known(n, m, self.views[m].known_functions, (s.file if s.local else "", s.name)) or 0
         return BoundFunction(n, f, home, -1, identity, known)
 
     @staticmethod
@@ -256,62 +291,13 @@ class Binder:
     def known(self, n: int, m: int, table: Mapping[Identity, Row], identity: Identity) -> Row | None:
         """table[identity]; a static from a file that the module does not have also matches the only one of its name
         that other such files brought along."""
-        if identity in table or not identity[0]:
+        if identity in table or not identity[0] or n in self._new_files:
             return table.get(identity)
         if self.file_known(n, m, identity[0]):
             return None
         same = [v for (file, name), v in table.items()
                 if name == identity[1] and file and not self.file_known(n, m, file)]
         return same[0] if len(same) == 1 else None
-
-    def _useless(self, group: list[int]) -> Iterator[PsuError]:
-        """What is wrong where objects that were given together, or one of them, would change nothing.
-
-        One may bring what others use; if nobody does, then its functions were meant to replace some."""
-        new = [n for n in group if all(b.new and not b.known_stub for b in self.functions[n].values())]
-        if len(new) == len(group):
-            yield self._nothing_to_replace(group)
-            return
-        used = {s.name for n in group for s in self.patches[n].symbols if s.section == elf.SHN_UNDEF}
-        for n in new:
-            brought = {s.name for s in self.patches[n].symbols if not s.local and s.section != elf.SHN_UNDEF}
-            if self.functions[n] and not used & brought:
-                yield self._nothing_to_replace([n])
-            elif (e := self._almost(n, [f.name for f in self.patches[n].functions if not f.clone])) is not None:
-                yield e
-
-    def _nothing_to_replace(self, group: list[int]) -> PsuError:
-        """None of these objects, which were given together, has anything that the program has."""
-        names: list[str] = []
-        for n in group:
-            mine = [f.name for f in self.patches[n].functions if not f.clone]
-            names += mine
-            if (e := self._almost(n, mine)) is not None:
-                return e
-        patch, where = self.patches[group[0]], " or ".join(v.path for v in self.views)
-        if not any(self.patches[n].has_code for n in group):
-            return PsuError(patch.path, "has no code")
-        shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-        return PsuError(patch.path, f"defines no function that {where} has: {shown or 'its code has no function symbols of its own'}",
-                        "the functions may be inlined into all their callers: put those into the patch")
-
-    def _almost(self, n: int, mine: list[str]) -> PsuError | None:
-        """What the program has instead of one of a patch's functions `mine`."""
-        patch, view = self.patches[n], self.views[self.module[n]]
-        for name in mine:
-            clones = [view.descriptor.symbols[i].name for i in view.clones.get(name, ())]
-            files = sorted({view.file_name(s) for s in view.locals.get(name, ())
-                            if s.kind == descriptor.KIND_FUNCTION})
-            if clones:
-                return PsuError(patch.path, f"{name} exists in {view.path} only as {', '.join(clones)}: the compiler "
-                                            "inlined or specialised it", "put its callers into the patch")
-            if files:
-                return PsuError(patch.path, f"defines {name}, which {view.path} has as a static of {', '.join(files)}",
-                                "compile the patch from a file of that name, with the function static")
-            if name in view.globals:
-                return PsuError(patch.path, f"defines {name} as static, {view.path} has it as a global",
-                                "remove `static`")
-        return None
 
     def patched(self) -> Iterator[Patched]:
         """The functions of the patches, each once: the compiler may have made copies of it, or only copies."""

@@ -116,6 +116,11 @@ class Reader:
                 "a new variable points into the code",
                 "labels must not outlive their function: make the variable const")))
             return None
+        if isinstance(target, Piece) and target.room in (Room.CODE, Room.LABELS) and target.patch != layout.n:
+            self.problems.append(layout.refuse(function, piece.section, r.offset, Unclear(
+                f"{s.name} is in the code of {self.layouts[target.patch].patch.path}, and goes with its versions",
+                "give it the type of a function, or join the two objects: ld -r")))
+            return None
         self._note_function(layout, piece, r, s, field, target)
         self._reach(target)
         return Reference(r.offset, r.type, use, field.access, target, offset, r.addend, s.size, field.insn,

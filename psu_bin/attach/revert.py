@@ -129,7 +129,10 @@ def _place(x: Transaction, back: list[tuple[meta.FunctionNotes, int, int]]) -> P
     if wanted - got:
         names = ", ".join(sorted(f.name for fs in again.values() for f in fs if (f.module, f.number) not in got))
         raise PsuError(x.target.process.where, f"internal defect: the copies do not define {names}")
+    leads = {s.index for s in placed.switches}
     for o in placed.objects:
+        if o.index not in leads:
+            continue             # made for nothing: gone with the commit
         p = x.notes.patch(o.patch)
         assert p
         p.objects.append(o.index)

@@ -75,7 +75,7 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
     patch, view = binder.patches[n], binder.views[m]
     mine = _patch_functions(patch)
     theirs_functions = _module_functions(view)
-    known = binder.file_known(n, m, file)
+    known = binder.has_own_statics(n, m, file)
     ours = [(x, _patch_users(patch, x, mine)) for x in _patch_locals(patch).get((file, base), ())]
     files = binder.files(n, m, file)
     theirs: dict[int, tuple[Symbol, frozenset[str]]] = {}

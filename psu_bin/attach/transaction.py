@@ -198,7 +198,7 @@ class Transaction:
             if "EEXIST" in e.what:
                 return None
             if "ENOSPC" in e.what:      # shim/commands.c: its table of what is staged is full
-                raise PsuError(self.target.process.where, f"the patches take {len(wanted)} pieces of memory at once, {shim.STAGED} are kept track of",
+                raise PsuError(self.target.process.where, f"the patches take more than {shim.STAGED} pieces of memory at once",
                                "join their objects: ld -r") from e
             raise
         return [row[0] for row in shim.MAP.iter_unpack(raw)]

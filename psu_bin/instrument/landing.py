@@ -32,7 +32,7 @@ def landing_pads(binary: Binary, frames: Frames) -> np.ndarray:
         if not table:
             continue
         try:
-            pads += _pads(binary, begin, table)
+            _pads(binary, begin, table, pads)
         except (ValueError, IndexError, struct.error, PsuError):
             for s in code:
                 every.append(np.arange(max(begin, s.address, done), min(end, s.end)))
@@ -40,9 +40,12 @@ def landing_pads(binary: Binary, frames: Frames) -> np.ndarray:
     return np.unique(np.concatenate([np.array(pads, dtype=np.int64), *every]))
 
 
-def _pads(binary: Binary, begin: int, table: int) -> list[int]:
-    """The landing pads of the function at `begin`.  Raises ValueError, IndexError, struct.error or PsuError where its table is in
-    another format, or not in the file."""
+def _pads(binary: Binary, begin: int, table: int, out: list[int]) -> None:
+    """Add the landing pads of the function at `begin`.  Raises ValueError, IndexError, struct.error or PsuError where its table is in
+    another format, or not in the file: what has been read before stays.
+
+    clang -fbasic-block-sections writes heads that claim the records of all sections of a function, with the heads of the others
+    between them: those of this one come first."""
     head = binary.bytes_at(table, 32)
     start, at = begin, 1
     if head[0] != OMIT:
@@ -57,7 +60,6 @@ def _pads(binary: Binary, begin: int, table: int) -> list[int]:
     data = binary.bytes_at(table + at, size) if size else b""        # an empty one may be the last of the file
     if len(data) < size:
         raise ValueError("a table that the file cuts short")
-    out = []
     at = 0
     while at < size:
         for _ in range(3):      # start, length, landing pad
@@ -67,4 +69,3 @@ def _pads(binary: Binary, begin: int, table: int) -> list[int]:
             raise ValueError("a landing pad that is no address")
         if pad:
             out.append(start + pad)
-    return out

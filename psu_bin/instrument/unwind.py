@@ -86,6 +86,8 @@ def uleb(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if byte < 0x80:
             return result, at
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
 
 
 def _sleb(data: bytes, at: int) -> tuple[int, int]:

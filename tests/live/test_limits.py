@@ -272,7 +272,7 @@ def test_many_objects_at_once(lab):
     patches = objects(lab.folder, names)
     before = layout(running.pid)
     ran = psu_bin("attach", running.pid, *patches, check=False)
-    assert ran.status == 1 and "pieces of memory at once" in ran.err and "ld -r" in ran.err and ran.err.count("\n") == 1, ran.err
+    assert ran.status == 1 and "pieces of memory at once" in ran.err and "1024" in ran.err and "ld -r" in ran.err and ran.err.count("\n") == 1, ran.err
     assert layout(running.pid)[:len(before)] == before or status.read(running.pid).patches == ()
     some = MANY // 3
     psu_bin("attach", running.pid, *patches[:some])

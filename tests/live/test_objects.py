@@ -1,5 +1,6 @@
 """Patches of several objects: new files that the program does not have, objects of data only, and that none of them stays for nothing."""
 
+import platform
 import re
 import subprocess
 
@@ -12,12 +13,14 @@ MAIN = r"""
 #include <stdio.h>
 #include <unistd.h>
 int pace = 20000;
+static int calls;
+static __attribute__((noipa)) int own(int x) { return ++calls < 0 ? calls : x; }
 __attribute__((noipa)) int first(int x) { return x + 1; }
 __attribute__((noipa)) int second(int x) { return x + 2; }
 int main(void)
 {
     for (;;) {
-        printf("first %d second %d\n", first(1), second(1));
+        printf("first %d second %d\n", own(first(1)), second(1));
         fflush(stdout);
         usleep(pace);
     }
@@ -29,8 +32,14 @@ FILES = {
     "table": "int pace = 1; int table[3] = {70000, 80000, 90000};",
     "second": "extern int table[3]; int helper(int); int second(int x) { return table[1] + helper(x); }",
     "stray": "int stray(int x) { return x; }",
+    "namesakes": "static int calls; static __attribute__((noipa)) int own(int x) { return x + 1000 * ++calls; }"
+                 "int helper(int x) { return calls < 3 ? own(x) : x + 7000; }",
+    "one": "int two(int); int one(int x) { return two(x) + 1; }",
+    "two": "int one(int); int two(int x) { return x > 9 ? x : one(x); }",
     "other": "static int first(int x) { return x * 7; } int (*other(void))(int) { return first; }",
 }
+
+LABEL = {"x86_64": "movl $77, %eax\nret\n", "aarch64": "mov w0, 77\nret\n"}
 
 
 @pytest.fixture
@@ -87,10 +96,63 @@ def test_nothing_stays_of_objects_that_are_not_needed(lab, running):
     assert len(set(seen)) == 1, seen
 
 
+def test_statics_of_a_new_file_are_its_own(lab, running):
+    psu_bin("attach", running.pid, *objects(lab, "namesakes", "first"))
+    for n in (1, 2, 3):
+        running.expect(f"^first {n}001 second 3$")
+    running.expect("^first 7001 second 3$")
+    assert psu_bin("status", running.pid, "--json").json["patches"][0]["functions"] == ["helper", "first"]
+
+
+def test_new_variables_that_nothing_uses(lab, running):
+    ran = psu_bin("attach", running.pid, *objects(lab, "first", "helper", "table"))
+    assert "warning: " in ran.err and "nothing of the patch uses table" in ran.err
+    running.expect("^first 1001 second 3$")
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_code_of_another_object_that_is_no_function(lab, running, typed):
+    """It would go with that object's versions, and nothing counts who is in it."""
+    (lab.folder / "label.s").write_text(".globl helper\n" + ".type helper, @function\n" * typed + "helper:\n" + LABEL[platform.machine()]
+                                        + ".size helper, . - helper\n" * typed + '.section .note.GNU-stack, "", @progbits\n')
+    subprocess.run(["gcc", "-c", "label.s"], cwd=lab.folder, check=True)
+    ran = psu_bin("attach", running.pid, *objects(lab, "first"), lab.folder / "label.o", check=False)
+    if typed:
+        assert ran.status == 0
+        running.expect("^first 77 second 3$")
+    else:
+        assert ran.status == 1 and "helper is in the code of " in ran.err
+        running.expect("^first 2 second 3$")
+
+
+def test_a_new_file_belongs_to_the_library_that_uses_it(lab):
+    """The program has a variable of the same name."""
+    sources = {
+        "library": "__attribute__((visibility(\"hidden\"))) int state = 100; __attribute__((noipa)) int get(int x) { return x + state; }",
+        "main": MAIN.replace("first(1)", "get(first(1))").replace("int pace", "int get(int); int state = 5, pace"),
+        "get": "int helper(int); int get(int x) { return helper(x); }",
+        "helper": "extern __attribute__((visibility(\"hidden\"))) int state; int helper(int x) { return 1000 * state + x; }",
+        "first": "int first(int x) { return x; }", "second": "int second(int x) { return x; }",
+    }
+    for name, text in sources.items():
+        (lab.folder / f"{name}.c").write_text(text)
+        subprocess.run(["gcc", "-O2", "-fPIC", "-c", f"{name}.c"], cwd=lab.folder, check=True)
+    subprocess.run("gcc -shared library.o -Wl,-soname,libget.so -o libget.so && gcc main.o -L. -lget -Wl,-rpath,'$ORIGIN' -o main", shell=True, cwd=lab.folder,
+                   check=True)
+    psu_bin("instrument", lab.folder / "main")
+    psu_bin("instrument", lab.folder / "libget.so", "-o", lab.folder / "new.so")
+    (lab.folder / "new.so").rename(lab.folder / "libget.so")
+    running = lab.start(lab.folder / "main.psu")
+    running.expect("^first 102 second 3$")
+    psu_bin("attach", running.pid, *(lab.folder / f"{name}.o" for name in ("helper", "first", "second", "get")))
+    running.expect("^first 100001 second 1$")
+
+
 @pytest.mark.parametrize(("names", "what"), [
     (("first", "helper", "stray"), "stray1.o: defines no function that .* has: stray"),
     (("stray", "helper"), "stray1.o: defines no function that .* has: stray, helper"),
     (("table",), "table1.o: has no code"),
+    (("first", "helper", "one", "two"), "one1.o: defines no .*two1.o: defines no function"),
     (("second", "helper", "table", "other"), "other1.o: defines first as static, .* has it as a global"),
 ])
 def test_an_object_that_would_change_nothing(lab, running, names, what):
