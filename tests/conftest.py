@@ -71,7 +71,7 @@ def psu_bin(*arguments: object, check: bool = True, env: dict[str, str] | None =
                               cwd=ROOT, timeout=300 * SLOWNESS, env=environment)
         ran = Ran(done.returncode, done.stdout, done.stderr)
     if check and ran.status:
-        pytest.fail(f"psu-bin {' '.join(map(str, arguments))}: status {ran.status}: {ran.err}")
+        pytest.fail(f"psu-bin {' '.join(map(str, arguments))}: status {ran.status}: {ran.err or ran.out}")
     return ran
 
 

@@ -84,6 +84,7 @@ class Updates:
         self.failing = Failing(self.pid)
         self.newest = 0
         self.next = 0
+        self.refused = ""
 
     def attach(self, who=AGENT, error=0, at=0, number=NEVER):
         """(done, what disarm says).  With a new agent there is more than before in any case."""
@@ -93,8 +94,9 @@ class Updates:
         try:
             self.versions.attach(self.pid, self.next)
             done = True
-        except PsuError:
+        except PsuError as e:
             done = False
+            self.refused = str(e)
         said = self.failing.disarm()
         if done:
             self.running.expect(f"^version {self.next}$", reject=f"ERROR|^version (?!{self.next}$|{self.newest}$)")
@@ -109,7 +111,8 @@ class Updates:
     def check(self):
         """One that nothing disturbs."""
         done, (_, failed, _, numbers) = self.attach()
-        assert done and not failed
+        assert done, self.refused
+        assert not failed
         return numbers
 
 

@@ -246,7 +246,7 @@ EACH = "int f0000(int x) { return x + 1000; }\n"
 
 def objects(folder: Path, names: list[str]) -> list[Path]:
     (folder / "each.c").write_text(EACH)
-    subprocess.run(["gcc", "-O2", "-c", "each.c"], cwd=folder, check=True)
+    subprocess.run(["gcc", "-O2", "-g", "-c", "each.c"], cwd=folder, check=True)
     data = (folder / "each.o").read_bytes()
     out = []
     for n in names:
