@@ -97,6 +97,7 @@ void *psu_agent_main(void *unused)
             if (!introduced++) {
                 psu_syscall(NR_prctl, PR_SET_NAME, "psu-agent", 0, 0, 0);
                 psu_membarrier_register();
+                psu_small_pages();
             }
             psu_run_command();
             __atomic_store_n(&psu_runtime.done_seq, asked, __ATOMIC_RELEASE);

@@ -42,6 +42,7 @@ enum { PSU_EPERM = 1, PSU_ESRCH = 3, PSU_EAGAIN = 11, PSU_ENOMEM = 12, PSU_EFAUL
 /* ---- syscalls.c: the few that are used in more than one place; results are addresses/0 or -errno ---- */
 enum { PSU_PROT_READ = 1, PSU_PROT_WRITE = 2, PSU_PROT_EXEC = 4 };
 void *psu_map_anonymous(size_t size);         /* private, zero, no huge pages, not reserved; 0 when there is none */
+void psu_small_pages(void);                   /* the shim's own zeroed data: no huge pages from here on */
 int psu_thread_alive(uint32_t tid);           /* of this process */
 long psu_thread_count(void);                  /* 0: unknown (no /proc) */
 void psu_futex_wake(uint32_t *word, int waiters);

@@ -4,6 +4,8 @@
  */
 #include "internal.h"
 
+extern char __bss_start[] __attribute__((visibility("hidden"))), _end[] __attribute__((visibility("hidden"))); /* the linker's */
+
 enum { MAP_PRIVATE = 2, MAP_ANONYMOUS = 0x20, MAP_NORESERVE = 0x4000, MADV_NOHUGEPAGE = 15, AT_FDCWD = -100, CLOCK_MONOTONIC = 1,
        FUTEX_WAIT_PRIVATE = 128, FUTEX_WAKE_PRIVATE = 129 };
 
@@ -16,6 +18,13 @@ void *psu_map_anonymous(size_t size)
     /* Neighbouring blocks become one mapping; a huge page there would cost 2 MiB for a thread's 4 KiB. */
     psu_syscall(NR_madvise, at, size, MADV_NOHUGEPAGE);
     return (void *)at;
+}
+
+/* Tables for as many gates and objects as there may ever be are 5 MiB, and some pages of them are used. */
+void psu_small_pages(void)
+{
+    uint64_t start = (uint64_t)__bss_start & ~0xFFFFull; /* whatever the size of pages is */
+    psu_syscall(NR_madvise, start, (uint64_t)_end - start, MADV_NOHUGEPAGE);
 }
 
 uint64_t psu_nanoseconds(void)

@@ -3,6 +3,7 @@
 PSU_SOAK says how many updates; scripts/torture soak makes it 10,000."""
 
 import os
+import re
 from pathlib import Path
 
 from conftest import WAIT, psu_bin
@@ -13,6 +14,17 @@ from psu_bin.attach import status
 UPDATES = int(os.environ.get("PSU_SOAK", 150))
 LOOKS = 4                  # updates in a row after which we look: objects take turns in two places, next to others or not
 PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def test_tables_take_no_huge_pages(lab):
+    """Where huge pages are given unasked, which is the default of most distributions, 5 MiB of tables would be in memory at once."""
+    running = lab.start(lab.program("spin"), 2)
+    running.expect("^version 0$")
+    Versions(lab, "spin").run(running.pid, 1, 1)
+    mappings = re.findall(r"^\w+-\w+ (\S+) .*?(\S*)\n(?:\w+:.*\n)*?VmFlags:(.*)\n", Path(f"/proc/{running.pid}/smaps").read_text(), re.M)
+    last = max(i for i, (_, path, _) in enumerate(mappings) if path.endswith("libpsu_shim.so"))
+    access, _, flags = mappings[last + 1]       # its zeroed data
+    assert access == "rw-p" and " nh" in flags, mappings[last - 1:last + 3]
 
 
 def memory(pid):
