@@ -128,8 +128,7 @@ def prepare(session: AgentSession, notes: meta.Notes, objects: list[NewObject], 
     fresh = _Gates(process, runtime, notes)
     body = b""
     retiring: set[int] = set()
-    # Gates that are called through pointers side by side, so that they take few pages and cache lines.
-    for s in sorted(switches, key=lambda s: not s.looks):
+    for s in switches:
         old = s.function.current
         old_kind, old_gate = (old[0], old[1]) if old else (shim.NO_GATE, shim.NO_GATE)
         if s.body:

@@ -134,5 +134,5 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, temporary, number):
 
 def test_a_static_program_is_refused_and_that_is_right(tmp_path):
     done = psu_bin("regress", SERVER, "--only", "link=static-pie", "--only", "cc=gcc", "--only", "opt=-O2", "--only",
-                   "threads=4", "--logs", tmp_path)
+                   "threads=4", "--logs", tmp_path, env={"TMPDIR": str(tmp_path)})
     assert "1 refused" in done.out and "statically linked" in done.out
