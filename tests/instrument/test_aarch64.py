@@ -160,7 +160,7 @@ def test_addresses_that_exception_handlers_compute(tmp_path: Path, level: str, h
     assert "_ZL6handedi" in updatable and ("_ZL5giveni" in updatable or far), "no handler computes the address of handed"
 
 
-# A handler right behind a call that never returns, before which the register has another page: "completes" says that it has its own.
+# A handler right behind a call that never returns: before that call the register has another page than where the exception comes from.
 BEHIND = """
         .text
         .globl user
