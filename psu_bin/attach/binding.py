@@ -24,6 +24,7 @@ from psu_bin.attach.callers import Patched
 from psu_bin.attach.meaning import BoundFunction, Exported, External, Fixed, Target, Thread, Unclear
 from psu_bin.attach.owners import Owners
 from psu_bin.attach.patch import PatchFunction, PatchObject, PatchSymbol, is_clone, without_clone
+from psu_bin.attach.together import Origin
 from psu_bin.attach.view import SEVERAL, Identity, ModuleView, artificial, base_name
 from psu_bin.descriptor import NO_FUNCTION, Symbol
 from psu_bin.errors import PsuError
@@ -79,13 +80,12 @@ class Binder:
         self.patch_owners: dict[int, Owners] = {}       # statics.match: by patch,
         self.module_owners: dict[int, Owners] = {}      # by module
         self._preferred: dict[tuple[int, int, str], set[int]] = {}
-        self._new_files: set[int] = set()               # patches whose statics are nobody else's
+        self._origin: list[Origin] = []                 # by patch
         uses = together.providers(patches, groups, self.exports)
-        for n in set().union(*uses):
-            files = {s.file for s in patches[n].symbols if s.file}
-            known = [any(self.file_known(n, m, f) for f in files) for m in range(len(views))]
-            if together.is_new_file(patches[n], views, known):
-                self._new_files.add(n)
+        used = set().union(*uses)
+        for n, p in enumerate(patches):
+            known = any(self.file_known(n, m, f) for f in {s.file for s in p.symbols if s.file} for m in range(len(views)))
+            self._origin.append(together.origin(p, views, known, n in used))
         scores = [self._scores(n) for n in range(len(patches))]
         self.module += together.homes(scores, groups, uses)
         for n in (n for n, score in enumerate(scores) if not any(score)):
@@ -158,7 +158,7 @@ class Binder:
         files = self.files(n, m, file)
         if files:
             found = [s for s in found if s.file in files]
-        elif n in self._new_files:
+        elif self._origin[n] is not Origin.PROGRAM:
             found = []
         return list({(s.kind, s.address): s for s in found}.values())
 
@@ -167,7 +167,7 @@ class Binder:
 
     def has_own_statics(self, n: int, m: int, file: str) -> bool:
         """No static of the patch's `file` is one that the module has in other files."""
-        return n in self._new_files or self.file_known(n, m, file)
+        return self._origin[n] is not Origin.PROGRAM or self.file_known(n, m, file)
 
     def _only(self, m: int, name: str, candidates: list[Symbol]) -> Symbol | None:
         if len(candidates) > 1:
@@ -291,7 +291,7 @@ class Binder:
     def known(self, n: int, m: int, table: Mapping[Identity, Row], identity: Identity) -> Row | None:
         """table[identity]; a static from a file that the module does not have also matches the only one of its name
         that other such files brought along."""
-        if identity in table or not identity[0] or n in self._new_files:
+        if identity in table or not identity[0] or self._origin[n] is Origin.NEW:
             return table.get(identity)
         if self.file_known(n, m, identity[0]):
             return None

@@ -8,6 +8,7 @@ functions are its own, whatever the program calls by the same names.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum, auto
 
 from psu_bin import descriptor, elf
 from psu_bin.attach.patch import PatchObject, PatchSymbol
@@ -55,16 +56,23 @@ def homes(scores: Sequence[Sequence[int]], groups: Sequence[int], uses: Sequence
     return out
 
 
-def is_new_file(patch: PatchObject, views: Sequence[ModuleView], file_known: Sequence[bool]) -> bool:
-    """Whether an object that others use is of a source file that no module has: neither its name, nor anything global in it.
+class Origin(Enum):
+    """Where the source file of an object comes from."""
+    PROGRAM = auto()       # a module was made of it, or nothing tells
+    EARLIER = auto()       # an earlier patch brought it
+    NEW = auto()           # this one does
 
-    file_known: by module, whether it has source files of the names that the object has.  Weak symbols say nothing: every file of
-    C++ has those that it uses."""
-    if any(file_known):
-        return False
+
+def origin(patch: PatchObject, views: Sequence[ModuleView], file_known: bool, used: bool) -> Origin:
+    """Of an object: by its globals.  Weak ones say nothing: every file of C++ has those that it uses.
+
+    file_known: a module has a source file of a name that the object has; used: another object of the patch names its globals."""
     names = {s.name for s in patch.symbols if s.bind == elf.STB_GLOBAL and s.section != elf.SHN_UNDEF and s.name}
-    return not any(n in v.globals or ("", n) in v.known_functions or ("", n) in v.known_variables or _hidden(v, n)
-                   for v in views for n in names)
+    if file_known or any(n in v.globals or _hidden(v, n) for v in views for n in names):
+        return Origin.PROGRAM
+    if any(("", n) in v.known_functions or ("", n) in v.known_variables for v in views for n in names):
+        return Origin.EARLIER
+    return Origin.NEW if used else Origin.PROGRAM
 
 
 def _hidden(view: ModuleView, name: str) -> bool:

@@ -33,12 +33,12 @@ FILES = {
     "second": "extern int table[3]; int helper(int); int second(int x) { return table[1] + helper(x); }",
     "stray": "int stray(int x) { return x; }",
     "namesakes": "static int calls; static __attribute__((noipa)) int own(int x) { return x + 1000 * ++calls; }"
-                 "int helper(int x) { return calls < 3 ? own(x) : x + 7000; }",
+                 "int helper(int x) { return calls < 3 ? own(x) : x + 7000 * HOW + 100000 * calls; }",
     "one": "int two(int); int one(int x) { return two(x) + 1; }",
     "two": "int one(int); int two(int x) { return x > 9 ? x : one(x); }",
     "other": "static int first(int x) { return x * 7; } int (*other(void))(int) { return first; }",
 }
-
+FILES["renamed"] = FILES["namesakes"]
 LABEL = {"x86_64": "movl $77, %eax\nret\n", "aarch64": "mov w0, 77\nret\n"}
 
 
@@ -100,8 +100,14 @@ def test_statics_of_a_new_file_are_its_own(lab, running):
     psu_bin("attach", running.pid, *objects(lab, "namesakes", "first"))
     for n in (1, 2, 3):
         running.expect(f"^first {n}001 second 3$")
-    running.expect("^first 7001 second 3$")
+    running.expect("^first 307001 second 3$")
     assert psu_bin("status", running.pid, "--json").json["patches"][0]["functions"] == ["helper", "first"]
+    psu_bin("attach", running.pid, *objects(lab, "namesakes", how=2))
+    running.expect("^first 314001 second 3$")
+    psu_bin("attach", running.pid, *objects(lab, "renamed", how=3))
+    running.expect("^first 321001 second 3$")
+    psu_bin("revert", running.pid)
+    running.expect("^first 314001 second 3$")
 
 
 def test_new_variables_that_nothing_uses(lab, running):
