@@ -19,6 +19,10 @@
  *     psu_code_written.
  *   - Nobody else's bytes change: the word must hold what psu-bin read.  A debugger may have a breakpoint in it.
  *
+ * Not every emulator keeps that.  QEMU 7.2, translating for several processors at once, may keep a translation for ever that it began before
+ * the store and finished after it: a thread stays on the old call, although memory has the new one.  Seen once in some twenty first updates of
+ * a thread that does nothing but call, on a host that was short of processors.
+ *
  * The code is writable and executable for the few microseconds that this takes: a moment without the right to execute it
  * would be the end of the program.
  */
