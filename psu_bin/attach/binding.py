@@ -98,6 +98,11 @@ class Binder:
         for group in dict.fromkeys(groups) if not self.problems else ():
             self._check_use([n for n, g in enumerate(groups) if g == group])
 
+    def brought(self) -> tuple[str, ...]:
+        """The globals of patches' files that no module has."""
+        return tuple(sorted({name for p, origin in zip(self.patches, self._origin) if origin is not Origin.PROGRAM
+                             for name in together.own_globals(p)}))
+
     # ---- which module, which file ---------------------------------------------------------------------------------
 
     def _scores(self, n: int) -> list[int]:

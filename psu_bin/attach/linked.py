@@ -44,6 +44,7 @@ class Demand(NamedTuple):
     warnings: tuple[str, ...]
     patched: tuple[Patched, ...]   # all functions of the patches
     work: object                   # linker.Work: intermediate results, nobody else's business
+    brought: tuple[str, ...]       # Notes.brought of them
 
 
 class ModulePlacement(NamedTuple):

@@ -101,7 +101,8 @@ def plan(patches: Sequence[PatchObject], views: Sequence[ModuleView], groups: Se
     rooms = [_lay_out(n, layouts[n], reader, machine, kinds, symfiles[n].size) for n in range(len(all_patches))]
     used = tuple(sorted(set(binder.module)))
     work = Work(all_patches, all_views, binder, layouts, reader, machine, link, kinds, relied, rooms, symfiles, used)
-    return Demand(tuple(_module_demand(work, m) for m in used), tuple(binder.warnings), tuple(binder.patched()), work)
+    return Demand(tuple(_module_demand(work, m) for m in used), tuple(binder.warnings), tuple(binder.patched()), work,
+                  binder.brought())
 
 
 def _layout(n: int, binder: Binder, link: ModuleType) -> Layout:

@@ -20,7 +20,7 @@ from psu_bin.attach.process import Process
 from psu_bin.attach.shim import Runtime
 from psu_bin.errors import PsuError
 
-FORMAT = 4
+FORMAT = 5
 HISTORY = 64          # versions of a function that a revert can go back through
 FREED_KEPT = 16       # freed patches that status still lists
 LARGEST = 1 << 28     # bytes of the notes, unpacked
@@ -94,6 +94,7 @@ class Notes:
     # Of objects that call themselves: [counter index, address, the table of those calls, its size, distance to the room of
     # the stubs that they can be turned to (0: they need none)]: inner.py
     calls: list[list] = field(default_factory=list)
+    brought: list[str] = field(default_factory=list)      # globals of source files that the program does not have: together.py
 
     def patch(self, patch_id: int) -> PatchNotes | None:
         return next((p for p in self.patches if p.id == patch_id), None)
@@ -124,7 +125,7 @@ class Notes:
 # What each list holds, as types or, for rows of fixed length, a type for each place.
 _SHAPES: dict[str, type | tuple[type, ...]] = {
     "next_gate": int, "variables": (str, str, str, int, int), "constants": (str, int, int, int, int),
-    "imports": (str, str, int, int), "calls": (int, int, int, int, int), "relied": (int, int, str, int, int), "pinned": str,
+    "imports": (str, str, int, int), "calls": (int, int, int, int, int), "relied": (int, int, str, int, int), "pinned": str, "brought": str,
     "history": int, "gates": (int, int, int), "current": int,
     "functions": str, "objects": int, "sources": (str, str), "code": (str, int, int)}
 _ROWS = {"patches": PatchNotes, "functions": FunctionNotes, "stubs": StubNotes, "stores": Store}

@@ -67,12 +67,19 @@ def origin(patch: PatchObject, views: Sequence[ModuleView], file_known: bool, us
     """Of an object: by its globals.  Weak ones say nothing: every file of C++ has those that it uses.
 
     file_known: a module has a source file of a name that the object has; used: another object of the patch names its globals."""
-    names = {s.name for s in patch.symbols if s.bind == elf.STB_GLOBAL and s.section != elf.SHN_UNDEF and s.name}
+    names = own_globals(patch)
     if file_known or any(n in v.globals or _hidden(v, n) for v in views for n in names):
         return Origin.PROGRAM
-    if any(("", n) in v.known_functions or ("", n) in v.known_variables for v in views for n in names):
+    if any(n in v.brought for v in views for n in names):
         return Origin.EARLIER
-    return Origin.NEW if used else Origin.PROGRAM
+    # New variables alone do not tell: a copy of one of the program's files, under another name, has some that its last version brought.
+    known = any(("", n) in v.known_functions or ("", n) in v.known_variables for v in views for n in names)
+    return Origin.NEW if used and not known else Origin.PROGRAM
+
+
+def own_globals(patch: PatchObject) -> set[str]:
+    """The names of the globals that an object, and no other, defines."""
+    return {s.name for s in patch.symbols if s.bind == elf.STB_GLOBAL and s.section != elf.SHN_UNDEF and s.name}
 
 
 def _hidden(view: ModuleView, name: str) -> bool:

@@ -272,6 +272,7 @@ class Transaction:
                            "try again")
         linked = linker.relocate(demand, room.placements, self._with_entries(demand, resolved))
         room.write(linked)
+        self.notes.brought = sorted({*self.notes.brought, *demand.brought})
         return self._placed(sources, linked, room)
 
     def _becomes_current(self, source: Source, view: ModuleView, f: BoundFunction) -> bool:

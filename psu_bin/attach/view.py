@@ -47,6 +47,7 @@ class ModuleView:
     read: Callable[[int, int], bytes] | None = None     # (address, size) of the target's memory; may raise PsuError
     file: Callable[[], Binary | None] | None = None     # the module's file; the answer is None where it is not to be had
     executable: bool = False            # the program itself, not a library
+    brought: frozenset[str] = frozenset()   # globals of source files that earlier patches brought
 
     @property
     def position_dependent(self) -> bool:
@@ -197,5 +198,5 @@ def views(t: Target, notes: meta.Notes) -> tuple[ModuleView, ...]:
                              if key == m.key]),
             {(s.file, s.name): s.stub for s in notes.stubs if s.module == m.key},
             tuple(Stored(*row) for key, *row in notes.constants if key == m.key),
-            relied, t.process.read, partial(target.file, t, m.descriptor), m.executable))
+            relied, t.process.read, partial(target.file, t, m.descriptor), m.executable, frozenset(notes.brought)))
     return tuple(out)

@@ -34,6 +34,8 @@ FILES = {
     "stray": "int stray(int x) { return x; }",
     "namesakes": "static int calls; static __attribute__((noipa)) int own(int x) { return x + 1000 * ++calls; }"
                  "int helper(int x) { return calls < 3 ? own(x) : x + 7000 * HOW + 100000 * calls; }",
+    "copy": "int seen; static int calls; static __attribute__((noipa)) int own(int x) { seen = ++calls; return x + 1000 * HOW; }"
+            "int (*shown)(int) = own;",
     "one": "int two(int); int one(int x) { return two(x) + 1; }",
     "two": "int one(int); int two(int x) { return x > 9 ? x : one(x); }",
     "other": "static int first(int x) { return x * 7; } int (*other(void))(int) { return first; }",
@@ -108,6 +110,13 @@ def test_statics_of_a_new_file_are_its_own(lab, running):
     running.expect("^first 321001 second 3$")
     psu_bin("revert", running.pid)
     running.expect("^first 314001 second 3$")
+
+
+def test_a_renamed_copy_of_a_file_stays_that(lab, running):
+    """It has brought a variable, and no global that the program has."""
+    for how in (1, 2):
+        psu_bin("attach", running.pid, *objects(lab, "copy", how=how))
+        running.expect(f"^first {how}002 second 3$")
 
 
 def test_new_variables_that_nothing_uses(lab, running):
