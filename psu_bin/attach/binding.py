@@ -95,8 +95,8 @@ class Binder:
                                      f"names in it are those of {views[self.module[n]].path}")
         for n in range(len(patches)):
             self.functions.append(self._bind_functions(n))
-        for group in dict.fromkeys(groups) if not self.problems else ():
-            self._check_use([n for n, g in enumerate(groups) if g == group])
+        if not self.problems:
+            self._check_use()
 
     def brought(self) -> tuple[str, ...]:
         """The globals of patches' files that no module has."""
@@ -123,19 +123,18 @@ class Binder:
         scores = [sum(x in v.known_functions for x in names) for v in self.views]
         return scores if any(scores) else [sum(x[1] in v.globals or x in v.known_variables for x in names) for v in self.views]
 
-    def _check_use(self, group: list[int]) -> None:
+    def _check_use(self) -> None:
         """Refuse objects of new functions that nobody uses, and warn of new variables that nobody does."""
-        new = {i for i, n in enumerate(group) if all(b.new and not b.known_stub for b in self.functions[n].values())}
-        uses = [{group.index(self.exports[self.groups[n], s.name][0]) for s in self.patches[n].symbols
-                 if s.section == elf.SHN_UNDEF and s.name not in self.views[self.module[n]].globals
-                 and (self.groups[n], s.name) in self.exports} for n in group]
-        patches, module = [self.patches[n] for n in group], [self.module[n] for n in group]
-        found = list(together.useless(patches, self.views, module, new, uses))
-        self.problems += found
-        for i in sorted(new - set().union(*uses)) if not found else ():
-            names = together.unused_variables(patches[i], self.views[module[i]])
+        home = [self.views[m] for m in self.module]
+        uses = together.providers(self.patches, self.groups, self.exports, home)
+        new = {n for n, mine in enumerate(self.functions) if all(b.new and not b.known_stub for b in mine.values())}
+        for g in dict.fromkeys(self.groups):
+            group = [n for n, other in enumerate(self.groups) if other == g]
+            self.problems += together.useless(self.patches, home, self.views, group, new.intersection(group), uses)
+        for n in sorted(new - set().union(*uses)) if not self.problems else ():
+            names = together.unused_variables(self.patches[n], home[n])
             if names:
-                self.warnings.append(f"{patches[i].path}: nothing of the patch uses {', '.join(names[:8])}, which the program does not have")
+                self.warnings.append(f"{self.patches[n].path}: nothing of the patch uses {', '.join(names[:8])}, which the program does not have")
 
     def files(self, n: int, m: int, file: str) -> set[int]:
         """The module's source files that a static of the patch's `file` may come from; empty: not there at all.

@@ -18,11 +18,12 @@ from psu_bin.errors import PsuError
 Exports = Mapping[tuple[int, str], tuple[int, PatchSymbol]]      # by group and name: the patch whose definition stands, and that
 
 
-def providers(patches: Sequence[PatchObject], groups: Sequence[int], exports: Exports) -> list[set[int]]:
-    """By object: the others of its group whose globals it names."""
+def providers(patches: Sequence[PatchObject], groups: Sequence[int], exports: Exports,
+              home: Sequence[ModuleView] = ()) -> list[set[int]]:
+    """By object: the others of its group whose globals it names; home: by object, the module whose globals come first."""
     out: list[set[int]] = []
     for n, p in enumerate(patches):
-        names = {s.name for s in p.symbols if s.section == elf.SHN_UNDEF and s.name}
+        names = {s.name for s in p.symbols if s.section == elf.SHN_UNDEF and not (home and s.name in home[n].globals)}
         out.append({exports[groups[n], name][0] for name in names if (groups[n], name) in exports} - {n})
     return out
 
@@ -87,19 +88,19 @@ def _hidden(view: ModuleView, name: str) -> bool:
     return any(s.file in (descriptor.NO_FILE, view.last_file) for s in view.locals.get(name, ()))
 
 
-def useless(patches: Sequence[PatchObject], views: Sequence[ModuleView], module: Sequence[int], new: set[int],
-            uses: Sequence[set[int]]) -> Iterator[PsuError]:
+def useless(patches: Sequence[PatchObject], home: Sequence[ModuleView], views: Sequence[ModuleView], group: Sequence[int],
+            new: set[int], uses: Sequence[set[int]]) -> Iterator[PsuError]:
     """What is wrong with objects of one group that would change nothing.
 
-    new: those of which nothing replaces anything; uses: of each, the others whose definitions it gets."""
-    group = range(len(patches))
+    home: by object, its module; new: those of the group of which nothing replaces anything; uses: of each object, the others whose
+    definitions it gets."""
     if len(new) == len(group):
-        yield _nothing_to_replace(list(patches), [views[m] for m in module], views)
+        yield _nothing_to_replace([patches[n] for n in group], [home[n] for n in group], views)
         return
     reached = _from([n for n in group if n not in new], uses)
     for n in sorted(new - reached):
         if patches[n].functions:
-            yield _nothing_to_replace([patches[n]], [views[module[n]]], views)
+            yield _nothing_to_replace([patches[n]], [home[n]], views)
 
 
 def unused_variables(patch: PatchObject, view: ModuleView) -> list[str]:

@@ -20,7 +20,6 @@ import socket
 import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import debian
 import program_build as build
+from client import Client
 from measure import MEASURED, OTHERS, Failed, Skipped, Spread, cpu_clock, on, psu_bin
 from report import Options, Plot, Table
 
@@ -239,67 +239,6 @@ def _replace_all(pid: int, built: build.Built) -> dict:
 # ---- programs that answer -------------------------------------------------------------------------------------------
 
 
-class _Client:
-    """A connection that sends a batch and waits for answers of the same length each time."""
-
-    def __init__(self, port: int, process: subprocess.Popen) -> None:
-        self.port = port
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise Failed(f"{process.args}: does not answer: {process.returncode}") from None
-                time.sleep(0.05)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def __enter__(self) -> _Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def until(self, request: bytes, end: bytes) -> None:
-        self.socket.sendall(request)
-        got = b""
-        while not got.endswith(end):
-            data = self.socket.recv(1 << 20)
-            if not data:
-                raise Failed(f"the connection was closed after {got[-200:]!r}")
-            got += data
-
-    def answer(self, request: bytes, settle: float = 0.3) -> bytes:
-        """All that comes back until nothing has come for a while: what a batch's answer is like."""
-        self.socket.sendall(request)
-        got = self.socket.recv(1 << 20)
-        self.socket.settimeout(settle)
-        try:
-            while data := self.socket.recv(1 << 20):
-                got += data
-        except TimeoutError:
-            pass
-        self.socket.settimeout(60)
-        return got
-
-    def batches(self, request: bytes, like: bytes, n: int) -> None:
-        """n batches, one after the other, whose answers have as many lines as `like`; numbers in them may have grown.
-
-        Being woken for every piece of an answer would be a fifth of the server's time, and differ from run to run: so this sleeps
-        until about the whole of it is there (SO_RCVLOWAT, socket(7))."""
-        for _ in range(n):
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, len(like))
-            self.socket.sendall(request)
-            left = max(like.count(b"\n"), 1)
-            while left > 0:
-                data = self.socket.recv(1 << 20)
-                if not data:
-                    raise Failed("the connection was closed")
-                left -= data.count(b"\n")
-                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-
-
 def _server(p: Server, built: build.Built, programs: dict[str, _Program], folder: Path, options: Options) -> dict:
     """Many short samples in turn, from several processes each: where heap and code happened to be placed counts for more than
     what is looked for."""
@@ -325,7 +264,7 @@ def _generation(
     folder.mkdir()
     told: dict = {}
     with ExitStack() as stack:
-        running: dict[str, tuple[subprocess.Popen, dict[str, tuple[_Client, bytes]]]] = {}
+        running: dict[str, tuple[subprocess.Popen, dict[str, tuple[Client, bytes]]]] = {}
         answers = set()
         for v in VARIANTS:
             process, client = stack.enter_context(_started(p, programs[v], folder / v))
@@ -336,7 +275,7 @@ def _generation(
             got = client.answer(p.batch[0])  # the first one made what was not there yet
             answers.add(re.sub(rb"(?m)^(Date|Last-Modified|ETag|VALUE).*$|\d+", b"", got))
             # A connection for each way: the kernel adapts one to how fast it is used (congestion control).
-            other = stack.enter_context(_Client(client.port, process))
+            other = stack.enter_context(Client(client.port, process))
             one = other.answer(p.single)
             running[v] = process, {"pipelined": (client, got), "alone": (other, one)}
         if len(answers) != 1:
@@ -362,7 +301,7 @@ class _started:
     def __init__(self, p: Server, program: _Program, folder: Path) -> None:
         self.p, self.program, self.folder = p, program, folder
 
-    def __enter__(self) -> tuple[subprocess.Popen, _Client]:
+    def __enter__(self) -> tuple[subprocess.Popen, Client]:
         self.folder.mkdir()
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -377,7 +316,7 @@ class _started:
                 cwd=self.folder,
             )
         try:
-            self.client = _Client(port, self.process)
+            self.client = Client(port, self.process)
         except BaseException:
             self.__exit__()
             raise
