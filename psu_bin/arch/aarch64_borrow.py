@@ -17,9 +17,9 @@ from psu_bin.arch import Waiting
 # (include/uapi/asm-generic/unistd.h). epoll_pwait, epoll_pwait2, pselect6, ppoll, read, readv, pread64, preadv, flock,
 # signalfd's read among them, wait4, waitid, accept, accept4, connect, sendto, recvfrom, sendmsg, recvmsg, recvmmsg,
 # rt_sigsuspend, rt_sigtimedwait, msgrcv, semop, semtimedop, mq_timedreceive, io_getevents, io_pgetevents, nanosleep,
-# clock_nanosleep, futex, io_uring_enter
+# clock_nanosleep, io_uring_enter.  (Not futex: who waits for one of malloc's locks may hold the linker's.)
 WAITING_CALLS = frozenset((22, 441, 72, 73, 63, 65, 67, 69, 32, 260, 95, 202, 242, 203, 206, 207, 211, 212, 243,
-                           133, 137, 188, 193, 192, 183, 4, 292, 101, 115, 98, 426))
+                           133, 137, 188, 193, 192, 183, 4, 292, 101, 115, 426))
 NR_NANOSLEEP, NR_CLOCK_NANOSLEEP, NR_FUTEX, NR_RESTART_SYSCALL = 101, 115, 98, 128
 TIMER_ABSTIME = 1
 FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_COMMAND = 0, 9, 0x7F
@@ -33,6 +33,9 @@ X0, X1, X3, X8, SP, PC = 0, 1, 3, 8, 31, 32
 # NT_ARM_SSVE: the registers of streaming mode, in which the C library's code would be illegal.  More than the header is
 # there only in that mode.
 UNFIT_REGSET, UNFIT_HEADER = 0x40B, 16
+THREAD_REGSET = 0x401               # NT_ARM_TLS: tpidr_el0
+# glibc's descriptor is below the thread pointer, of 0x740 bytes in 2.36 and more in others.  Its first members hold no code.
+DESCRIPTOR = 0x700
 
 
 def program_counter(regs: bytes, waiting: Waiting | None) -> tuple[int, int, int]:
@@ -43,6 +46,13 @@ def program_counter(regs: bytes, waiting: Waiting | None) -> tuple[int, int, int
     here = waiting is not None and waiting.stack_pointer == r[SP] and waiting.number == r[X8] and (
         r[PC] in (waiting.program_counter, waiting.program_counter - SYSCALL_SIZE))
     return r[PC], r[SP], waiting.number if here and waiting else -1
+
+
+def thread_descriptor(regs: bytes) -> int:
+    """Where the C library's descriptor of the thread begins, or a little above, from its THREAD_REGSET.
+
+    It lies above the stack that pthread_create has made, or was given."""
+    return int.from_bytes(regs[:8], "little") - DESCRIPTOR
 
 
 def enter(regs: bytes, entry: int, waiting: Waiting | None) -> tuple[bytes, int, bytes]:

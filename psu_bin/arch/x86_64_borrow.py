@@ -26,9 +26,10 @@ SYSCALL_SIZE = 2
 RED_ZONE = 128
 STACK_ALIGN = 1                     # that the entry needs
 UNFIT_REGSET, UNFIT_HEADER = 0, 0   # no state of a processor forbids it
+THREAD_REGSET = 0                   # the thread pointer is among the general registers
 
 REGISTERS = struct.Struct("<27Q")   # struct user_regs_struct
-RAX, ORIG_RAX, RIP, RSP = 10, 15, 16, 19
+RAX, ORIG_RAX, RIP, RSP, FS_BASE = 10, 15, 16, 19, 21
 
 
 def program_counter(regs: bytes, waiting: Waiting | None) -> tuple[int, int, int]:
@@ -38,6 +39,13 @@ def program_counter(regs: bytes, waiting: Waiting | None) -> tuple[int, int, int
     r = REGISTERS.unpack_from(regs)
     nr = r[ORIG_RAX] - (1 << 64) if r[ORIG_RAX] >> 63 else r[ORIG_RAX]
     return r[RIP], r[RSP], nr
+
+
+def thread_descriptor(regs: bytes) -> int:
+    """Where the C library's descriptor of the thread begins, from its register set.
+
+    It lies above the stack that pthread_create has made, or was given, with the thread-local variables between them."""
+    return REGISTERS.unpack_from(regs)[FS_BASE]
 
 
 def enter(regs: bytes, entry: int, waiting: Waiting | None) -> tuple[bytes, int, bytes]:

@@ -3,7 +3,7 @@
 The agent is made with pthread_create, which uses malloc and the dynamic linker's tables.  A thread that is inside those
 must not be borrowed.  So we watch, without stopping anybody, until a thread waits in a system call that they never make,
 and only then stop it; a thread that never waits is taken when neither its program counter nor any return address
-on its stack lies in the C library or the dynamic linker.
+on its stack lies in the C library or the dynamic linker, but for those of its beginning.
 
 What is odd: a process of its own does it, in a session of its own.  If psu-bin were killed between the stop and the
 change of registers, the thread would go on with EINTR from a call that no signal interrupted (epoll_wait: signal(7)); so
@@ -31,8 +31,9 @@ from psu_bin.errors import PsuError
 PTRACE_POKEDATA, PTRACE_GETREGSET, PTRACE_SETREGSET, NT_PRSTATUS = 5, 0x4204, 0x4205, 1
 PATIENCE_WAITING = 1.0    # seconds to look for a waiting thread before a running one is taken
 PATIENCE = 10.0
+PAUSE, PAUSE_AFTER = 0.002, 0.01     # seconds to the next look, and when a thread was stopped for nothing
 STACK_SEARCHED = 1 << 20
-START_FRAMES = 0x400      # bytes of stack between the return address of _start and the frame of main
+START_FRAMES = 0x400      # bytes of the frames in which a thread begins: _start to main, clone to its function
 
 
 def start_agent(target: Target) -> int:
@@ -49,20 +50,41 @@ def start_agent(target: Target) -> int:
         raise PsuError(process.where, "its shim cannot start an agent on request")
     machine = arch_package.for_machine(target.modules[0].machine, process.where).borrow
     began = time.monotonic()
-    stops = 0
-    while time.monotonic() - began < PATIENCE:
-        if not process.alive() or process.replaced():
-            raise process.gone()    # its threads are listed until they are waited for
-        waiting_only = time.monotonic() - began < PATIENCE_WAITING
-        thread = _candidate(process, machine, waiting_only)
-        if thread is not None:
-            stops += 1
-            if _guarded(lambda: _stop_and_borrow(target, machine, thread, runtime.borrow)):
-                return _await_agent(target, began, stops)
-        time.sleep(0.002)
+    me = os.getpid()
+    borrowed, stops = _guarded(lambda: _borrow_one(target, machine, runtime.borrow, me))
+    if borrowed:
+        return _await_agent(target, began, stops)
     raise PsuError(process.where, f"no thread could be borrowed to start the agent within {PATIENCE:.0f} s: "
                                   "none waits, and those that run are inside the C library",
                    "try again, or start the program with PSU_AGENT=start in its environment")
+
+
+def _borrow_one(target: Target, machine, entry: int, caller: int) -> tuple[bool, int]:  # noqa: ANN001
+    """Try until a thread was borrowed.  (Whether one was, how many times a thread was stopped.)
+
+    caller: the process id of who wants it; when that is gone, there is no further attempt."""
+    process = target.process
+    began = time.monotonic()
+    stops = 0
+    while time.monotonic() - began < PATIENCE and caller in (os.getpid(), os.getppid()):
+        if not process.alive() or process.replaced():
+            raise process.gone()    # its threads are listed until they are waited for
+        process.lost = False        # what ended was one of its threads
+        waiting_only = time.monotonic() - began < PATIENCE_WAITING
+        pause = PAUSE
+        candidates = _candidates(process, machine, waiting_only)
+        if candidates:
+            stops += 1              # another one each time: the first may never be outside the C library
+            thread = candidates[stops % len(candidates)]
+            try:
+                if _stop_and_borrow(target, machine, thread, entry):
+                    return True, stops
+                pause = PAUSE_AFTER
+            except PsuError:
+                if os.path.exists(f"/proc/{process.pid}/task/{thread.tid}"):
+                    raise
+        time.sleep(pause)
+    return False, stops
 
 
 @dataclass(frozen=True)
@@ -88,7 +110,7 @@ def _waiting(process: Process, tid: int, seen: _Seen) -> Waiting | None:
 
 def _stop_and_borrow(target: Target, machine, thread: Thread, entry: int) -> bool:  # noqa: ANN001
     with Seized(target.process, thread) as seized:
-        # Anew: to make this process took milliseconds, and some threads never wait longer than one.
+        # Not before it was seized: some threads never wait longer than a millisecond.
         try:
             seen = _look(target.process, thread.tid)
         except OSError:
@@ -96,7 +118,7 @@ def _stop_and_borrow(target: Target, machine, thread: Thread, entry: int) -> boo
         return seized.interrupt() and _borrow(target, machine, seized, seen, entry)
 
 
-def _guarded(work: Callable[[], bool]) -> bool:
+def _guarded(work: Callable[[], tuple[bool, int]]) -> tuple[bool, int]:
     """work() in a process that outlives this one; its result."""
     answer, tell = os.pipe()
     pid = os.fork()
@@ -104,7 +126,7 @@ def _guarded(work: Callable[[], bool]) -> bool:
         outcome: list[object] = []
         try:
             os.setsid()
-            outcome = [work()]
+            outcome = [*work()]
         except PsuError:
             pass  # the other process finds the error again
         finally:
@@ -115,8 +137,8 @@ def _guarded(work: Callable[[], bool]) -> bool:
         text = f.read()
     os.waitpid(pid, 0)
     outcome = json.loads(text or "[]")
-    if len(outcome) == 1:
-        return bool(outcome[0])
+    if len(outcome) == 2:
+        return outcome[0], outcome[1]
     # It failed where this process may do better: a kernel that lets parents alone trace (Yama) does not take a parent's
     # child for one.  If not, this gives the error.
     return work()
@@ -139,7 +161,9 @@ def _await_agent(target: Target, began: float, stops: int) -> int:
                    "is the process stopped, or starved of processor time?")
 
 
-def _candidate(process: Process, machine, waiting_only: bool) -> Thread | None:  # noqa: ANN001
+def _candidates(process: Process, machine, waiting_only: bool) -> list[Thread]:  # noqa: ANN001
+    """The threads that wait in a call that does no harm; where none does, those that run, unless `waiting_only`."""
+    running = []
     for thread in process.threads():
         if thread.state == "D" or in_freezer(process, thread):     # it would not stop: a frozen control group, a file server that is gone
             continue
@@ -149,10 +173,10 @@ def _candidate(process: Process, machine, waiting_only: bool) -> Thread | None: 
             continue
         if waiting is None:
             if not waiting_only and thread.state in "RS":
-                return thread
+                running.append(thread)
         elif waiting.number in machine.WAITING_CALLS:
-            return thread
-    return None
+            return [thread]
+    return running
 
 
 def _switches(process: Process, tid: int, status: str) -> int:
@@ -209,7 +233,8 @@ def _borrow(target: Target, machine, seized: Seized, seen: _Seen, entry: int) ->
     if nr >= 0:
         if nr not in machine.WAITING_CALLS or _in_loader(maps, pc):
             return False
-    elif not _outside_libraries(target, maps, pc, sp):
+    elif not _outside_libraries(target, maps, pc, sp, (_start_stack(process), machine.thread_descriptor(
+            _regset(PTRACE_GETREGSET, seized.tid, kind=machine.THREAD_REGSET) if machine.THREAD_REGSET else regs))):
         return False
     calls = arch_package.for_machine(target.modules[0].machine, process.where).calls
     seccomp.check(process, seized.tid, calls.AUDIT_ARCH, [seccomp.Call(*c) for c in (*calls.THREAD, *calls.AGENT)])
@@ -246,17 +271,30 @@ def _in_loader(maps: tuple[Mapping, ...], pc: int) -> bool:
     return name.startswith("ld-linux")
 
 
-def _outside_libraries(target: Target, maps: tuple[Mapping, ...], pc: int, sp: int) -> bool:
-    """Whether neither pc nor a return address on the stack is in code other than instrumented modules'."""
+def _start_stack(process: Process) -> int:
+    where = f"/proc/{process.pid}/stat"
+    try:
+        return proc.stat(proc.read(where), where).start_stack
+    except OSError:
+        return 0
+
+
+def _outside_libraries(target: Target, maps: tuple[Mapping, ...], pc: int, sp: int, tops: tuple[int, ...]) -> bool:
+    """Whether neither pc nor a return address on the stack is in code other than instrumented modules'.
+
+    tops: what may lie right above the stack.  Above each the program's arguments, or the thread's descriptor, hold addresses of
+    code.  If none does, this is another stack, perhaps a signal handler's, and nobody knows what that has interrupted."""
     ours = [(m.start, m.end) for m in target.modules]
     foreign = [(m.start, m.end) for m in maps if "x" in m.prot and not any(s <= m.start < e for s, e in ours)]
     if not any(s <= pc < e for s, e in ours):
         return False
-    limit = next((m.end for m in maps if m.start <= sp < m.end), 0)
+    end = next((m.end for m in maps if m.start <= sp < m.end), 0)
+    limit = min((top for top in tops if sp <= top <= end), default=0)
     if not limit or limit - sp > STACK_SEARCHED:
         return False
     words = memoryview(target.process.read(sp, (limit - sp) // 8 * 8)).cast("Q")
-    # The frames below main (from _start through the C library's start-up code) are always there.
-    start = max((i for i, w in enumerate(words) if any(s <= w < e for s, e in ours)), default=0)
-    return not any(s <= w < e for i, w in enumerate(words) if not start - START_FRAMES // 8 < i
-                   for s, e in foreign)
+    theirs = [i for i, w in enumerate(words) if any(s <= w < e for s, e in foreign)]
+    mine = [i for i, w in enumerate(words) if any(s <= w < e for s, e in ours)]
+    # The frames in which a thread begins, of the C library's start-up code, are always there.  (A signal frame is larger.)
+    start = max((*theirs, *mine), default=0)
+    return not any(i <= start - START_FRAMES // 8 for i in theirs)

@@ -35,7 +35,8 @@ class Stat(NamedTuple):
     """What psu-bin asks for of /proc/PID/stat."""
     state: str
     start_time: int       # clock ticks since boot
-    start_brk: int        # where the heap begins; 0 where the kernel hides it
+    start_stack: int      # of the first thread: where its arguments begin, above all frames; 0 where the kernel hides it
+    start_brk: int        # where the heap begins; likewise
 
 
 _MAPS = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) ([r-][w-][x-][ps]) ([0-9a-f]{1,16}) "
@@ -72,9 +73,9 @@ def stat(text: str, where: str) -> Stat:
     """/proc/PID/stat; the name before the last parenthesis may hold some itself."""
     words = text[text.rfind(")") + 1:].split()       # from field 3 of proc(5) on
     if len(words) < 45 or not re.fullmatch("[A-Za-z]", words[0]) or not all(
-            _INTEGER.fullmatch(words[n]) for n in (19, 44)):
+            _INTEGER.fullmatch(words[n]) for n in (19, 25, 44)):
         raise _odd(where, text)
-    return Stat(words[0], int(words[19]), int(words[44]))
+    return Stat(words[0], int(words[19]), int(words[25]), int(words[44]))
 
 
 def maps(text: str, where: str) -> tuple[Mapping, ...]:

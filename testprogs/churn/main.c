@@ -1,8 +1,9 @@
 /* Threads that live for a moment, and many at once; all of them made, run and ended by functions that are patched.
  *
  * Proves: blocks of counters are taken and given back at any rate; a thread never runs freed code; versions never go back.
- * Usage: main moment THREADS | crowd THREADS.
- *   moment  batches of THREADS threads that make one call and end by pthread_exit in a patched function, without end
+ * Usage: main moment THREADS [beside] | crowd THREADS.
+ *   moment  batches of THREADS threads that make one call and end by pthread_exit in a patched function, without end;
+ *           beside: beside one that runs for ever and calls nothing
  *   crowd   THREADS threads at once, each calls and sleeps in turn
  * Prints "version N" when it first sees N, "lived N" when N thousand threads are over, "ERROR ..." when something is wrong. */
 #include <pthread.h>
@@ -45,6 +46,13 @@ static void *member(void *unused)
     return unused;
 }
 
+static void *runner(void *unused)
+{
+    for (volatile long n = 0;; n++)
+        ;
+    return unused;
+}
+
 int main(int argc, char **argv)
 {
     int count = argc > 2 ? atoi(argv[2]) : 10;
@@ -61,6 +69,9 @@ int main(int argc, char **argv)
         for (;; usleep(500))
             note();
     }
+    pthread_t beside;
+    if (argc > 3 && pthread_create(&beside, &small, runner, 0))
+        puts("ERROR no thread");
     puts("ready");
     for (long lived = 0;; lived += count) {
         for (int i = 0; i < count; i++)

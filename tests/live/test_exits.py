@@ -1,6 +1,9 @@
 """exit() from a patched function, with other threads inside patched functions and updates until the last moment."""
 
 import os
+import signal
+import time
+from pathlib import Path
 
 import pytest
 from conftest import WAIT, updates
@@ -39,10 +42,12 @@ def test_ends_while_a_thread_is_looked_for(lab, monkeypatch):
     running.expect("^ready$")
     found = target.read(Process(running.pid))
 
-    def ends(*_: object) -> None:
-        running.process.kill()
-        os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)     # a zombie, whose threads /proc still lists
+    def ends(*_: object) -> list:
+        os.kill(running.pid, signal.SIGKILL)
+        while "(zombie)" not in Path(f"/proc/{running.pid}/status").read_text():     # whose threads /proc still lists
+            time.sleep(0.001)
+        return []
 
-    monkeypatch.setattr(borrow, "_candidate", ends)
+    monkeypatch.setattr(borrow, "_candidates", ends)
     with pytest.raises(PsuError, match="ended meanwhile"):
         borrow.start_agent(found)

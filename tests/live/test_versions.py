@@ -140,9 +140,10 @@ def test_virtual_functions_and_exceptions(lab):
     running.expect("^area 16 version 0 caught 0 alive 0$")
 
 
+@pytest.mark.parametrize("variables", [0, 300])
 @pytest.mark.parametrize("how", ["wait", "run"])
-def test_a_single_thread_is_borrowed_once_and_sees_no_eintr(lab, how):
-    running = lab.start(lab.program("single"), how)
+def test_a_single_thread_is_borrowed_once_and_sees_no_eintr(lab, how, variables):
+    running = lab.start(lab.program("single"), how, env={f"VARIABLE_{n}": "value" for n in range(variables)})
     running.expect("ready")
     assert psu_bin("status", running.pid, "--json").json["agent"] is None
     first = psu_bin("attach", running.pid, lab.patch("single", "patch.c", "-DV=1"), "--json").json

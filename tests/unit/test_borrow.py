@@ -25,6 +25,14 @@ def back(orig_rax, rax):
     return struct.unpack("<Q", data)[0], r[machine.RAX]
 
 
+def test_nobody_is_taken_who_waits_for_a_lock_or_for_memory():
+    assert not machine.WAITING_CALLS & {202, 449, 454, 455, 9, 10, 11, 12, 25, 28}     # futex and its kin, mmap and its
+
+
+def test_the_descriptor_is_at_the_thread_pointer():
+    assert machine.thread_descriptor(registers(FS_BASE=0x7000_1000)) == 0x7000_1000
+
+
 @pytest.mark.parametrize("error", [4, 512, 513, 514])
 def test_an_interrupted_call_is_made_again(error):
     assert back(232, -error) == (0x401000 - 2, 232)
