@@ -83,6 +83,20 @@ def preloaded():
     return Killer().__enter__()      # ends when this process does: its standard input is a pipe of ours
 
 
+def layout(pid: int) -> list[tuple[int, int, str]]:
+    """[start, end) and protection of what is mapped but the stack, which grows by itself.  Neighbours that are alike are one:
+    the kernel may show them as two, for reasons that nobody sees."""
+    out: list[tuple[int, int, str]] = []
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if not line.endswith("[stack]"):
+            where, prot = line.split(maxsplit=2)[:2]
+            start, end = (int(x, 16) for x in where.split("-"))
+            if out and out[-1][1:] == (start, prot):
+                start = out.pop()[0]
+            out.append((start, end, prot))
+    return out
+
+
 def compile(*arguments: object, cc: str = "gcc") -> None:
     """Run the compiler; its messages are the failure."""
     done = subprocess.run([cc, *map(str, arguments)], capture_output=True, text=True)

@@ -15,6 +15,7 @@
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 
+#define HOST_PATIENCE 300 /* the agent makes one step at a time */
 #include "host.h"
 
 long work(long a);

@@ -62,6 +62,10 @@ static inline void host_agent(void)
         (long)psu_runtime.agent_error);
 }
 
+#ifndef HOST_PATIENCE
+#define HOST_PATIENCE 30 /* seconds for one command */
+#endif
+
 /* Runs the record `c` (with entries behind it); its result. */
 static inline int64_t host_run(struct psu_command *c)
 {
@@ -71,7 +75,7 @@ static inline int64_t host_run(struct psu_command *c)
     syscall(SYS_futex, &psu_runtime.parking, 129 /* FUTEX_WAKE_PRIVATE */, 1, 0, 0, 0);
     double began = seconds();
     while (__atomic_load_n(&psu_runtime.done_seq, __ATOMIC_ACQUIRE) != seq) {
-        CHECK(seconds() - began < 30, "the agent does not answer");
+        CHECK(seconds() - began < HOST_PATIENCE, "the agent does not answer");
         sched_yield();
     }
     return psu_runtime.result;

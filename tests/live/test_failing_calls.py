@@ -8,10 +8,9 @@ import shutil
 import signal
 import struct
 import subprocess
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, WAIT
+from conftest import ROOT, WAIT, layout
 from updating import Versions
 
 from psu_bin.attach import revert, status
@@ -65,12 +64,6 @@ class Failing:
 
 def states(pid):
     return [(p.id, p.state) for p in status.read(pid).patches]
-
-
-def layout(pid):
-    """Address and protection of every mapping but the stack, which grows by itself."""
-    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    return [x.split(maxsplit=2)[:2] for x in lines if not x.endswith("[stack]")]
 
 
 class Updates:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import updating
-from conftest import LIBRARIES, LOADER, ROOT, WAIT, psu_bin, updates
+from conftest import LIBRARIES, LOADER, ROOT, WAIT, layout, psu_bin, updates
 from updating import Versions
 
 from psu_bin.attach import status
@@ -48,12 +48,6 @@ def used(pid, limit):
     """Bytes that count against the limit."""
     line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith(USED[limit] + ":"))
     return int(line.split()[1]) * 1024
-
-
-def layout(pid):
-    """Address, protection and file of every mapping but the stack, which grows by itself."""
-    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    return [x.split(maxsplit=2)[:2] for x in lines if not x.endswith("[stack]")]
 
 
 @LIMITS

@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import psu_bin, updates
-from test_limits import layout
+from conftest import layout, psu_bin, updates
 from updating import Versions
 
 from psu_bin.attach.pressure import folders
