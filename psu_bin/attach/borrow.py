@@ -74,8 +74,8 @@ def _borrow_one(target: Target, machine, entry: int, caller: int) -> tuple[bool,
         pause = PAUSE
         candidates = _candidates(process, machine, waiting_only)
         if candidates:
-            stops += 1              # another one each time: the first may never be outside the C library
-            thread = candidates[stops % len(candidates)]
+            thread = candidates[stops % len(candidates)]    # another one each time: the first may never be in the right place
+            stops += 1
             try:
                 if _stop_and_borrow(target, machine, thread, entry):
                     return True, stops
@@ -162,8 +162,8 @@ def _await_agent(target: Target, began: float, stops: int) -> int:
 
 
 def _candidates(process: Process, machine, waiting_only: bool) -> list[Thread]:  # noqa: ANN001
-    """The threads that wait in a call that does no harm; where none does, those that run, unless `waiting_only`."""
-    running = []
+    """The threads that wait in a call that does no harm, and then, unless `waiting_only`, those that run."""
+    waits, runs = [], []
     for thread in process.threads():
         if thread.state == "D" or in_freezer(process, thread):     # it would not stop: a frozen control group, a file server that is gone
             continue
@@ -173,10 +173,10 @@ def _candidates(process: Process, machine, waiting_only: bool) -> list[Thread]: 
             continue
         if waiting is None:
             if not waiting_only and thread.state in "RS":
-                running.append(thread)
+                runs.append(thread)
         elif waiting.number in machine.WAITING_CALLS:
-            return [thread]
-    return running
+            waits.append(thread)
+    return waits + runs
 
 
 def _switches(process: Process, tid: int, status: str) -> int:
