@@ -5,22 +5,25 @@ another one in the program, and the other has a `count` of its own in the patch,
 place of the declaration does.  Where there is no debug information on both sides, statics.py goes by the users alone.
 
 Odd: in an object file the address of a variable is a relocation, which tells the section; what it says without it is the
-offset in there.  
-Specification: DWARF 5, 4.1 (data objects), 2.6.1.1.2 (DW_OP_addr), 3.3 (subroutines).
+offset in there.  Units are read in Python, so only those of the files in question are, where they can be told.
+Specification: DWARF 5, 4.1 (data objects), 2.5.1.1 and 2.5.1.3 (DW_OP_addr, DW_OP_form_tls_address), 3.3 (subroutines).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import posixpath
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from psu_bin import elf
-from psu_bin.attach.dwarf import AT_LOCATION, DAMAGED, TAG_INLINED, TAG_SUBPROGRAM, TAG_VARIABLE, Reader, Unit, has, relocated
+from psu_bin.attach.dwarf import AT_LOCATION, DAMAGED, MOST, TAG_INLINED, TAG_SUBPROGRAM, TAG_VARIABLE, Reader, Unit, has, relocated
 from psu_bin.attach.patch import without_clone
 from psu_bin.elf import Binary
 
 _BLOCKS = (0x0A, 0x18)                 # block1 before DWARF 4, exprloc
-_OP_ADDR = b"\x03"
+_OP_ADDR, _OP_CONST4U, _OP_CONST8U = 0x03, 0x0C, 0x0E
+_OP_TLS = (0x9B, 0xE0)                 # DW_OP_form_tls_address; DW_OP_GNU_push_tls_address, before DWARF 3 had that
+LINKED, LINKED_THREAD = 0, -1          # for a section, of a linked file: addresses, and offsets in its thread-local segment
 
 
 class Owners:
@@ -30,14 +33,15 @@ class Owners:
         self._binary = binary
         self._reader: _Reader | None = None
 
-    def declared(self, name: str) -> dict[tuple[int, int], str]:
-        """(section, offset in it), or (0, address) in a linked file, of each static local `name` -> the function that declares it.
+    def declared(self, name: str, files: Collection[str]) -> dict[tuple[int, int], str]:
+        """(section, offset in it), or (LINKED, address) or (LINKED_THREAD, offset), of each static local `name` -> the function
+        that declares it.
 
-        Empty where there is no debug information, or none that this can read in reasonable time."""
+        files: names without folders of the source files that it may be in; others' may be missing.  Empty where there is no debug information, or none that this can read in reasonable time."""
         try:
             if self._reader is None and self._binary and self._binary.section(".debug_info"):
                 self._reader = _Reader(self._binary)
-            return self._reader.declared(name) if self._reader else {}
+            return self._reader.declared(name, files) if self._reader else {}
         except DAMAGED:
             self._binary = self._reader = None
             return {}
@@ -47,13 +51,14 @@ class _Local(NamedTuple):
     """A variable's entry in a function: either the one with its name or one with its address, or both."""
     entry: int                             # place in .debug_info
     name: str
-    place: tuple[int, int] | None          # (section, offset), or (0, address)
+    place: tuple[int, int] | None          # as declared() says
     function: str                          # "" where `place` is None
 
 
 class _Reader(Reader):
     def __init__(self, binary: Binary) -> None:
         super().__init__(lambda name: relocated(binary, name))
+        self.budget = 8 * MOST         # what is not read is refused
         self._sections: dict[int, int] | None = {} if binary.type == elf.ET_REL else None     # by place in .debug_info
         self._locals: dict[int, list[_Local]] = {}          # by the start of their unit: each is walked once
         info = binary.section(".debug_info")
@@ -63,12 +68,14 @@ class _Reader(Reader):
                 self._sections.update((offset, homes[symbol])
                                       for offset, _, symbol, _ in binary.table(s, elf.RELA_DTYPE).tolist())
 
-    def declared(self, name: str) -> dict[tuple[int, int], str]:
+    def declared(self, name: str, files: Collection[str]) -> dict[tuple[int, int], str]:
         places = {at.to_bytes(4, "little") for at in self.ends(name)}
         texts = {name.encode("utf-8", "surrogateescape") + b"\0"}
         out: dict[tuple[int, int], str] = {}
         origins: set[int] = set()
-        first = [u for u in self.units if u.start in self._locals or self.may_have(u, places, texts)]
+        first = [u for u in self.units if self.may_have(u, places, texts)]
+        # With LTO no unit with addresses has the name of a source file.
+        first = [u for u in first if posixpath.basename(self.file(u)) in files] or first
         for u in first:
             self._add(u, name, out, origins)
         # With LTO, another unit has the address, and refers to the entry with the name by its place.
@@ -98,9 +105,14 @@ class _Reader(Reader):
     def _address(self, values: dict[int, tuple[int, int]]) -> tuple[int, int] | None:
         """Where a variable is, if that is one place in memory."""
         form, at = values.get(AT_LOCATION, (0, 0))
-        if form not in _BLOCKS or self.info[at:at + 1] != _OP_ADDR:
+        if form not in _BLOCKS:
             return None
-        address = self.number(at + 1, 8)
+        operation = self.info[at]
+        width = 4 if operation == _OP_CONST4U else 8
+        thread = operation in (_OP_CONST4U, _OP_CONST8U) and self.info[at + 1 + width] in _OP_TLS
+        if operation != _OP_ADDR and not thread:
+            return None
+        address = self.number(at + 1, width)
         if self._sections is None:
-            return 0, address
+            return LINKED_THREAD if thread else LINKED, address
         return (self._sections[at + 1], address) if at + 1 in self._sections else None

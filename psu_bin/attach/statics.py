@@ -69,6 +69,11 @@ def _owners(known: dict[int, owners.Owners], number: int, file: Callable[[], Bin
     return known[number]
 
 
+def _place(y: Symbol) -> tuple[int, int]:
+    """Where owners.py says that the module's variable is."""
+    return owners.LINKED_THREAD if y.kind == descriptor.KIND_TLS else owners.LINKED, y.address
+
+
 def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, Symbol | tuple[Symbol, ...] | None]:
     """For all static locals called `base` of the patch's `file`: the module's, None for a new one, or, where it is
     undecided, the candidates."""
@@ -78,18 +83,19 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
     known = binder.has_own_statics(n, m, file)
     ours = [(x, _patch_users(patch, x, mine)) for x in _patch_locals(patch).get((file, base), ())]
     files = binder.files(n, m, file)
-    theirs: dict[int, tuple[Symbol, frozenset[str]]] = {}
+    theirs: dict[tuple[int, int], tuple[Symbol, frozenset[str]]] = {}
     for y in _module_locals(view).get(base, ()):
         if not known or y.file in files:
-            theirs[y.address] = (y, _module_users(view, y, theirs_functions))
+            theirs[_place(y)] = (y, _module_users(view, y, theirs_functions))
     out: dict[int, Symbol | tuple[Symbol, ...] | None] = {}
     left, free = list(ours), list(theirs.values())
-    declared = _owners(binder.patch_owners, n, lambda: patch.source).declared(base) if free else {}
-    declared_there = _owners(binder.module_owners, m, view.file).declared(base) if declared else {}
+    declared = _owners(binder.patch_owners, n, lambda: patch.source).declared(base, {file}) if free else {}
+    declared_there = _owners(binder.module_owners, m, view.file).declared(
+        base, {view.file_name(y) for y, _ in free}) if declared else {}
 
     def both(x: PatchSymbol, y: Symbol) -> tuple[str, str] | None:
         """The functions that declare the two, where both are known."""
-        a, b = declared.get((x.section, x.value)), declared_there.get((0, y.address))
+        a, b = declared.get((x.section, x.value)), declared_there.get(_place(y))
         return (a, b) if a and b else None
 
     def same(x: PatchSymbol, y: Symbol) -> bool:
@@ -142,7 +148,7 @@ def _by_order(binder: Binder, base: str, declared: Mapping[tuple[int, int], str]
         mine = [at for at, f in declared.items() if f == function]
         there = [at for at, f in declared_there.items() if f == function]
         xs = [(mine.index((x.section, x.value)), x, u) for x, u in left if (x.section, x.value) in mine]
-        ys = [(there.index((0, y.address)), y, u) for y, u in free if (0, y.address) in there]
+        ys = [(there.index(_place(y)), y, u) for y, u in free if _place(y) in there]
         if not 1 < len(xs) == len(ys) == len(mine) == len(there):
             continue
         pairs = list(zip(sorted(xs, key=lambda p: p[0]), sorted(ys, key=lambda p: p[0])))

@@ -28,7 +28,7 @@ from pathlib import Path
 import debian
 import program_build as build
 from client import Client
-from measure import MEASURED, OTHERS, Failed, Skipped, Spread, cpu_clock, on, psu_bin
+from measure import MEASURED, OTHERS, Failed, Skipped, Spread, cpu_clock, on, psu_bin, quickest
 from report import Options, Plot, Table
 
 TITLE = "Real programs"
@@ -405,8 +405,8 @@ def tables(result: dict) -> list[Table]:
             ]
             for v in VARIANTS[1:]:
                 x = Spread.of(a / b for a, b in zip(s[v], s["plain"]))
-                cells += f"{x.median:.3f} ({x.low:.3f} to {x.high:.3f})", f"{_quickest(s[v]) / _quickest(s['plain']):.3f}"
-            cells.append(f"{_quickest(s['replaced']) / _quickest(s['threaded']):.3f}")
+                cells += f"{x.median:.3f} ({x.low:.3f} to {x.high:.3f})", f"{quickest(s[v]) / quickest(s['plain']):.3f}"
+            cells.append(f"{quickest(s['replaced']) / quickest(s['threaded']):.3f}")
             rows.append((*cells, str(r["functions"]), str(r["replaced"]), str(len(s["plain"]))))
         if "instructions" in r:
             i = r["instructions"]
@@ -436,10 +436,6 @@ def tables(result: dict) -> list[Table]:
     if counts:
         out.append(Table("Instructions (valgrind)", ("", "plain", "instrumented / plain"), tuple(counts)))
     return out
-
-
-def _quickest(samples: list[float]) -> float:
-    return statistics.quantiles(samples, n=10, method="inclusive")[0]
 
 
 def plots(result: dict) -> list[Plot]:

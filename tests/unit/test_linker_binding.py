@@ -6,6 +6,7 @@ import shutil
 import pytest
 from linking_host import Host, compile_c, program
 
+from psu_bin.attach import owners
 from psu_bin.errors import PsuError
 
 A = r"""
@@ -261,6 +262,33 @@ def test_a_static_local_of_a_function_that_was_inlined_is_not_that_of_its_caller
     with Host(program(INLINED, *flags, name="s.c", cc=cc)) as host:
         assert host.call("g", 1) == 202
         host.attach(compile_c(BOTH, *flags, name="s.c", cc=cc))
+        assert [host.call("g", 1), host.call("g", 1)] == [102006, 103007]
+
+
+@pytest.mark.parametrize("flags", [("-g",), ("-gdwarf-4",), ("-g", "-flto")], ids=" ".join)
+def test_a_thread_local_static_is_that_of_the_function_that_declares_it(flags):
+    """Nothing but the debug information tells: both functions are inlined into both callers."""
+    source = """
+    static inline int f(int x) { static __thread int kept = 100; return kept += x; }
+    static inline int g(int x) { static __thread int kept = 1000; return kept += x; }
+    int both(int x) { return f(x) * 10000 + g(x); }
+    int turned(int x) { return g(x) * 10000 + f(x); }"""
+    changed = source.replace("both(int x) {", "both(int x) { x *= 2;").replace("turned(int x) {", "turned(int x) { x *= 3;")
+    with Host(program(source, "-O2", "-fPIE", *flags, name="s.c")) as host:
+        assert [host.call("both", 1), host.call("turned", 1)] == [1011001, 10020102]
+        flags = tuple(f for f in flags if f != "-flto")
+        host.attach(compile_c(changed, "-O2", "-fPIE", *flags, name="s.c"))
+        assert [host.call("both", 1), host.call("turned", 1)] == [1041004, 10070107]
+
+
+def test_debug_information_of_other_files_is_not_read(monkeypatch):
+    """As much as may be read is soon used up in a program of many files, when each static local is looked for in all."""
+    monkeypatch.setattr(owners, "MOST", 400)
+    flags = ("-O2", "-fPIE", "-g")
+    large = "".join(f"int many_{n}(int x) {{ static int count = {n}; return count += x; }}\n" for n in range(200))
+    with Host(program(INLINED, *flags, name="s.c", more=(("large.c", large),))) as host:
+        assert host.call("g", 1) == 202
+        host.attach(compile_c(BOTH, *flags, name="s.c"))
         assert [host.call("g", 1), host.call("g", 1)] == [102006, 103007]
 
 
