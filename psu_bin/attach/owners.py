@@ -73,9 +73,10 @@ class _Reader(Reader):
         texts = {name.encode("utf-8", "surrogateescape") + b"\0"}
         out: dict[tuple[int, int], str] = {}
         origins: set[int] = set()
-        first = [u for u in self.units if self.may_have(u, places, texts)]
-        # With LTO no unit with addresses has the name of a source file.
-        first = [u for u in first if posixpath.basename(self.file(u)) in files] or first
+        for some in ([u for u in self.units if posixpath.basename(self.file(u)) in files], self.units):
+            first = [u for u in some if self.may_have(u, places, texts)]
+            if first:
+                break
         for u in first:
             self._add(u, name, out, origins)
         # With LTO, another unit has the address, and refers to the entry with the name by its place.
@@ -86,14 +87,14 @@ class _Reader(Reader):
         return out if self.budget >= 0 else {}
 
     def _add(self, u: Unit, name: str, out: dict[tuple[int, int], str], origins: set[int]) -> None:
-        """Add the places of one unit's variables to `out`, and their entries to `origins`."""
+        """Add the places of one unit's variables to `out`, and the entries of those that have none to `origins`."""
         if u.start not in self._locals:
             self._locals[u.start] = list(self._walked(u))
         for x in self._locals[u.start]:
-            if x.name == name:
+            if x.name == name and x.place is not None:
+                out[x.place] = x.function
+            elif x.name == name:
                 origins.add(x.entry)
-                if x.place is not None:
-                    out[x.place] = x.function
 
     def _walked(self, u: Unit) -> Iterator[_Local]:
         for start, _, values, inside in self.entries(u, (TAG_VARIABLE,), (TAG_SUBPROGRAM, TAG_INLINED)):
