@@ -30,7 +30,7 @@ from psu_bin.arch.link_types import (
 from psu_bin.errors import PsuError
 
 __all__ = ["HOWTO", "SHORT", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "moves_stack", "pack_slot", "padding", "plt_entry", "relocate",
-           "repoint", "result_registers", "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace", "veneer"]
+           "repoint", "result_registers", "rewrite", "room_in_place", "span", "stack_use", "static_tls_offset", "survey", "trace", "veneer"]
 
 PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
@@ -245,6 +245,11 @@ def jump(address: int, target: int) -> bytes:
 def span(code: bytes, ref: Resolved) -> int:
     """How many bytes from its address a branch that the assembler resolved may lead, both ways."""
     return 2 << _branch_field(_word(code, ref.at))[1]
+
+
+def room_in_place(code: bytes, ref: Resolved) -> int:
+    """-1: no jump that reaches farther takes the place of one of short reach, which are conditional."""
+    return -1
 
 
 def _branch_field(word: int) -> tuple[int, int]:

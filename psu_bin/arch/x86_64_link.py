@@ -24,7 +24,7 @@ from psu_bin.arch.x86_64_reach import THUNK_SIZE, rewrite
 from psu_bin.arch.x86_64_stack import leaves, moves_stack, stack_use
 
 __all__ = ["HOWTO", "SHORT", "THUNK_SIZE", "is_call", "is_thunk", "jump", "leaves", "moves_stack", "pack_slot", "padding", "plt_entry", "relocate",
-           "repoint", "result_registers", "rewrite", "span", "stack_use", "static_tls_offset", "survey", "trace"]
+           "repoint", "result_registers", "rewrite", "room_in_place", "span", "stack_use", "static_tls_offset", "survey", "trace"]
 
 PLT_SIZE = 16
 GOT_SLOT_SIZE = 8
@@ -40,6 +40,7 @@ GATE_CHANGES = (0, 1 << 11 | 1 << 6 | 1 << 1)             # none; r11, rsi, rcx
 # floating point are.  rax carries no argument, so nobody takes it for one that was left alone.
 RESULTS, INTEGER_RESULT, FLOAT_RESULT = 1 << 2 | 3 << 16, 0, 1 << 16       # rdx, xmm0, xmm1
 _RDX, _XMM0, _XMM1 = 1 << 2, 1 << 16, 1 << 17
+_SHORT_JUMP = 0xEB
 _THUNKS = ("__x86_indirect_thunk", "__llvm_retpoline", "__x86_return_thunk", "__llvm_lvi_thunk")
 
 (R_NONE, R_64, R_PC32, R_GOT32, R_PLT32, R_32, R_32S, R_16, R_PC16, R_8, R_PC8) = (
@@ -219,6 +220,24 @@ def span(code: bytes, ref: Resolved) -> int:
     return 1 << 8 * ref.size - 1
 
 
+def room_in_place(code: bytes, ref: Resolved) -> int:
+    """Where a jump() may be written over a short jump that the assembler resolved and the padding behind it; -1: there is no room.
+
+    Nobody comes to that padding from in front of it: the jump always jumps.  From elsewhere is for the caller to see."""
+    start, at = ref.at - 1, ref.end
+    if ref.size != 1 or code[start] != _SHORT_JUMP:
+        return -1
+    try:
+        while at < start + JUMP_SIZE:
+            i = decode.decode(code, at)
+            if not _is_nop(i):
+                return -1
+            at = i.end
+    except (ValueError, IndexError):
+        return -1
+    return start
+
+
 def repoint(code: bytearray | memoryview, ref: Resolved, displacement: int) -> None:
     """Set the displacement of a reference that the assembler had resolved.  Raises OutOfRange."""
     _write(code, ref.at, ref.size, displacement, True)
@@ -357,6 +376,10 @@ def _use_of_address(code: bytes, insns: tuple[Insn, ...], number: int, register:
     return Access.COMPARED if compared else Access.ADDRESS
 
 
+def _is_nop(i: Insn) -> bool:
+    return (i.map == 0 and i.opcode == 0x90) or (i.map == 1 and i.opcode in (0x1F, 0x1E))
+
+
 def padding(code: bytes, start: int, end: int) -> bool:
     """code[start:end] is what assemblers put between functions: nops, int3, zeros."""
     at = start
@@ -366,8 +389,7 @@ def padding(code: bytes, start: int, end: int) -> bool:
                 at += 1
                 continue
             i = decode.decode(code, at)
-            nop = (i.map == 0 and i.opcode == 0x90) or (i.map == 1 and i.opcode in (0x1F, 0x1E))
-            if not nop:
+            if not _is_nop(i):
                 return False
             at = i.end
     except (ValueError, IndexError):

@@ -473,7 +473,8 @@ class _Linker:
                     at = x.piece.offset + x.trampoline
                     image[at:at + work.link.JUMP_SIZE] = work.link.jump(base + at, target)
                     target = start + x.trampoline
-                work.link.repoint(section, x.ref, target - (start + x.ref.end))
+                if not x.in_place:
+                    work.link.repoint(section, x.ref, target - (start + x.ref.end))
             except OutOfRange as e:
                 raise PsuError(work.patches[n].path, f"{self._where(x.piece, x.ref.at)}: cannot reach the stub of "
                                                      f"{x.target.function.name}: {e}") from e

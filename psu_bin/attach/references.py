@@ -24,7 +24,14 @@ class Rerouted(NamedTuple):
     piece: Piece
     ref: Resolved
     target: BoundFunction
-    trampoline: int        # offset in the section of a jump that takes its place, for branches of short reach; -1: none
+    # For branches of short reach, the offset in the section of a jump that takes their place, which may be written over them;
+    # -1: none.
+    trampoline: int
+
+    @property
+    def in_place(self) -> bool:
+        """The trampoline is written over the branch."""
+        return self.trampoline == self.ref.at - 1
 
 
 class Reader:
@@ -245,14 +252,41 @@ class Reader:
         edges = [(f.end, g.start) for f, g in zip(functions, functions[1:])] + [
             (functions[-1].end, piece.end + self.link.JUMP_SIZE * 64)]
         for start, end in edges:
-            at = max([start] + [b for a, b in used if start <= a < end])
+            at = max([start] + [b for a, b in used if b > start and a < end])
             fits = at + self.link.JUMP_SIZE <= end and low <= at <= high
             if fits and self.link.padding(code, start, min(end, piece.end)):
                 used.append((at, at + self.link.JUMP_SIZE))
                 piece.extra = max(piece.extra, at + self.link.JUMP_SIZE - piece.end)
                 return at
+        at = self.link.room_in_place(code, x.ref)
+        end = at + self.link.JUMP_SIZE
+        if at >= 0 and not any(a < end and at < b for a, b in used) and not self._entered(layout, piece.section, x.ref.end, end):
+            used.append((at, end))
+            return int(at)
         function = layout.patch.function_covering(piece.section, x.ref.at)
         self.problems.append(layout.refuse(function, piece.section, x.ref.at, Unclear(
             f"a short jump to {x.target.function.name} cannot be rerouted",
             "compile the patch with -ffunction-sections")))
         return -1
+
+    def _entered(self, layout: Layout, section: int, start: int, end: int) -> bool:
+        """Whether code may be executed from a place in [start, end) of a section on, padding for all we know."""
+        patch = layout.patch
+        if end > patch.sections[section].size or any(start <= f.start < end for f in patch.functions_in(section)):
+            return True
+        if any(start <= x.target < end for x in layout.surveys[section].resolved):
+            return True
+        if any(s.name.startswith(".gcc_except_table") for s in patch.sections):
+            return True                               # landing pads are named there without relocations
+        for place, relocs in patch.relocs.items():
+            code = layout.roles[place] is Role.CODE
+            for r in relocs if layout.roles[place] is not Role.UNWIND else ():
+                s = patch.symbols[r.symbol]
+                if s.section != section:
+                    continue
+                # In code, the field counts from its instruction's end; in tables of jumps from the table, or says it all.
+                at = s.value + r.addend
+                more = (0, *self.link.PAST_FIELD) if code else (0, layout.table_base(place, r.offset) - r.offset)
+                if any(start <= at + m < end for m in more):
+                    return True
+        return False

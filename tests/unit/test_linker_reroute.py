@@ -85,6 +85,40 @@ def test_trampolines_lie_in_padding_and_calls_lead_past_them():
         assert [host.call(f, 5) & 0xFFFFFFFF for f in ("twice", "tail", "fact", "loops")] == [105, 106, 12, 12]
 
 
+# No room for a trampoline within reach of `tail`, but behind the jump itself.  FILL is 80 bytes that do nothing.
+CROWDED = r"""
+asm(".text\n.globl twice\n.type twice,@function\ntwice: .Ltwice: lea 100(%rdi),%eax\n FILL\n ret\n.size twice,.-twice\n"
+    ".globl tail\n.type tail,@function\ntail: test %edi,%edi\n je 1f\n add $1,%edi\n jmp .Ltwice\n .Lpad: PADDING\n"
+    "1: lea 3(%rdi),%eax\n MORE\n FILL\n FILL\n ret\n.size tail,.-tail\nBEHIND\n");
+"""
+NOPS = ".byte 0x66, 0x0f, 0x1f, 0x44, 0, 0"
+JUMPS = r"lea .Ltable(%rip),%rdx\n movslq (%rdx,%rdi,4),%rcx\n add %rdx,%rcx\n jmp *%rcx"
+TABLE = r".section .rodata\n.p2align 2\n.long 0\n.Ltable: .long 1b - .Ltable, .Lpad - .Ltable\n.text"
+
+
+def crowded(padding=NOPS, more="", behind=""):
+    text = CROWDED.replace("FILL", ".fill 20,4,0xC0894890")        # nop; mov %rax,%rax
+    return compile_c(text.replace("PADDING", padding).replace("MORE", more).replace("BEHIND", behind), "-O1")
+
+
+def test_a_short_jump_is_written_over_with_the_padding_behind_it():
+    with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
+        host.attach(crowded())
+        assert [host.call(f, n) & 0xFFFFFFFF for f, n in (("twice", 5), ("tail", 5), ("tail", 0))] == [105, 106, 3]
+        host.attach(compile_c("int twice(int x) { return x * 7; }", "-O1"))
+        assert [host.call(f, n) & 0xFFFFFFFF for f, n in (("twice", 5), ("tail", 5), ("tail", 0))] == [35, 42, 3]
+
+
+@pytest.mark.parametrize("how", ["no padding", "too little", "a branch", "a relocation", "a table"])
+def test_a_short_jump_is_not_written_over_where_something_else_may_run(how):
+    bad = {"no padding": dict(padding="nop; nop; mov %eax,%eax"), "too little": dict(padding="nop; nop"),
+           "a branch": dict(more="jb .Lpad"), "a relocation": dict(behind=".data; .quad .Lpad; .text"),
+           "a table": dict(more=JUMPS, behind=TABLE)}[how]
+    with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
+        with pytest.raises(PsuError, match="a short jump to twice cannot be rerouted"):
+            host.link(crowded(**bad))
+
+
 def test_a_later_object_of_the_same_transaction_is_called_through_a_stub():
     one = compile_c("int shared_new(int); int twice(int x) { return shared_new(x) + 1; }", "-O2", "-fPIE", name="one.c")
     two = compile_c("int shared_new(int x) { return x * 30; } int shared_data = 4; int tail(int x) { return x; }",
