@@ -117,10 +117,9 @@ def _lua(folder: Path, say: Say) -> tuple[Path, list[Path]]:
 def _nginx(folder: Path, say: Say) -> tuple[Path, list[Path]]:
     debian.install("libpcre2-dev", "zlib1g-dev", "libssl-dev")
     source = _unpack("nginx", folder)
-    # In a patch of all functions, a 2-byte jump from one function to its neighbour leaves no room for a longer one.
     debian.run(
         "./configure",
-        f"--with-cc-opt={' '.join([*flags(), '-ffunction-sections'])}",
+        f"--with-cc-opt={' '.join(flags())}",
         "--with-threads",
         "--with-http_ssl_module",
         "--with-http_v2_module",
