@@ -29,13 +29,14 @@ FRAME = 16
 STACK_ALIGN = 16                    # of every access through sp
 
 REGISTERS = struct.Struct("<34Q")   # struct user_pt_regs: x0 to x30, sp, pc, pstate
-X0, X1, X3, X8, SP, PC = 0, 1, 3, 8, 31, 32
+X0, X1, X3, X8, LR, SP, PC = 0, 1, 3, 8, 30, 31, 32
 # NT_ARM_SSVE: the registers of streaming mode, in which the C library's code would be illegal.  More than the header is
 # there only in that mode.
 UNFIT_REGSET, UNFIT_HEADER = 0x40B, 16
 THREAD_REGSET = 0x401               # NT_ARM_TLS: tpidr_el0
-# glibc's descriptor is below the thread pointer, of 0x740 bytes in 2.36 and more in others.  Its first members hold no code.
+# glibc's descriptor is below the thread pointer, of about so many bytes (0x740 in 2.36); no code is named in its first members.
 DESCRIPTOR = 0x700
+SIGRETURN = (bytes.fromhex("681180d2010000d4"),)       # mov x8, #139; svc #0: what a handler of a signal returns to (vDSO)
 
 
 def program_counter(regs: bytes, waiting: Waiting | None) -> tuple[int, int, int]:
@@ -46,6 +47,11 @@ def program_counter(regs: bytes, waiting: Waiting | None) -> tuple[int, int, int
     here = waiting is not None and waiting.stack_pointer == r[SP] and waiting.number == r[X8] and (
         r[PC] in (waiting.program_counter, waiting.program_counter - SYSCALL_SIZE))
     return r[PC], r[SP], waiting.number if here and waiting else -1
+
+
+def return_addresses(regs: bytes) -> tuple[int, ...]:
+    """Those that are in registers: a leaf function's."""
+    return (REGISTERS.unpack_from(regs)[LR],)
 
 
 def thread_descriptor(regs: bytes) -> int:

@@ -247,7 +247,7 @@ def span(code: bytes, ref: Resolved) -> int:
     return 2 << _branch_field(_word(code, ref.at))[1]
 
 
-def room_in_place(code: bytes, ref: Resolved) -> int:
+def room_in_place(code: bytes, ref: Resolved, first: int, behind: int) -> int:
     """-1: no jump that reaches farther takes the place of one of short reach, which are conditional."""
     return -1
 

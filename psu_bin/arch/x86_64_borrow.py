@@ -27,6 +27,8 @@ RED_ZONE = 128
 STACK_ALIGN = 1                     # that the entry needs
 UNFIT_REGSET, UNFIT_HEADER = 0, 0   # no state of a processor forbids it
 THREAD_REGSET = 0                   # the thread pointer is among the general registers
+# What a handler of a signal returns to: mov $15,%rax (or %eax); syscall.  Unwinders know signal frames by it.
+SIGRETURN = (bytes.fromhex("48c7c00f0000000f05"), bytes.fromhex("b80f0000000f05"))
 
 REGISTERS = struct.Struct("<27Q")   # struct user_regs_struct
 RAX, ORIG_RAX, RIP, RSP, FS_BASE = 10, 15, 16, 19, 21
@@ -39,6 +41,11 @@ def program_counter(regs: bytes, waiting: Waiting | None) -> tuple[int, int, int
     r = REGISTERS.unpack_from(regs)
     nr = r[ORIG_RAX] - (1 << 64) if r[ORIG_RAX] >> 63 else r[ORIG_RAX]
     return r[RIP], r[RSP], nr
+
+
+def return_addresses(regs: bytes) -> tuple[int, ...]:
+    """Those that are in registers."""
+    return ()
 
 
 def thread_descriptor(regs: bytes) -> int:

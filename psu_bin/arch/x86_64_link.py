@@ -220,10 +220,12 @@ def span(code: bytes, ref: Resolved) -> int:
     return 1 << 8 * ref.size - 1
 
 
-def room_in_place(code: bytes, ref: Resolved) -> int:
+def room_in_place(code: bytes, ref: Resolved, first: int, behind: int) -> int:
     """Where a jump() may be written over a short jump that the assembler resolved and the padding behind it; -1: there is no room.
 
-    Nobody comes to that padding from in front of it: the jump always jumps.  From elsewhere is for the caller to see."""
+    Nobody comes to that padding from in front of it: the jump always jumps.  Nor by an indirect jump in its function, code[first:behind],
+    which has none: distances between labels (GCC manual, Labels as Values) have no relocations.  All other ways are for the caller
+    to see."""
     start, at = ref.at - 1, ref.end
     if ref.size != 1 or code[start] != _SHORT_JUMP:
         return -1
@@ -233,6 +235,8 @@ def room_in_place(code: bytes, ref: Resolved) -> int:
             if not _is_nop(i):
                 return -1
             at = i.end
+        if any(decode.is_indirect_jump(i) for i in decode.walk(code, first, behind)):
+            return -1
     except (ValueError, IndexError):
         return -1
     return start
@@ -377,7 +381,8 @@ def _use_of_address(code: bytes, insns: tuple[Insn, ...], number: int, register:
 
 
 def _is_nop(i: Insn) -> bool:
-    return (i.map == 0 and i.opcode == 0x90) or (i.map == 1 and i.opcode in (0x1F, 0x1E))
+    """What assemblers pad with.  Not endbr64, which is there because somebody comes."""
+    return (i.map == 0 and i.opcode == 0x90) or (i.map == 1 and i.opcode == 0x1F)
 
 
 def padding(code: bytes, start: int, end: int) -> bool:

@@ -16,15 +16,17 @@ import ctypes
 import errno
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from psu_bin import arch as arch_package
+from psu_bin import descriptor
 from psu_bin.arch import Waiting
 from psu_bin.attach import proc, seccomp, shim
-from psu_bin.attach.process import Mapping, Process, Thread
-from psu_bin.attach.target import Target
+from psu_bin.attach.process import Mapping, Process, Thread, Unreadable
+from psu_bin.attach.target import Module, Target
 from psu_bin.attach.tracing import Seized, agent_thread, in_freezer, traced
 from psu_bin.errors import PsuError
 
@@ -33,6 +35,9 @@ PATIENCE_WAITING = 1.0    # seconds to look for a waiting thread before a runnin
 PATIENCE = 10.0
 PAUSE, PAUSE_AFTER = 0.002, 0.01     # seconds to the next look, and when a thread was stopped for nothing
 STACK_SEARCHED = 1 << 20
+_START_CODE = re.compile(r"(libc|libpthread|ld)[-.]")
+_ALLOCATORS = frozenset(("malloc", "calloc", "realloc", "memalign", "aligned_alloc", "posix_memalign"))
+PAGE = 4096
 START_FRAMES = 0x400      # bytes of the frames in which a thread begins: _start to main, clone to its function
 
 
@@ -49,13 +54,12 @@ def start_agent(target: Target) -> int:
     if not runtime.borrow:
         raise PsuError(process.where, "its shim cannot start an agent on request")
     machine = arch_package.for_machine(target.modules[0].machine, process.where).borrow
-    began = time.monotonic()
     me = os.getpid()
     borrowed, stops = _guarded(lambda: _borrow_one(target, machine, runtime.borrow, me))
     if borrowed:
-        return _await_agent(target, began, stops)
+        return _await_agent(target, stops)
     raise PsuError(process.where, f"no thread could be borrowed to start the agent within {PATIENCE:.0f} s: "
-                                  "none waits, and those that run are inside the C library",
+                                  "none waits, and those that run are inside the C library, or may be",
                    "try again, or start the program with PSU_AGENT=start in its environment")
 
 
@@ -144,8 +148,9 @@ def _guarded(work: Callable[[], tuple[bool, int]]) -> tuple[bool, int]:
     return work()
 
 
-def _await_agent(target: Target, began: float, stops: int) -> int:
+def _await_agent(target: Target, stops: int) -> int:
     process = target.process
+    began = time.monotonic()
     while time.monotonic() - began < 2 * PATIENCE:
         runtime = target.runtime()
         if runtime.agent_state in (shim.AGENT_PARKED, shim.AGENT_BUSY) and agent_thread(process, runtime):
@@ -221,7 +226,7 @@ def _borrow(target: Target, machine, seized: Seized, seen: _Seen, entry: int) ->
     process = target.process
     regs = _regset(PTRACE_GETREGSET, seized.tid)
     waiting = _undisturbed(process, seized.tid, seen)
-    pc, sp, nr = machine.program_counter(regs, waiting)
+    pc, sp, number = machine.program_counter(regs, waiting)
     maps = process.maps()
     if process.replaced():
         process.lost = True    # exec between our look at it and the stop
@@ -230,11 +235,10 @@ def _borrow(target: Target, machine, seized: Seized, seen: _Seen, entry: int) ->
         return False
     if _signal_pending(process, seized.tid):
         return False  # its handler must see the system call interrupted, as without us
-    if nr >= 0:
-        if nr not in machine.WAITING_CALLS or _in_loader(maps, pc):
+    if number >= 0:
+        if number not in machine.WAITING_CALLS or _in_loader(maps, pc):
             return False
-    elif not _outside_libraries(target, maps, pc, sp, (_start_stack(process), machine.thread_descriptor(
-            _regset(PTRACE_GETREGSET, seized.tid, kind=machine.THREAD_REGSET) if machine.THREAD_REGSET else regs))):
+    elif not _outside_libraries(target, machine, maps, seized.tid, regs):
         return False
     calls = arch_package.for_machine(target.modules[0].machine, process.where).calls
     seccomp.check(process, seized.tid, calls.AUDIT_ARCH, [seccomp.Call(*c) for c in (*calls.THREAD, *calls.AGENT)])
@@ -279,22 +283,41 @@ def _start_stack(process: Process) -> int:
         return 0
 
 
-def _outside_libraries(target: Target, maps: tuple[Mapping, ...], pc: int, sp: int, tops: tuple[int, ...]) -> bool:
-    """Whether neither pc nor a return address on the stack is in code other than instrumented modules'.
+def _outside_libraries(target: Target, machine, maps: tuple[Mapping, ...], tid: int, regs: bytes) -> bool:  # noqa: ANN001
+    """Whether neither the program counter nor a return address is in code other than instrumented modules', nor in a signal handler.
 
-    tops: what may lie right above the stack.  Above each the program's arguments, or the thread's descriptor, hold addresses of
-    code.  If none does, this is another stack, perhaps a signal handler's, and nobody knows what that has interrupted."""
+    Right above a thread's stack are the program's arguments, or the thread's descriptor.  If neither is, this is another stack,
+    perhaps a signal handler's, and nobody knows what that has interrupted.  Above, addresses of code mean nothing."""
+    process = target.process
     ours = [(m.start, m.end) for m in target.modules]
-    foreign = [(m.start, m.end) for m in maps if "x" in m.prot and not any(s <= m.start < e for s, e in ours)]
-    if not any(s <= pc < e for s, e in ours):
+    foreign = [(m.start, m.end, bool(_START_CODE.match(os.path.basename(m.path)))) for m in maps
+               if "x" in m.prot and not any(s <= m.start < e for s, e in ours)]
+    pc, sp, _ = machine.program_counter(regs, None)
+    if not any(s <= pc < e for s, e in ours) or any(_allocates(m) for m in target.modules):
         return False
     end = next((m.end for m in maps if m.start <= sp < m.end), 0)
-    limit = min((top for top in tops if sp <= top <= end), default=0)
+    thread = _regset(PTRACE_GETREGSET, tid, kind=machine.THREAD_REGSET) if machine.THREAD_REGSET else regs
+    limit = min((top for top in (_start_stack(process), machine.thread_descriptor(thread)) if sp <= top <= end), default=0)
     if not limit or limit - sp > STACK_SEARCHED:
         return False
-    words = memoryview(target.process.read(sp, (limit - sp) // 8 * 8)).cast("Q")
-    theirs = [i for i, w in enumerate(words) if any(s <= w < e for s, e in foreign)]
+    words = [*machine.return_addresses(regs), *memoryview(process.read(sp, (limit - sp) // 8 * 8)).cast("Q")]
+    theirs = [(i, w, start) for i, w in enumerate(words) for s, e, start in foreign if s <= w < e]
     mine = [i for i, w in enumerate(words) if any(s <= w < e for s, e in ours)]
-    # The frames in which a thread begins, of the C library's start-up code, are always there.  (A signal frame is larger.)
-    start = max((*theirs, *mine), default=0)
-    return not any(i <= start - START_FRAMES // 8 for i in theirs)
+    if any(_signal_frame(process, machine, w) for w in {w for _, w, _ in theirs}):
+        return False
+    # The frames in which a thread begins, of the C library's start-up code, are always there.
+    bottom = max((*(i for i, _, _ in theirs), *mine), default=0) - START_FRAMES // 8
+    return all(start and i > bottom for i, _, start in theirs)
+
+
+def _allocates(module: Module) -> bool:
+    """Whether the module has an allocator of its own, which pthread_create may call: who runs in there may hold its locks."""
+    return any(s.name in _ALLOCATORS and s.bind != descriptor.BIND_LOCAL for s in module.descriptor.symbols)
+
+
+def _signal_frame(process: Process, machine, word: int) -> bool:  # noqa: ANN001
+    """Whether a return address is that of a handler of a signal."""
+    try:
+        return process.read(word, min(max(map(len, machine.SIGRETURN)), PAGE - word % PAGE)).startswith(machine.SIGRETURN)
+    except Unreadable:
+        return True     # code that can only be executed: nobody knows

@@ -12,7 +12,7 @@ Specification: DWARF 5, 4.1 (data objects), 2.5.1.1 and 2.5.1.3 (DW_OP_addr, DW_
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence, Set
 from typing import NamedTuple
 
 from psu_bin import elf
@@ -33,15 +33,16 @@ class Owners:
         self._binary = binary
         self._reader: _Reader | None = None
 
-    def declared(self, name: str, files: Collection[str]) -> dict[tuple[int, int], str]:
-        """(section, offset in it), or (LINKED, address) or (LINKED_THREAD, offset), of each static local `name` -> the function
+    def declared(self, name: str, files: Collection[str], wanted: Set[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        """(section, offset in it), or (LINKED, address) or (LINKED_THREAD, offset), of static locals `name` -> the function
         that declares it.
 
-        files: names without folders of the source files that it may be in; others' may be missing.  Empty where there is no debug information, or none that this can read in reasonable time."""
+        wanted: those that are asked for; others may be missing.  files: names, without folders, of source files to look in
+        first.  Empty where there is no debug information, or none that this can read in reasonable time."""
         try:
             if self._reader is None and self._binary and self._binary.section(".debug_info"):
                 self._reader = _Reader(self._binary)
-            return self._reader.declared(name, files) if self._reader else {}
+            return self._reader.declared(name, files, wanted) if self._reader else {}
         except DAMAGED:
             self._binary = self._reader = None
             return {}
@@ -68,15 +69,21 @@ class _Reader(Reader):
                 self._sections.update((offset, homes[symbol])
                                       for offset, _, symbol, _ in binary.table(s, elf.RELA_DTYPE).tolist())
 
-    def declared(self, name: str, files: Collection[str]) -> dict[tuple[int, int], str]:
+    def declared(self, name: str, files: Collection[str], wanted: Set[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        out: dict[tuple[int, int], str] = {}
+        # With LTO units with addresses do not have the names of source files.
+        for units in ([u for u in self.units if posixpath.basename(self.file(u)) in files], self.units):
+            self._search(units, name, out)
+            if wanted <= out.keys():
+                break
+        return out if self.budget >= 0 else {}
+
+    def _search(self, units: Sequence[Unit], name: str, out: dict[tuple[int, int], str]) -> None:
+        """Add the places of these units' variables to `out`, also where another unit has them."""
         places = {at.to_bytes(4, "little") for at in self.ends(name)}
         texts = {name.encode("utf-8", "surrogateescape") + b"\0"}
-        out: dict[tuple[int, int], str] = {}
         origins: set[int] = set()
-        for some in ([u for u in self.units if posixpath.basename(self.file(u)) in files], self.units):
-            first = [u for u in some if self.may_have(u, places, texts)]
-            if first:
-                break
+        first = [u for u in units if self.may_have(u, places, texts)]
         for u in first:
             self._add(u, name, out, origins)
         # With LTO, another unit has the address, and refers to the entry with the name by its place.
@@ -84,7 +91,6 @@ class _Reader(Reader):
         for u in self.units:
             if u not in first and has(self.info, u.entries, u.end, marks):
                 self._add(u, name, out, origins)
-        return out if self.budget >= 0 else {}
 
     def _add(self, u: Unit, name: str, out: dict[tuple[int, int], str], origins: set[int]) -> None:
         """Add the places of one unit's variables to `out`, and the entries of those that have none to `origins`."""

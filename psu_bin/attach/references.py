@@ -31,7 +31,7 @@ class Rerouted(NamedTuple):
     @property
     def in_place(self) -> bool:
         """The trampoline is written over the branch."""
-        return self.trampoline == self.ref.at - 1
+        return 0 <= self.trampoline == self.ref.at - 1
 
 
 class Reader:
@@ -258,12 +258,12 @@ class Reader:
                 used.append((at, at + self.link.JUMP_SIZE))
                 piece.extra = max(piece.extra, at + self.link.JUMP_SIZE - piece.end)
                 return at
-        at = self.link.room_in_place(code, x.ref)
+        function = layout.patch.function_covering(piece.section, x.ref.at)
+        at = self.link.room_in_place(code, x.ref, function.start, function.end) if function else -1
         end = at + self.link.JUMP_SIZE
         if at >= 0 and not any(a < end and at < b for a, b in used) and not self._entered(layout, piece.section, x.ref.end, end):
             used.append((at, end))
             return int(at)
-        function = layout.patch.function_covering(piece.section, x.ref.at)
         self.problems.append(layout.refuse(function, piece.section, x.ref.at, Unclear(
             f"a short jump to {x.target.function.name} cannot be rerouted",
             "compile the patch with -ffunction-sections")))
@@ -272,7 +272,8 @@ class Reader:
     def _entered(self, layout: Layout, section: int, start: int, end: int) -> bool:
         """Whether code may be executed from a place in [start, end) of a section on, padding for all we know."""
         patch = layout.patch
-        if end > patch.sections[section].size or any(start <= f.start < end for f in patch.functions_in(section)):
+        if end > patch.sections[section].size or any(start <= s.value < end and s.type != elf.STT_SECTION
+                                                     for s in patch.symbols_in.get(section, ())):
             return True
         if any(start <= x.target < end for x in layout.surveys[section].resolved):
             return True

@@ -89,9 +89,10 @@ def _assign(binder: Binder, n: int, m: int, base: str, file: str) -> dict[int, S
             theirs[_place(y)] = (y, _module_users(view, y, theirs_functions))
     out: dict[int, Symbol | tuple[Symbol, ...] | None] = {}
     left, free = list(ours), list(theirs.values())
-    declared = _owners(binder.patch_owners, n, lambda: patch.source).declared(base, {file}) if free else {}
+    declared = _owners(binder.patch_owners, n, lambda: patch.source).declared(
+        base, {file}, {(x.section, x.value) for x, _ in left}) if free else {}
     declared_there = _owners(binder.module_owners, m, view.file).declared(
-        base, {view.file_name(y) for y, _ in free}) if declared else {}
+        base, {view.file_name(y) for y, _ in free}, {_place(y) for y, _ in free}) if declared else {}
 
     def both(x: PatchSymbol, y: Symbol) -> tuple[str, str] | None:
         """The functions that declare the two, where both are known."""

@@ -259,6 +259,24 @@ def test_stack_arguments(text):
     assert descriptor.STACK_ARGS
 
 
+@pytest.mark.parametrize("first, flags", [("int tail(int x) { return leaf(x); }", ()),
+                                          ("int (*pick(void))(int) { return leaf; }", ("-mcmodel=tiny",))], ids=["b", "adr"])
+def test_a_reference_by_the_first_instruction_of_a_section_goes_through_the_stub(first, flags):
+    needed()
+    leaf = "__attribute__((noipa)) static int leaf(int x) %s\n"
+    # Calls are counted: one of these functions could leave the stack.
+    away = "int sigaltstack(void *, void *), _setjmp(void *); void away(void) { if (sigaltstack(0, 0)) _setjmp(0); }"
+    with Host(program(leaf % "{ return x + 1; }" + "int tail(int x) { return leaf(x); } int (*pick(void))(int) { return 0; }",
+                      "-O1", "-fPIE", cc=GCC), UNDER) as h:
+        h.attach(compile_c(leaf % ";" + first + leaf % "{ return x + 10; }" + away, "-O2", "-fno-toplevel-reorder", *flags, cc=GCC,
+                           name="program.c"))
+        called = "tail" if "tail" in first else h.call("pick")
+        assert h.call_int(called, 5) == 15
+        h.attach(compile_c(leaf % "{ return x + 50; }" + "int (*kept)(int); int other(int x) { return leaf(x); }", "-O2", cc=GCC,
+                           name="program.c"))
+        assert h.call_int(called, 5) == 55
+
+
 def test_conditional_branches_to_another_function_go_through_trampolines():
     """They reach 1 MiB and 32 KiB, and may not be changed while they are executed: a jump between the functions may."""
     patch = r"""

@@ -2,9 +2,10 @@
 
 import re
 import shutil
+import subprocess
 
 import pytest
-from linking_host import Host, compile_c, program
+from linking_host import LOOP, Host, compile_c, program
 
 from psu_bin.attach import owners
 from psu_bin.errors import PsuError
@@ -279,6 +280,19 @@ def test_a_thread_local_static_is_that_of_the_function_that_declares_it(flags):
         flags = tuple(f for f in flags if f != "-flto")
         host.attach(compile_c(changed, "-O2", "-fPIE", *flags, name="s.c"))
         assert [host.call("both", 1), host.call("turned", 1)] == [1041004, 10070107]
+
+
+def test_a_program_that_is_optimized_as_a_whole_in_part(tmp_path):
+    """A candidate's file name says nothing there: with LTO it has none."""
+    flags = ("-O2", "-fPIE", "-g")
+    other = "int third(int x) { static int count = 7; return count += x; }"
+    objects = [compile_c(LOOP, "-O1", "-w", "-fPIE", name="host_loop.c"), compile_c(INLINED, *flags, "-flto", name="s.c"),
+               compile_c(other, *flags, name="t.c")]
+    subprocess.run(["gcc", *objects, "-o", tmp_path / "host", "-rdynamic", "-ldl", "-pthread", "-flto"], check=True)
+    with Host(tmp_path / "host") as host:
+        assert host.call("g", 1) == 202
+        host.attach(compile_c(GONE, *flags, name="s.c"))
+        assert [host.call("g", 1), host.call("g", 1)] == [6, 7]
 
 
 def test_debug_information_of_other_files_is_not_read(monkeypatch):

@@ -109,9 +109,11 @@ def test_a_short_jump_is_written_over_with_the_padding_behind_it():
         assert [host.call(f, n) & 0xFFFFFFFF for f, n in (("twice", 5), ("tail", 5), ("tail", 0))] == [35, 42, 3]
 
 
-@pytest.mark.parametrize("how", ["no padding", "too little", "a branch", "a relocation", "a table"])
+@pytest.mark.parametrize("how", ["no padding", "too little", "a mark", "a branch", "a relocation", "a table", "differences", "a name"])
 def test_a_short_jump_is_not_written_over_where_something_else_may_run(how):
     bad = {"no padding": dict(padding="nop; nop; mov %eax,%eax"), "too little": dict(padding="nop; nop"),
+           "a mark": dict(padding="endbr64; nop; nop"), "a name": dict(behind=r".globl inside\n.set inside, .Lpad"),
+           "differences": dict(more=JUMPS, behind=TABLE.replace("Ltable: .long 1b - .Ltable, .Lpad - .Ltable", "Ltable: .long 1b - .Lpad")),
            "a branch": dict(more="jb .Lpad"), "a relocation": dict(behind=".data; .quad .Lpad; .text"),
            "a table": dict(more=JUMPS, behind=TABLE)}[how]
     with Host(program(PROGRAM, "-O1", "-fPIE")) as host:
