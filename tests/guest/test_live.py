@@ -20,7 +20,6 @@ CHOSEN = [
     "test_versions.py::test_every_way_of_calling_reaches_the_newest_version[-rdynamic]",
     "test_versions.py::test_a_call_in_progress_finishes_in_its_version_and_keeps_just_that",
     "test_versions.py::test_a_single_thread_is_borrowed_once_and_sees_no_eintr[wait-0]",
-    "test_borrowing.py::test_nobody_is_borrowed_who_may_be_inside_an_allocator[in a handler]",
     "test_leaving.py::test_threads_that_block_right_after_a_jump",
     "test_leaving.py::test_a_call_whose_way_back_may_be_in_a_register_only",
     "test_leaving.py::test_calls_left_for_good_and_one_that_only_sleeps[heap]",
