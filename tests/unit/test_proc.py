@@ -39,7 +39,7 @@ def test_names_of_processes(name: bytes) -> None:
     assert (fields["State"], fields["Tgid"]) == ("S (sleeping)", "7")
     assert proc.number(fields, "NSpid", "status") == 3
     raw = b"7 (" + name + b") S " + b" ".join(b"%d" % n for n in range(4, 53)) + b"\n"
-    assert proc.stat(text(raw), "stat") == proc.Stat("S", 22, 47)
+    assert proc.stat(text(raw), "stat") == proc.Stat("S", 22, 28, 47)
 
 
 def test_this_process() -> None:
