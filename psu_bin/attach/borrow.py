@@ -284,14 +284,16 @@ def _start_stack(process: Process) -> int:
 
 
 def _outside_libraries(target: Target, machine, maps: tuple[Mapping, ...], tid: int, regs: bytes) -> bool:  # noqa: ANN001
-    """Whether neither the program counter nor a return address is in code other than instrumented modules', nor in a signal handler.
+    """Whether neither the program counter nor a return address is in a library that is not instrumented, nor in a signal handler.
 
+    The program that has loaded instrumented libraries need not be: it may have called them, no allocator or linker would.
     Right above a thread's stack are the program's arguments, or the thread's descriptor.  If neither is, this is another stack,
     perhaps a signal handler's, and nobody knows what that has interrupted.  Above, addresses of code mean nothing."""
     process = target.process
     ours = [(m.start, m.end) for m in target.modules]
+    program = _program(process)
     foreign = [(m.start, m.end, bool(_START_CODE.match(os.path.basename(m.path)))) for m in maps
-               if "x" in m.prot and not any(s <= m.start < e for s, e in ours)]
+               if "x" in m.prot and not any(s <= m.start < e for s, e in ours) and not (m.path and m.path == program)]
     pc, sp, _ = machine.program_counter(regs, None)
     if not any(s <= pc < e for s, e in ours) or any(_allocates(m) for m in target.modules):
         return False
@@ -308,6 +310,15 @@ def _outside_libraries(target: Target, machine, maps: tuple[Mapping, ...], tid: 
     # The frames in which a thread begins, of the C library's start-up code, are always there.
     bottom = max((*(i for i, _, _ in theirs), *mine), default=0) - START_FRAMES // 8
     return all(start and i > bottom for i, _, start in theirs)
+
+
+def _program(process: Process) -> str:
+    """The path of the program, as the map has it; "" where that is the dynamic linker with the program as its argument."""
+    try:
+        path = os.readlink(f"/proc/{process.pid}/exe").removesuffix(" (deleted)")
+    except OSError:
+        return ""
+    return "" if _START_CODE.match(os.path.basename(path)) else path
 
 
 def _allocates(module: Module) -> bool:

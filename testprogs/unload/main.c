@@ -37,6 +37,8 @@ int main(void)
             for (int i = 0; i < count; i++) {
                 load(path);
                 last = answer(1);
+                if (i % 20 == 10) /* else it is inside the dynamic linker all the time, where nobody borrows its thread */
+                    usleep(3000);
                 dlclose(plugin);
                 if (i % 50 == 49)
                     printf("cycling %d\n", last);

@@ -98,3 +98,25 @@ def test_nobody_is_borrowed_who_may_be_inside_an_allocator(lab, source, monkeypa
     with pytest.raises(PsuError, match="no thread could be borrowed"):
         borrow.start_agent(target.read(Process(running.pid)))
     assert running.alive()
+
+
+def test_a_program_that_is_not_instrumented_may_be_in_between(lab):
+    """It calls a function of an instrumented library, which goes on for ever: nothing else of the C library is on the stack."""
+    (lab.folder / "host.c").write_text("""
+        #include <dlfcn.h>
+        #include <unistd.h>
+        int main(int argc, char **argv)
+        {
+            void (*spin)(void) = (void (*)(void))dlsym(dlopen(argv[1], RTLD_NOW), "spin");
+            (void)!write(1, "ready\\n", 6);
+            spin();
+        }""")
+    (lab.folder / "plugin.c").write_text("""
+        __attribute__((noipa)) int answer(int x) { return x + 1; }
+        void spin(void) { for (volatile int n = 0;;) n = answer(n) & 1; }""")
+    subprocess.run(["gcc", "-O2", "host.c", "-o", "host", "-ldl"], cwd=lab.folder, check=True)
+    subprocess.run(["gcc", "-O2", "-fPIC", "-shared", "plugin.c", "-o", "plugin.so"], cwd=lab.folder, check=True)
+    running = lab.start(lab.folder / "host", psu_bin("instrument", lab.folder / "plugin.so", "--json").json["output"])
+    running.expect("^ready$")
+    assert borrow.start_agent(target.read(Process(running.pid))) > 0
+    assert psu_bin("status", running.pid, "--json").json["agent"] is not None and running.alive()
