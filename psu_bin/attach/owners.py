@@ -59,7 +59,7 @@ class _Local(NamedTuple):
 class _Reader(Reader):
     def __init__(self, binary: Binary) -> None:
         super().__init__(lambda name: relocated(binary, name))
-        self.budget = 8 * MOST         # what is not read is refused
+        self.budget = 8 * MOST         # without it, who uses a variable decides, and much is refused
         self._sections: dict[int, int] | None = {} if binary.type == elf.ET_REL else None     # by place in .debug_info
         self._locals: dict[int, list[_Local]] = {}          # by the start of their unit: each is walked once
         info = binary.section(".debug_info")
