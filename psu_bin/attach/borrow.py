@@ -26,7 +26,7 @@ from psu_bin import descriptor
 from psu_bin.arch import Waiting
 from psu_bin.attach import proc, seccomp, shim
 from psu_bin.attach.process import Mapping, Process, Thread, Unreadable
-from psu_bin.attach.target import Module, Target
+from psu_bin.attach.target import Module, Target, executable
 from psu_bin.attach.tracing import Seized, agent_thread, in_freezer, traced
 from psu_bin.errors import PsuError
 
@@ -291,9 +291,10 @@ def _outside_libraries(target: Target, machine, maps: tuple[Mapping, ...], tid: 
     perhaps a signal handler's, and nobody knows what that has interrupted.  Above, addresses of code mean nothing."""
     process = target.process
     ours = [(m.start, m.end) for m in target.modules]
-    program = _program(process)
+    program = executable(process)      # the dynamic linker, where the program is an argument of that
     foreign = [(m.start, m.end, bool(_START_CODE.match(os.path.basename(m.path)))) for m in maps
-               if "x" in m.prot and not any(s <= m.start < e for s, e in ours) and not (m.path and m.path == program)]
+               if "x" in m.prot and not any(s <= m.start < e for s, e in ours) and (
+                   m.path != program or _START_CODE.match(os.path.basename(program)))]
     pc, sp, _ = machine.program_counter(regs, None)
     if not any(s <= pc < e for s, e in ours) or any(_allocates(m) for m in target.modules):
         return False
@@ -310,15 +311,6 @@ def _outside_libraries(target: Target, machine, maps: tuple[Mapping, ...], tid: 
     # The frames in which a thread begins, of the C library's start-up code, are always there.
     bottom = max((*(i for i, _, _ in theirs), *mine), default=0) - START_FRAMES // 8
     return all(start and i > bottom for i, _, start in theirs)
-
-
-def _program(process: Process) -> str:
-    """The path of the program, as the map has it; "" where that is the dynamic linker with the program as its argument."""
-    try:
-        path = os.readlink(f"/proc/{process.pid}/exe").removesuffix(" (deleted)")
-    except OSError:
-        return ""
-    return "" if _START_CODE.match(os.path.basename(path)) else path
 
 
 def _allocates(module: Module) -> bool:

@@ -103,7 +103,7 @@ def read(process: Process) -> Target:
         if not process.alive():
             raise process.gone()
     if not modules:
-        raise PsuError(process.where, f"is not instrumented: {_executable(process)}",
+        raise PsuError(process.where, f"is not instrumented: {executable(process)}",
                        "run psu-bin instrument on its program and start the result")
     if not shims:
         raise PsuError(process.where, f"has no {descriptor.SHIM_SONAME} loaded")
@@ -143,7 +143,7 @@ def file(target: Target, module: descriptor.Descriptor) -> Binary | None:
     return found if found.build_id == m.build_id else None
 
 
-def _executable(process: Process) -> str:
+def executable(process: Process) -> str:
     """Its path, as process.maps() has it: also where the file is gone."""
     try:
         return os.readlink(f"/proc/{process.pid}/exe").removesuffix(" (deleted)")
@@ -164,7 +164,7 @@ def _image(process: Process, m: Mapping, maps: tuple[Mapping, ...]) -> Image | N
     if head[:4] != b"\x7fELF" or len(head) < 64:
         return None
     if head[4] != 2:
-        if m.path == _executable(process):
+        if m.path == executable(process):
             raise PsuError(process.where, "is a 32-bit program", "psu-bin handles x86-64 and AArch64")
         return None
     (kind, machine) = struct.unpack_from("<HH", head, 16)
@@ -252,4 +252,4 @@ def _module(process: Process, image: Image) -> Module | None:
     tls = next(((size, align, va) for kind, va, size, align in image.segments if kind == PT_TLS), None)
     return Module(path, image.mapping.start, image.end, image.load_bias, image.machine, build_id,
                   # A program that was started as `ld.so PROGRAM` is not what the kernel calls its executable.
-                  path == _executable(process) or DT_DEBUG in image.dynamic, tls, descriptor.decode(data, path))
+                  path == executable(process) or DT_DEBUG in image.dynamic, tls, descriptor.decode(data, path))
