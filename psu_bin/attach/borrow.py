@@ -20,6 +20,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from psu_bin import arch as arch_package
 from psu_bin import descriptor
@@ -29,6 +30,10 @@ from psu_bin.attach.process import Mapping, Process, Thread, Unreadable
 from psu_bin.attach.target import Module, Target, executable
 from psu_bin.attach.tracing import Seized, agent_thread, in_freezer, traced
 from psu_bin.errors import PsuError
+
+if TYPE_CHECKING:
+    from numpy import int64, uint64
+    from numpy.typing import NDArray
 
 PTRACE_POKEDATA, PTRACE_GETREGSET, PTRACE_SETREGSET, NT_PRSTATUS = 5, 0x4204, 0x4205, 1
 PATIENCE_WAITING = 1.0    # seconds to look for a waiting thread before a running one is taken
@@ -70,18 +75,21 @@ def _borrow_one(target: Target, machine, entry: int, caller: int) -> tuple[bool,
     process = target.process
     began = time.monotonic()
     stops = 0
+    waiting_only, decided = True, False
     while time.monotonic() - began < PATIENCE and caller in (os.getpid(), os.getppid()):
         if not process.alive() or process.replaced():
             raise process.gone()    # its threads are listed until they are waited for
         process.lost = False        # what ended was one of its threads
-        waiting_only = time.monotonic() - began < PATIENCE_WAITING
+        if not decided and time.monotonic() - began >= PATIENCE_WAITING:
+            import numpy  # noqa: F401, ICN001, PLC0415  (takes longer than all else: not while a thread is stopped)
+            waiting_only, decided = any(_allocates(m) for m in target.modules), True
         pause = PAUSE
         candidates = _candidates(process, machine, waiting_only)
         if candidates:
             thread = candidates[stops % len(candidates)]    # another one each time: the first may never be in the right place
             stops += 1
             try:
-                if _stop_and_borrow(target, machine, thread, entry):
+                if _stop_and_borrow(target, machine, thread, entry, waiting_only):
                     return True, stops
                 pause = PAUSE_AFTER
             except PsuError:
@@ -112,14 +120,14 @@ def _waiting(process: Process, tid: int, seen: _Seen) -> Waiting | None:
     return proc.syscall(seen.syscall, f"/proc/{process.pid}/task/{tid}/syscall")
 
 
-def _stop_and_borrow(target: Target, machine, thread: Thread, entry: int) -> bool:  # noqa: ANN001
+def _stop_and_borrow(target: Target, machine, thread: Thread, entry: int, waiting_only: bool) -> bool:  # noqa: ANN001
     with Seized(target.process, thread) as seized:
         # Not before it was seized: some threads never wait longer than a millisecond.
         try:
             seen = _look(target.process, thread.tid)
         except OSError:
             return False
-        return seized.interrupt() and _borrow(target, machine, seized, seen, entry)
+        return seized.interrupt() and _borrow(target, machine, seized, seen, entry, waiting_only)
 
 
 def _guarded(work: Callable[[], tuple[bool, int]]) -> tuple[bool, int]:
@@ -221,7 +229,7 @@ def _undisturbed(process: Process, tid: int, seen: _Seen) -> Waiting | None:
     return _waiting(process, tid, seen) if now == _switches(process, tid, seen.status) + 1 else None
 
 
-def _borrow(target: Target, machine, seized: Seized, seen: _Seen, entry: int) -> bool:  # noqa: ANN001
+def _borrow(target: Target, machine, seized: Seized, seen: _Seen, entry: int, waiting_only: bool) -> bool:  # noqa: ANN001
     """Redirect the stopped thread to `entry`; False when this is not the moment."""
     process = target.process
     regs = _regset(PTRACE_GETREGSET, seized.tid)
@@ -238,7 +246,7 @@ def _borrow(target: Target, machine, seized: Seized, seen: _Seen, entry: int) ->
     if number >= 0:
         if number not in machine.WAITING_CALLS or _in_loader(maps, pc):
             return False
-    elif not _outside_libraries(target, machine, maps, seized.tid, regs):
+    elif waiting_only or not _outside_libraries(target, machine, maps, seized.tid, regs):
         return False
     calls = arch_package.for_machine(target.modules[0].machine, process.where).calls
     seccomp.check(process, seized.tid, calls.AUDIT_ARCH, [seccomp.Call(*c) for c in (*calls.THREAD, *calls.AGENT)])
@@ -289,28 +297,40 @@ def _outside_libraries(target: Target, machine, maps: tuple[Mapping, ...], tid: 
     The program that has loaded instrumented libraries need not be: it may have called them, no allocator or linker would.
     Right above a thread's stack are the program's arguments, or the thread's descriptor.  If neither is, this is another stack,
     perhaps a signal handler's, and nobody knows what that has interrupted.  Above, addresses of code mean nothing."""
+    import numpy as np
     process = target.process
-    ours = [(m.start, m.end) for m in target.modules]
+    ours = sorted((m.start, m.end) for m in target.modules)
     program = executable(process)      # the dynamic linker, where the program is an argument of that
     foreign = [(m.start, m.end, bool(_START_CODE.match(os.path.basename(m.path)))) for m in maps
                if "x" in m.prot and not any(s <= m.start < e for s, e in ours) and (
                    m.path != program or _START_CODE.match(os.path.basename(program)))]
     pc, sp, _ = machine.program_counter(regs, None)
-    if not any(s <= pc < e for s, e in ours) or any(_allocates(m) for m in target.modules):
+    if not any(s <= pc < e for s, e in ours):
         return False
     end = next((m.end for m in maps if m.start <= sp < m.end), 0)
     thread = _regset(PTRACE_GETREGSET, tid, kind=machine.THREAD_REGSET) if machine.THREAD_REGSET else regs
     limit = min((top for top in (_start_stack(process), machine.thread_descriptor(thread)) if sp <= top <= end), default=0)
     if not limit or limit - sp > STACK_SEARCHED:
         return False
-    words = [*machine.return_addresses(regs), *memoryview(process.read(sp, (limit - sp) // 8 * 8)).cast("Q")]
-    theirs = [(i, w, start) for i, w in enumerate(words) for s, e, start in foreign if s <= w < e]
-    mine = [i for i, w in enumerate(words) if any(s <= w < e for s, e in ours)]
-    if any(_signal_frame(process, machine, w) for w in {w for _, w, _ in theirs}):
+    in_memory = np.frombuffer(process.read(sp, (limit - sp) // 8 * 8), "<u8")
+    words = np.concatenate((np.array(machine.return_addresses(regs), "<u8"), in_memory))
+    theirs, which = _among(words, [(s, e) for s, e, _ in foreign])
+    mine, _ = _among(words, ours)
+    if any(_signal_frame(process, machine, w) for w in set(words[theirs].tolist())):
         return False
     # The frames in which a thread begins, of the C library's start-up code, are always there.
-    bottom = max((*(i for i, _, _ in theirs), *mine), default=0) - START_FRAMES // 8
-    return all(start and i > bottom for i, _, start in theirs)
+    bottom = max((*theirs[-1:].tolist(), *mine[-1:].tolist()), default=0) - START_FRAMES // 8
+    starting = np.array([start for _, _, start in foreign], bool)
+    return bool(np.all(starting[which] & (theirs > bottom)))
+
+
+def _among(words: NDArray[uint64], ranges: list[tuple[int, int]]) -> tuple[NDArray[int64], NDArray[int64]]:
+    """Which of `words` (their positions) lie in one of `ranges`, which are sorted and apart, and in which one (its position)."""
+    import numpy as np
+    starts, ends = (np.array([r[side] for r in ranges], np.uint64) for side in (0, 1))
+    which = np.searchsorted(starts, words, "right") - 1
+    inside = np.flatnonzero((which >= 0) & (words < ends[which])) if ranges else np.empty(0, np.int64)
+    return inside, which[inside]
 
 
 def _allocates(module: Module) -> bool:
