@@ -89,7 +89,7 @@ def test_files_that_are_only_mapped_are_no_modules(lab):
             fstat(own, &s);
             void *a = mmap(0, s.st_size, PROT_READ, MAP_PRIVATE, own, 0);       /* below what is mapped already */
             ftruncate(cut, 4096);
-            void *b = mmap(0, 4096, PROT_READ, MAP_SHARED, cut, 0);
+            void *b = mmap(0, 4096, PROT_READ, MAP_PRIVATE, cut, 0);
             ftruncate(cut, 0);
             if (argc != 2 || a == MAP_FAILED || b == MAP_FAILED)
                 return 1;
