@@ -26,7 +26,7 @@ from psu_bin import arch as arch_package
 from psu_bin import descriptor
 from psu_bin.arch import Waiting
 from psu_bin.attach import proc, seccomp, shim
-from psu_bin.attach.process import Mapping, Process, Thread, Unreadable
+from psu_bin.attach.process import PAGE, Mapping, Process, Thread, Unreadable
 from psu_bin.attach.target import Module, Target, executable
 from psu_bin.attach.tracing import Seized, agent_thread, in_freezer, traced
 from psu_bin.errors import PsuError
@@ -42,7 +42,6 @@ PAUSE, PAUSE_AFTER = 0.002, 0.01     # seconds to the next look, and when a thre
 STACK_SEARCHED = 1 << 20
 _START_CODE = re.compile(r"(libc|libpthread|ld)[-.]")
 _ALLOCATORS = frozenset(("malloc", "calloc", "realloc", "memalign", "aligned_alloc", "posix_memalign"))
-PAGE = 4096
 START_FRAMES = 0x400      # bytes of the frames in which a thread begins: _start to main, clone to its function
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from psu_bin.attach import gates, meta, shim
-from psu_bin.attach.process import Process
+from psu_bin.attach.process import PAGE, Process
 from psu_bin.attach.tracing import AgentSession
 from psu_bin.errors import PsuError
 
@@ -151,7 +151,7 @@ def prepare(session: AgentSession, notes: meta.Notes, objects: list[NewObject], 
     head = b"".join(shim.NEW_OBJECT.pack(o.index, o.patch, o.eh_frame, *_flat(o.regions), *o.symfile) for o in objects)
     tail = b"".join(i.to_bytes(4, "little") for i in retires)
     blob = meta.encode(notes)
-    meta_size = -(-len(blob) // 4096) * 4096
+    meta_size = -(-len(blob) // PAGE) * PAGE
     meta_at = scratch_for(meta_size, True)
     process.write(meta_at, blob)
     record = shim.COMMIT.pack(len(objects), count, len(retires), 0, meta_at, meta_size) + head + body + tail

@@ -40,6 +40,7 @@ from psu_bin.attach.linked import (
 from psu_bin.attach.meaning import (
     BoundFunction, External, Fixed, Piece, Reference, Room, Target, Thread, Twin)
 from psu_bin.attach.patch import PatchObject
+from psu_bin.attach.process import PAGE
 from psu_bin.attach.references import Reader
 from psu_bin.attach.rooms import ObjectRoom
 from psu_bin.attach.sections import Role, role
@@ -47,8 +48,6 @@ from psu_bin.attach.view import Identity, ModuleView
 from psu_bin.errors import PsuError
 
 __all__ = ["Demand", "LinkedObject", "LinkedPatch", "ModulePlacement", "ModuleView", "plan", "relocate"]
-
-PAGE = 4096
 
 
 @dataclass(eq=False)

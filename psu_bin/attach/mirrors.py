@@ -29,7 +29,7 @@ from psu_bin import arch as arch_package
 from psu_bin import fde
 from psu_bin.arch import Arch
 from psu_bin.attach import placement, shim
-from psu_bin.attach.process import Process
+from psu_bin.attach.process import PAGE, Process
 from psu_bin.attach.target import Module
 from psu_bin.descriptor import DETOURED
 from psu_bin.errors import PsuError
@@ -37,7 +37,6 @@ from psu_bin.errors import PsuError
 if TYPE_CHECKING:
     from psu_bin.attach.transaction import Transaction
 
-PAGE = 4096
 AT_ONCE = 16               # runs in one commit
 MOST_DROPPED = 512         # objects in one commit: a record that fits the fixed buffer
 ATTEMPTS = 5               # the program may take an address between our look at its map and the mmap

@@ -24,6 +24,7 @@ from psu_bin.attach import proc
 from psu_bin.attach.proc import Mapping
 from psu_bin.errors import PsuError
 
+PAGE = 4096                # what the memory of patches is laid out in, as the shim does it: PSU_PAGE (checks.pages)
 AT_RANDOM = 25             # getauxval(3)
 DECIDED_AFTER = 1.0        # seconds between the end of a program's memory and that of the process, or the new program
 MOST_READ = 1 << 28        # bytes at once; the largest things there are, descriptors, have a few MiB
@@ -227,11 +228,11 @@ class Process:
                 raise Unreadable(self.where, f"memory cannot be {verb}: {size:#x} bytes at {address:#x}")
             done += n
 
-    def cstring(self, address: int, limit: int = 4096) -> str:
+    def cstring(self, address: int, limit: int = PAGE) -> str:
         """The NUL-terminated string at `address`, cut at `limit` bytes."""
         out = b""
         while len(out) < limit:
-            step = min(64, limit - len(out), 4096 - (address + len(out)) % 4096)
+            step = min(64, limit - len(out), PAGE - (address + len(out)) % PAGE)
             out += self.read(address + len(out), step)
             if b"\0" in out:
                 break
@@ -292,18 +293,17 @@ def find_gap(maps: tuple[Mapping, ...], size: int, low: int, high: int, avoid: t
 
     A page is left free on both sides, so that an overrun faults and kernel-merged mappings stay apart from the
     program's.  `avoid`: further (start, end) ranges that count as taken."""
-    page = 4096
-    size = -(-size // page) * page
+    size = -(-size // PAGE) * PAGE
     taken = sorted([(m.start, m.end) for m in maps] + list(avoid))
     starts = [s for s, _ in taken]
     top = high
     while top - size >= low:
-        at = (top - size) // page * page
-        # the last taken range that begins below the end of [at - page, at + size + page)
-        i = bisect.bisect_left(starts, at + size + page) - 1
-        clash = max((e for s, e in taken[max(0, i - 8):i + 1] if e > at - page), default=None)
+        at = (top - size) // PAGE * PAGE
+        # the last taken range that begins below the end of [at - PAGE, at + size + PAGE)
+        i = bisect.bisect_left(starts, at + size + PAGE) - 1
+        clash = max((e for s, e in taken[max(0, i - 8):i + 1] if e > at - PAGE), default=None)
         if clash is None:
             return at
-        below = min(s for s, e in taken[max(0, i - 8):i + 1] if e > at - page)
-        top = below - page
+        below = min(s for s, e in taken[max(0, i - 8):i + 1] if e > at - PAGE)
+        top = below - PAGE
     return None

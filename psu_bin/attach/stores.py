@@ -11,10 +11,9 @@ import os
 from dataclasses import dataclass
 
 from psu_bin.attach import meta
-from psu_bin.attach.process import Process
+from psu_bin.attach.process import PAGE, Process
 from psu_bin.errors import PsuError
 
-PAGE = 4096
 STORE_SIZE = 64 * 1024
 STUB_ROOM = 16             # bytes kept for a stub of any architecture
 STUBS_PER_STORE = PAGE // STUB_ROOM

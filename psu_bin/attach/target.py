@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from psu_bin import descriptor
-from psu_bin.attach.process import Mapping, Process, Unreadable
+from psu_bin.attach.process import PAGE, Mapping, Process, Unreadable
 from psu_bin.attach.shim import Runtime
 from psu_bin.errors import PsuError
 
@@ -25,7 +25,6 @@ PT_LOAD, PT_DYNAMIC, PT_NOTE, PT_TLS = 1, 2, 4, 7
 PF_X = 1
 DT_NULL, DT_STRTAB, DT_SYMTAB, DT_SONAME, DT_DEBUG = 0, 5, 6, 14, 21
 NT_GNU_BUILD_ID = 3
-PAGE = 4096
 
 
 @dataclass(frozen=True)

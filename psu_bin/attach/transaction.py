@@ -27,7 +27,7 @@ from psu_bin.attach import (
     turning, typecheck,
 )
 from psu_bin.attach.commit import NewObject, Switch, choose_indices, commit, prepare
-from psu_bin.attach.process import Process
+from psu_bin.attach.process import PAGE, Process
 from psu_bin.attach.space import Space
 from psu_bin.attach.target import Module, Target
 from psu_bin.attach.tracing import AgentSession, agent_thread
@@ -83,6 +83,7 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False, changed_
     process = Process(pid)
     with process.one_program():
         t = target.read(process)
+        checks.pages(process)
         target.check_files(t, t.modules)
         checks.stacks(tuple(objects), t.maps)
         if dry_run:
@@ -205,7 +206,7 @@ class Transaction:
 
     def scratch(self, size: int, keep: bool) -> int:
         """Staged memory anywhere."""
-        at = self.map([(0, -(-size // 4096) * 4096, keep)])
+        at = self.map([(0, -(-size // PAGE) * PAGE, keep)])
         assert at is not None
         return at[0]
 
@@ -217,14 +218,14 @@ class Transaction:
     def protect(self, ranges: list[tuple[int, int, int]]) -> None:
         """mprotect (address, size, prot)."""
         if ranges:
-            entries = b"".join(shim.MAP.pack(a, -(-size // 4096) * 4096, prot, 0) for a, size, prot in ranges)
+            entries = b"".join(shim.MAP.pack(a, -(-size // PAGE) * PAGE, prot, 0) for a, size, prot in ranges)
             self.session.command(shim.OP_PROTECT, entries, len(ranges), record_at=self._room_for(entries))
 
     def resolve(self, demand: linker.Demand) -> list[dict[str, int]]:
         """Look the demand's names up in the dynamic scope; missing ones are left out."""
         names = list(dict.fromkeys(n for m in demand.modules for n in m.names))
         found: dict[str, int] = {}
-        step = 4096 // 128
+        step = shim.BUFFER_SIZE // 128
         for first in range(0, len(names), step):
             found.update(self._resolve(names[first:first + step]))
         return [{n: found[n] for n in m.names if found.get(n)} for m in demand.modules]

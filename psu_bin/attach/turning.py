@@ -21,14 +21,13 @@ from psu_bin.arch import Arch
 from psu_bin.attach import inner, mirrors, pressure, shim
 from psu_bin.attach.commit import Switch
 from psu_bin.attach.proc import Mapping
-from psu_bin.attach.process import Process
+from psu_bin.attach.process import PAGE, Process
 from psu_bin.attach.target import Module
 from psu_bin.errors import PsuError
 
 if TYPE_CHECKING:
     from psu_bin.attach.transaction import Transaction
 
-PAGE = 4096
 ATTEMPTS = 4
 MANY = 64                  # pages of code that become the process' own without a look at what its control group has left
 APART = 4                  # so many pages that need no stub are filled rather than that one mapping becomes three
