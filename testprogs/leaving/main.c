@@ -82,8 +82,13 @@ static void note(long v)
     if (t % 1000 == 0)
         printf("turns %ld\n", t);
     static _Thread_local unsigned own;
-    if (rest_for && ++own % 500 == 0)
+    if (rest_for && ++own % 500 == 0) {
+        sigset_t all, before_it;
+        sigfillset(&all);       /* a signal would end it at once */
+        pthread_sigmask(SIG_SETMASK, &all, &before_it);
         usleep(1000u * (unsigned)rest_for);
+        pthread_sigmask(SIG_SETMASK, &before_it, 0);
+    }
 }
 
 static void *jumper(void *number)
