@@ -69,6 +69,16 @@ __attribute__((noinline)) static void overwrite_little(void)
     explicit_bzero(below, sizeof below);
 }
 
+/* A signal would end it at once.  Not in note(), whose frame would have room for the sets, and old addresses in it. */
+__attribute__((noinline)) static void rest(void)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    usleep(1000u * (unsigned)rest_for);
+    pthread_sigmask(SIG_SETMASK, &before, 0);
+}
+
 static void note(long v)
 {
     if (strcmp(way, "rest"))
@@ -82,13 +92,8 @@ static void note(long v)
     if (t % 1000 == 0)
         printf("turns %ld\n", t);
     static _Thread_local unsigned own;
-    if (rest_for && ++own % 500 == 0) {
-        sigset_t all, before_it;
-        sigfillset(&all);       /* a signal would end it at once */
-        pthread_sigmask(SIG_SETMASK, &all, &before_it);
-        usleep(1000u * (unsigned)rest_for);
-        pthread_sigmask(SIG_SETMASK, &before_it, 0);
-    }
+    if (rest_for && ++own % 500 == 0)
+        rest();
 }
 
 static void *jumper(void *number)
