@@ -80,7 +80,7 @@ def _borrow_one(target: Target, machine, entry: int, caller: int) -> tuple[bool,
             raise process.gone()    # its threads are listed until they are waited for
         process.lost = False        # what ended was one of its threads
         if not decided and time.monotonic() - began >= PATIENCE_WAITING:
-            import numpy  # noqa: F401, ICN001, PLC0415  (takes longer than all else: not while a thread is stopped)
+            import numpy  # noqa: F401  (takes longer than all else: not while a thread is stopped)
             waiting_only, decided = any(_allocates(m) for m in target.modules), True
         pause = PAUSE
         candidates = _candidates(process, machine, waiting_only)

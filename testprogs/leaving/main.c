@@ -70,7 +70,7 @@ __attribute__((noinline)) static void overwrite_little(void)
 }
 
 /* A signal would end it at once.  Not in note(), whose frame would have room for the sets, and old addresses in it. */
-__attribute__((noinline)) static void rest(void)
+__attribute__((noinline)) static void sleep_undisturbed(void)
 {
     sigset_t all, before;
     sigfillset(&all);
@@ -93,7 +93,7 @@ static void note(long v)
         printf("turns %ld\n", t);
     static _Thread_local unsigned own;
     if (rest_for && ++own % 500 == 0)
-        rest();
+        sleep_undisturbed();
 }
 
 static void *jumper(void *number)
