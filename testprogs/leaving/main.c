@@ -2,7 +2,7 @@
  *
  * Proves: counts that longjmp and ended threads leave too high are found and written off; what is still needed by any stack
  * is kept; registers and the stack are right after each way out.
- * Usage: main WAY THREADS [PAUSE], where PAUSE are milliseconds that each thread waits now and then (0: never)
+ * Usage: main WAY THREADS [PAUSE], where PAUSE are milliseconds that each thread, main's too, waits now and then (0: never)
  *   longjmp      from three calls deep, through plain and side-frame gates
  *   rest         as longjmp; when line "rest" comes, the threads block for good, where they are
  *   siglongjmp   out of a signal handler that interrupts patched functions
@@ -216,7 +216,7 @@ int main(int argc, char **argv)
         pthread_create(&threads[i], 0, run, (void *)(long)i);
     puts("ready");
     if (interrupts)
-        for (;; usleep(500))
+        for (unsigned round = 1;; usleep(rest_for && round++ % 500 == 0 ? 1000u * (unsigned)rest_for : 500))
             for (int i = 0; i < count; i++)
                 pthread_kill(threads[i], SIGUSR1);
     char line[64];
