@@ -29,7 +29,7 @@ extern struct psu_runtime psu_runtime __attribute__((visibility("protected")));
 
 #include "runtime.h"
 
-#define PSU_PAGE 4096ul
+#define PSU_PAGE 4096ul /* the smallest there is; psu-bin lays out what it has mapped in those of the kernel */
 #define PSU_PAGES(size) (((size) + PSU_PAGE - 1) & ~(PSU_PAGE - 1))
 
 enum { PSU_EPERM = 1, PSU_ESRCH = 3, PSU_EAGAIN = 11, PSU_ENOMEM = 12, PSU_EFAULT = 14, PSU_EBUSY = 16, PSU_EEXIST = 17,

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from psu_bin import elf
-from psu_bin.attach import pagemap
 from psu_bin.attach.patch import (
     SHT_FINI_ARRAY, SHT_INIT_ARRAY, SHT_PREINIT_ARRAY, PatchObject)
 from psu_bin.attach.proc import Mapping
-from psu_bin.attach.process import PAGE, Process
 from psu_bin.attach.view import ModuleView
 from psu_bin.errors import PsuError
 
@@ -72,12 +70,6 @@ def stacks(patches: Patches, maps: Iterable[Mapping]) -> None:
         refuse([PsuError(p.path, "needs a stack that can be executed, and the process has none",
                          "a nested function whose address is taken; if it is but assembly that says nothing: objcopy -R .note.GNU-stack")
                 for p in patches for s in p.sections if s.name == ".note.GNU-stack" and s.flags & elf.SHF_EXECINSTR])
-
-
-def pages(process: Process) -> None:
-    """Refuse a process whose kernel has larger pages than the memory of patches is laid out in (some for AArch64: 16 or 64 KiB)."""
-    if pagemap.PAGE != PAGE:
-        raise PsuError(process.where, f"its kernel has pages of {pagemap.PAGE} bytes", f"psu-bin can change processes where they have {PAGE}")
 
 
 CHECKS: tuple[Check, ...] = (

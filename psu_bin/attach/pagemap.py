@@ -13,10 +13,10 @@ import ctypes
 import errno
 import fcntl
 import io
-import os
 import struct
 
-PAGE = os.sysconf("SC_PAGE_SIZE")     # of this kernel, which is the target's, too
+from psu_bin.attach.process import PAGE
+
 PRESENT_OR_SWAPPED = 3 << 62
 MOST = 1 << 38                       # bytes that are looked at page by page: half a second or so
 WINDOW = 1 << 17                     # pages at once: a MiB of pagemap

@@ -24,7 +24,7 @@ from psu_bin.attach import proc
 from psu_bin.attach.proc import Mapping
 from psu_bin.errors import PsuError
 
-PAGE = 4096                # what the memory of patches is laid out in, as the shim does it: PSU_PAGE (checks.pages)
+PAGE = os.sysconf("SC_PAGE_SIZE")     # of this kernel, which is the target's, too: 4, 16 or 64 KiB
 AT_RANDOM = 25             # getauxval(3)
 DECIDED_AFTER = 1.0        # seconds between the end of a program's memory and that of the process, or the new program
 MOST_READ = 1 << 28        # bytes at once; the largest things there are, descriptors, have a few MiB

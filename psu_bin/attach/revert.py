@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 
-from psu_bin.attach import checks, copies, meta, originals, patch, results, target, turning
+from psu_bin.attach import copies, meta, originals, patch, results, target, turning
 from psu_bin.attach.commit import Switch
 from psu_bin.attach.process import Process
 from psu_bin.attach.transaction import Placed, Source, Transaction
@@ -40,7 +40,6 @@ def revert(pid: int, patch_id: int | None, *, original: bool = False) -> RevertR
     process = Process(pid)
     with process.one_program():
         t = target.read(process)
-        checks.pages(process)
         notes = meta.read(process, t.runtime())
         _chosen(notes, patch_id, original, process)      # before a thread is borrowed for nothing
         with Transaction(t) as x:

@@ -137,8 +137,8 @@ def _who(process: Process, p: meta.PatchNotes, o: shim.Object, own_tid: int, n: 
 
 def _undecided(threads: frozenset[int]) -> str:
     """`threads` as in surplus.Survey.unseen: not empty."""
-    first = f"thread {min(threads)}" + (f" and {len(threads) - 1} more" if len(threads) > 1 else "")
-    return f"or they were left without returning (longjmp), which cannot be told: {first} was not seen to wait where that shows"
+    who = f"thread {min(threads)} " + ("was" if len(threads) == 1 else f"and {len(threads) - 1} more were")
+    return f"or they were left without returning (longjmp), which cannot be told: {who} not seen to wait where that shows"
 
 
 def _some(names: list[str]) -> str:

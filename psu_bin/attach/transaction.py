@@ -83,7 +83,6 @@ def attach(pid: int, paths: tuple[Path, ...], *, dry_run: bool = False, changed_
     process = Process(pid)
     with process.one_program():
         t = target.read(process)
-        checks.pages(process)
         target.check_files(t, t.modules)
         checks.stacks(tuple(objects), t.maps)
         if dry_run:

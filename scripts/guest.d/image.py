@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ INIT = Path(__file__).resolve().parent / "init"
 PROGRAMS = ("qemu-system-aarch64", "apt-get", "apt-cache", "dpkg-deb", "mke2fs", "depmod", "modprobe", "cpio")
 PACKAGES = ("busybox-static python3-minimal libpython3-stdlib bash coreutils libc-bin libstdc++6 procps util-linux mount "
             "gdb-minimal").split()
-KERNEL = "linux-image-arm64"      # its -cloud sibling lacks 9p
+# By the size of its pages in KiB, and the file names' ending.  -cloud siblings lack 9p.  Debian has none with pages of 64 KiB.
+KERNELS = {4: ("linux-image-arm64", ""), 16: ("linux-image-6.12-arm64-16k", "-16k")}
 MODULES = "virtio_mmio virtio_blk virtio_console virtio_net virtio_rng ext4 overlay 9pnet_virtio 9p".split()
 # Python packages without an aarch64 wheel, which nothing in the guest imports.
 WITHOUT = ("keystone-engine",)
@@ -45,8 +46,8 @@ class Files:
     disk: Path
 
 
-def prepare(root: Path, refresh: bool = False) -> Files:
-    """The guest's files, from the cache or made now.  Raises Unavailable."""
+def prepare(root: Path, refresh: bool = False, pages: int = 4) -> Files:
+    """The guest's files, from the cache or made now.  pages: of KERNELS.  Raises Unavailable."""
     missing = [p for p in PROGRAMS if not _which(p)]
     if missing:
         raise Unavailable(f"not installed: {', '.join(missing)} (packages qemu-system-arm, e2fsprogs, kmod, cpio)")
@@ -54,27 +55,52 @@ def prepare(root: Path, refresh: bool = False) -> Files:
     folder = Path(cache, "psu-bin", "arm64-guest") if cache else root / ".cache" / "arm64-guest"
     folder.mkdir(parents=True, exist_ok=True)
     files = Files(folder / "kernel", folder / "initrd", folder / "disk")
+    package, ending = KERNELS[pages]
+    other = Files(folder / f"kernel{ending}", folder / f"initrd{ending}", files.disk)
     parts = [Path(__file__), Path(tools.__file__), *sorted(INIT.iterdir()), root / "setup.cfg"]
     stamp = hashlib.sha256(b"".join(p.read_bytes() for p in parts)).hexdigest()
     with open(folder / "lock", "w") as lock:      # two at a time: the second waits and finds it made
         fcntl.flock(lock, fcntl.LOCK_EX)
-        made = folder / "stamp"
-        if refresh or not made.exists() or made.read_text() != stamp:
-            made.unlink(missing_ok=True)
-            print("arm64-guest: making the guest from Debian packages, once", file=sys.stderr)
-            try:
+        made = folder / "stamp", folder / f"stamp{ending}"
+        for path in made if refresh else ():
+            path.unlink(missing_ok=True)
+        try:
+            if _old(made[0], stamp):
+                print("arm64-guest: making the guest from Debian packages, once", file=sys.stderr)
                 _make(folder, files, _requirements(root / "setup.cfg"))
-            except subprocess.CalledProcessError as e:
-                error = (e.stderr or b"").decode(errors="replace").strip().splitlines()
-                raise Unavailable(f"{Path(str(e.cmd[0])).name} failed: {error[-1] if error else e.returncode}") from None
-            made.write_text(stamp)
-    return files
+                made[0].write_text(stamp)
+            if _old(made[1], stamp):
+                print(f"arm64-guest: making it for pages of {pages} KiB, once", file=sys.stderr)
+                _make_kernel(folder, other, package)
+                made[1].write_text(stamp)
+        except subprocess.CalledProcessError as e:
+            error = (e.stderr or b"").decode(errors="replace").strip().splitlines()
+            raise Unavailable(f"{Path(str(e.cmd[0])).name} failed: {error[-1] if error else e.returncode}") from None
+    return other
+
+
+def _old(made: Path, stamp: str) -> bool:
+    """Whether what that file stands for has to be made; it is gone then."""
+    if made.exists() and made.read_text() == stamp:
+        return False
+    made.unlink(missing_ok=True)
+    return True
+
+
+def _make_kernel(folder: Path, files: Files, package: str) -> None:
+    """Kernel and initrd alone."""
+    debs = _download(folder, _apt(folder), ("busybox-static",), package)
+    tree, kernel = folder / "tree", folder / "kernel-tree"
+    _unpack(debs, tree, kernel)
+    _initrd(folder, tree, kernel, files)
+    for path in (tree, kernel, debs):
+        shutil.rmtree(path)
 
 
 def _make(folder: Path, files: Files, requirements: list[str]) -> None:
     """Passes: packages here; their files as one tree; Python packages; initrd; disk."""
     apt = _apt(folder)
-    debs = _download(folder, apt)
+    debs = _download(folder, apt, PACKAGES, KERNELS[4][0])
     tree, kernel = folder / "tree", folder / "kernel-tree"
     _unpack(debs, tree, kernel)
     _python(tree, requirements)
@@ -137,15 +163,15 @@ def _sources() -> Iterator[str]:
                 yield f"deb [arch=arm64{signed}] {uri} {suite} main"
 
 
-def _download(folder: Path, env: dict[str, str]) -> Path:
-    """All packages, with what they depend on, and the kernel without that: a folder."""
+def _download(folder: Path, env: dict[str, str], packages: Sequence[str], kernel_package: str) -> Path:
+    """The packages, with what they depend on, and the kernel without that: a folder."""
     debs = folder / "debs"
     shutil.rmtree(debs, ignore_errors=True)
     (debs / "partial").mkdir(parents=True)
-    _run("apt-get", "-qq", "-y", "--download-only", "-o", f"Dir::Cache::archives={debs}", "install", *PACKAGES, env=env)
-    kernel = re.search(r"Depends: (linux-image-\S+)", _run("apt-cache", "depends", KERNEL, env=env))
+    _run("apt-get", "-qq", "-y", "--download-only", "-o", f"Dir::Cache::archives={debs}", "install", *packages, env=env)
+    kernel = re.search(r"Depends: (linux-image-\S+)", _run("apt-cache", "depends", kernel_package, env=env))
     if not kernel:
-        raise Unavailable(f"{KERNEL} is not among the packages")
+        raise Unavailable(f"{kernel_package} is not among the packages")
     _run("apt-get", "-qq", "download", kernel[1], env=env, cwd=debs)
     return debs
 

@@ -27,6 +27,7 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cpu", default="max", metavar="NAME",
                         help="a CPU of qemu: max has LSE, BTI, PAC and SVE, cortex-a53 has none of them [default: max]")
+    parser.add_argument("--pages", type=int, default=4, choices=image.KERNELS, help="of the kernel, KiB [default: 4]")
     parser.add_argument("--smp", type=int, default=2, metavar="N", help="processors [default: 2]")
     parser.add_argument("--memory", type=int, default=1536, metavar="MB", help="[default: 1536]")
     parser.add_argument("--timeout", type=int, default=900, metavar="SECONDS", help="for boot and command [default: 900]")
@@ -38,7 +39,7 @@ def main() -> int:
     if not command:
         parser.error("a command is missing")
     try:
-        files = image.prepare(ROOT, refresh=arguments.refresh)
+        files = image.prepare(ROOT, refresh=arguments.refresh, pages=arguments.pages)
     except image.Unavailable as e:
         print(f"arm64-guest: skipped: {e}", file=sys.stderr)
         return SKIPPED

@@ -13,8 +13,7 @@ import updating
 from conftest import LIBRARIES, LOADER, ROOT, WAIT, layout, psu_bin, updates
 from updating import Versions
 
-from psu_bin.attach import pagemap, status
-from psu_bin.attach.revert import revert
+from psu_bin.attach import status
 from psu_bin.attach.transaction import attach
 from psu_bin.errors import PsuError
 
@@ -274,19 +273,3 @@ def test_many_objects_at_once(lab):
     running.expect(f"^sum {plain - sum(i % 7 for i in range(some)) + 1000 * some}$")
     psu_bin("revert", running.pid, "--wait", "--timeout", WAIT)
     running.expect(f"^sum {plain}$")
-
-
-def test_a_kernel_with_larger_pages(lab, monkeypatch):
-    """Refused before anybody is stopped or anything is mapped; status tells what it always does."""
-    running = lab.start(lab.program("single"), "wait")
-    running.expect("^ready$")
-    patch = lab.patch("single", "patch.c", "-DV=1")
-    before = layout(running.pid)
-    monkeypatch.setattr(pagemap, "PAGE", 1 << 16)
-    for change in (lambda: attach(running.pid, (patch,)), lambda: attach(running.pid, (patch,), dry_run=True),
-                   lambda: revert(running.pid, None)):
-        with pytest.raises(PsuError, match="its kernel has pages of 65536 bytes"):
-            change()
-    assert layout(running.pid) == before and status.read(running.pid).agent is None
-    monkeypatch.undo()
-    assert attach(running.pid, (patch,)).threads_stopped == 1
