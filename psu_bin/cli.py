@@ -273,8 +273,7 @@ def regress(scenarios: tuple[Path, ...], parallel: int, only: tuple[str, ...], s
         if terminal:
             click.echo("\r\033[K", nl=False, err=True)
         for line in [report.row(result), *(report.failure(result.failure).split("\n") if result.failure else [])]:
-            click.echo(_one_line(line))
-        sys.stdout.flush()
+            tell(_one_line(line))
         show()
 
     def interrupted(*_: object) -> None:
@@ -283,12 +282,20 @@ def regress(scenarios: tuple[Path, ...], parallel: int, only: tuple[str, ...], s
             ending = True
             raise KeyboardInterrupt
 
-    # Whoever reads the output may go (SIGPIPE): then, too, what was started is ended.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+    def tell(line: str) -> None:
+        try:
+            click.echo(line)
+        except BrokenPipeError:      # whoever reads the output is gone: then, too, what was started is ended
+            _discard_output()
+            raise KeyboardInterrupt from None
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, interrupted)
-    click.echo(report.HEADER)
+    # A program that does not read what a step sends has failed a step, no more.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    tell(report.HEADER)
     results = runner.run(todo, parallel, logs, short=short, began=began, ended=ended)
-    click.echo(report.summary(results))
+    tell(report.summary(results))
     if json_file:
         report.write_json(results, json_file)
     if junit:
@@ -319,6 +326,11 @@ def _fail(error: PsuError) -> NoReturn:
     sys.exit(error.status)
 
 
+def _discard_output() -> None:
+    """For what is left in the buffer at the end, of standard output that cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _unwritten(error: OSError) -> NoReturn:
     """Output that cannot be written is an error like others; anything else that click.echo did not raise is a defect."""
     at = error.__traceback__
@@ -326,7 +338,7 @@ def _unwritten(error: OSError) -> NoReturn:
         at = at.tb_next
     if not at or at.tb_frame.f_code is not click.echo.__code__:
         raise error
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # for what is left in the buffer at the end
+    _discard_output()
     _fail(PsuError("standard output", f"cannot be written: {error.strerror}", "the command itself has been carried out"))
 
 

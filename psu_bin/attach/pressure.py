@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from psu_bin.attach import proc
+from psu_bin.attach.process import PAGE
 from psu_bin.errors import PsuError
 
 # Bytes for an agent, its buffers, counters, page tables and notes, in units in which the kernel charges a processor's
-# use (128 KiB): the first attach of a small patch takes 0.5 MiB, each later one next to nothing.
-LEAST = 1 << 20
+# use (32 pages): the first attach of a small patch takes 0.5 MiB, each later one next to nothing.  With pages of 64 KiB it
+# is these that count, some 30 which are hardly used.
+LEAST = max(1 << 20, 64 * PAGE)
 
 
 @dataclass(frozen=True)

@@ -299,6 +299,8 @@ def find_gap(maps: tuple[Mapping, ...], size: int, low: int, high: int, avoid: t
     top = high
     while top - size >= low:
         at = (top - size) // PAGE * PAGE
+        if at < low:
+            return None
         # the last taken range that begins below the end of [at - PAGE, at + size + PAGE)
         i = bisect.bisect_left(starts, at + size + PAGE) - 1
         clash = max((e for s, e in taken[max(0, i - 8):i + 1] if e > at - PAGE), default=None)

@@ -186,8 +186,10 @@ class Memory:
         try:
             data = self.process.read(at, size)
         except PsuError:
-            for page in range(at, at + size, PAGE) if size > PAGE else ():
-                yield from self._read(page, min(PAGE, at + size - page))
+            pages = range(at // PAGE * PAGE, at + size, PAGE)
+            for page in pages if len(pages) > 1 else ():
+                start = max(page, at)
+                yield from self._read(start, min(page + PAGE, at + size) - start)
             return
         yield at, numpy.frombuffer(data, numpy.uint64) & numpy.uint64((1 << self.bits) - 1)
 

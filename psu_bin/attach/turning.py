@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from psu_bin.attach.transaction import Transaction
 
 ATTEMPTS = 4
-MANY = 64                  # pages of code that become the process' own without a look at what its control group has left
+MANY = (256 << 10) // PAGE  # pages of code that become the process' own without a look at what its control group has left
 APART = 4                  # so many pages that need no stub are filled rather than that one mapping becomes three
 READ_EXECUTE = 5
 AT_ONCE = 100              # ranges in one command: a record that fits the fixed buffer

@@ -66,8 +66,8 @@ def jobs(scenarios: Sequence[Scenario], only: dict[str, tuple[str, ...]], *, sho
 
 def run(todo: Sequence[Job], parallel: int, logs: Path, *, short: bool, began: Callable[[Job], None],
         ended: Callable[[Result], None]) -> list[Result]:
-    """Run `todo`, `parallel` at a time; results in the order of `todo`.  `began` and `ended` are called one at a time.
-    KeyboardInterrupt ends every process, removes every folder and goes on to the caller."""
+    """Run `todo`, `parallel` at a time; results in the order of `todo`.  `began` and `ended` are called one at a time, by threads.
+    KeyboardInterrupt, and what those raise, ends every process, removes every folder and goes on to the caller."""
     children, lock = Children(), threading.Lock()
 
     def one(job: Job) -> Result:
@@ -86,6 +86,9 @@ def run(todo: Sequence[Job], parallel: int, logs: Path, *, short: bool, began: C
                 futures.append(pool.submit(one, job))
             # Waiting with a limit: a signal is noticed at once, whatever the platform's lock does.
             while not all(f.done() for f in futures):
+                for f in futures:
+                    if f.done():
+                        f.result()       # what `began` or `ended` raised ends the others, too
                 time.sleep(0.02)
             return [f.result() for f in futures]
         except BaseException:

@@ -180,7 +180,7 @@ def _unpack(debs: Path, tree: Path, kernel: Path) -> None:
     """One file system in which /bin, /sbin and /lib are links, as Debian has it since 12."""
     for path in (tree, kernel):
         shutil.rmtree(path, ignore_errors=True)
-    for name in ("usr/bin", "usr/sbin", "usr/lib", "usr/local/bin", "proc", "sys", "dev", "tmp", "run", "root", "etc"):
+    for name in ("usr/bin", "usr/sbin", "usr/lib", "usr/local/bin", "proc", "sys", "dev", "tmp", "run", "root", "etc", "mnt"):
         (tree / name).mkdir(parents=True, exist_ok=True)
     for name in ("bin", "sbin", "lib"):
         (tree / name).symlink_to(f"usr/{name}")

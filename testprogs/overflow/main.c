@@ -22,7 +22,7 @@ int (*volatile again)(int level MORE) = dig;
 static long overflows;
 static __thread sigjmp_buf out;
 static __thread char *guard;
-enum { STACK = 128 << 10, GUARD = 16 << 10 };     /* PTHREAD_STACK_MIN of AArch64 */
+enum { STACK = 128 << 10, GUARD = 64 << 10 };     /* PTHREAD_STACK_MIN of AArch64, its largest page */
 
 DIG
 

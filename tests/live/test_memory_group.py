@@ -9,9 +9,10 @@ from conftest import layout, psu_bin, updates
 from updating import Versions
 
 from psu_bin.attach.pressure import folders
+from psu_bin.attach.process import PAGE
 from psu_bin.errors import PsuError
 
-LITTLE, ENOUGH = 64 << 10, 64 << 20
+LITTLE, ENOUGH = 16 * PAGE, 64 << 20
 UPDATES = updates(100)
 
 

@@ -8,6 +8,7 @@ whole of memcached's test suite, and does the same with redis.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -20,6 +21,7 @@ UNREACHABLE = 75
 
 
 @pytest.mark.real
+@pytest.mark.skipif("PSU_ARM64_GUEST" in os.environ, reason="scripts/real aarch64 live memcached does it in the guest")
 def test_memcached_is_instrumented_tested_loaded_and_patched():
     done = subprocess.run([sys.executable, TRIAL, "memcached", "--suite", "short", "--json"], capture_output=True,
                           text=True, timeout=900)

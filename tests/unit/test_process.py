@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from psu_bin.attach.process import Mapping, Process, find_gap
+from psu_bin.attach.process import PAGE, Mapping, Process, find_gap
 from psu_bin.errors import PsuError
 
 
@@ -21,6 +21,7 @@ def test_gap_is_the_highest_one_with_a_free_page_on_both_sides():
     assert find_gap(maps, 0xE000, 0x1000, 0x30000) == 0x21000
     assert find_gap(maps, 0xF000, 0x1000, 0x30000) == None  # noqa: E711
     assert find_gap(maps, 0x1000, 0x1000, 0x30000, avoid=((0x20000, 0x30000),)) == 0xE000
+    assert find_gap((), PAGE, 16 * PAGE + 8, 17 * PAGE + 8) is None, "the page there begins below"
 
 
 def test_gap_in_a_real_map_is_free():
