@@ -242,7 +242,7 @@ def _replace_all(pid: int, built: build.Built) -> dict:
 def _server(p: Server, built: build.Built, programs: dict[str, _Program], folder: Path, options: Options) -> dict:
     """Many short samples in turn, from several processes each: where heap and code happened to be placed counts for more than
     what is looked for."""
-    generations, rounds, part = (1, 5, 4) if options.quick else (4, 50, 6)
+    generations, rounds, part = (1, 5, 4) if options.quick else (10, 20, 6)
     samples: dict[str, dict[str, list[float]]] = {way: {v: [] for v in VARIANTS} for way in WAYS}
     told: dict = {}
     for g in range(generations):
