@@ -30,7 +30,7 @@ CHOSEN = [
     "test_turning.py::test_many_times_open_and_closed",
     "test_state.py::test_an_atomic_operation_that_the_program_has_not",
     "test_dies.py::test_killed_around_the_commit[ptrace CONT]",
-    "test_scenarios.py::test_the_scenario_holds[hashing]",
+    "test_scenarios.py::test_the_scenario_holds[machine]",
 ]
 # In a kernel with pages of 16 KiB: what is laid out in pages.
 LARGER_PAGES = [
