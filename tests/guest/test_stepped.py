@@ -30,7 +30,7 @@ RUNS = {"cancelled.c": [(str(kind), "11", "2") for kind in (0, 1, 2)],
                      *((way, "1", "13") for way in ("call", "out", "inside"))]}
 
 
-# One boot for all of one processor's; the older one has none of the atomic instructions of ARMv8.1, but the same signals.
+# One boot for all runs on one processor.  cortex-a53 has none of the atomic instructions of ARMv8.1: its gates count by exclusive pairs.
 @pytest.mark.parametrize("cpu, sources", [("max", ("cancelled.c", "jumped.c")), ("cortex-a53", ("cancelled.c",))])
 def test_a_call_that_is_cancelled_or_interrupted_anywhere(tmp_path, cpu, sources):
     emulated = Emulated("aarch64", cpu)
