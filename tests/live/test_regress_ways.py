@@ -136,7 +136,7 @@ def test_what_fails_before_the_program_runs(here, program, head, expected, seen)
 
 
 def test_a_program_that_does_not_read_what_it_is_sent(here):
-    here.folder.joinpath("main.c").write_text(PROGRAM.replace("while (", "close(0);\n    while (0 && "))
+    here.folder.joinpath("main.c").write_text(PROGRAM.replace("int n;", "int n = close(0);"))
     done = here.run(READY + step('send = "1"') + STOP)
     assert done.status == 1 and "expected '1' can be sent\n    seen Broken pipe\n" in done.out and "1 failed" in done.out, done
 
