@@ -24,7 +24,7 @@ import numpy as np
 
 from psu_bin.arch import aarch64_words as words
 from psu_bin.arch.aarch64_registers import Registers
-from psu_bin.arch.code import ENDS, NONE, Kind
+from psu_bin.arch.code import ENDS, NONE, Kind, distinct
 
 UNSET, UNKNOWN, _SAME = -1, -2, -10       # _SAME - r: what register r held at the beginning of the block
 _REGISTERS = 31
@@ -132,7 +132,7 @@ def _blocks(address: np.ndarray, kind: np.ndarray, jump: np.ndarray, starts: np.
     leader[jump[jump != NONE]] = True
     at = np.flatnonzero(leader[:n])
     long = np.diff(np.append(at, n))
-    first = np.unique(np.concatenate([at, *(at[long > k] + k for k in range(_LONGEST, int(long.max(initial=0)), _LONGEST))]))
+    first = distinct(np.concatenate([at, *(at[long > k] + k for k in range(_LONGEST, int(long.max(initial=0)), _LONGEST))]))
     last = np.append(first[1:], n) - 1
     number = np.cumsum(np.isin(np.arange(n), first, assume_unique=True)) - 1
     close = np.append(address[first[1:]] == address[last[:-1]] + 4, False)
@@ -215,7 +215,7 @@ def _flow(b: _Blocks, out: np.ndarray, ops: Operations,
                 moved = (new != old).any(axis=1)
                 state[t[moved]] = new[moved]
                 changed.append(t[moved])
-            active = np.unique(np.concatenate(changed)) if changed else active[:0]
+            active = distinct(np.concatenate(changed)) if changed else active[:0]
         # A loop that only a computed jump enters: nothing is known in it.
         rest = np.flatnonzero((state == UNSET).all(axis=1))
         if not len(rest):
@@ -280,7 +280,7 @@ def find(word: np.ndarray, address: np.ndarray, kind: np.ndarray, jump: np.ndarr
     sums = (ops.sets >= 0) & (ops.constant == NONE) & ~ops.copies & (ops.keeps == -1)
     target = np.where((base_value != NONE) & (sums | ops.memory), base_value + ops.offset, NONE)
     webs, kept, carried, loose = _pages(b, ops, kind, registers.reads, kills, out, state, base, value, joined, lost)
-    return Addresses(base_value, target, value, webs, kept, carried, np.unique(ops.offset[sums & (base == UNKNOWN)]), loose)
+    return Addresses(base_value, target, value, webs, kept, carried, distinct(ops.offset[sums & (base == UNKNOWN)]), loose)
 
 
 class _Webs:
@@ -383,5 +383,5 @@ def _rewritable(webs: _Webs, pages: np.ndarray, uses: dict[int, list[int]], mixe
 
 
 def _loose(escaped: set[int], value: np.ndarray) -> np.ndarray:
-    starts = np.unique(np.array([int(value[d]) for d in escaped], dtype=np.int64))
+    starts = distinct(np.array([int(value[d]) for d in escaped], dtype=np.int64))
     return np.stack([starts, starts + PAGE], axis=1)

@@ -19,7 +19,7 @@ from psu_bin.arch.aarch64_entries import is_mark, movable
 from psu_bin.arch.aarch64_link import is_thunk
 from psu_bin.arch.aarch64_registers import FACTS as REGISTERS
 from psu_bin.arch.aarch64_registers import effects
-from psu_bin.arch.code import NONE, Code, Field, Kind, Region, StackMove, Use
+from psu_bin.arch.code import NONE, Code, Field, Kind, Region, StackMove, Use, distinct
 
 __all__ = ["ABSOLUTE_WIDTH", "DWARF_SP", "ENTRY_CFA", "FOLLOWS_VALUES", "IRELATIVE", "POINTERS", "REGISTERS", "RELATIVE_ADDENDS",
            "RELATIVE_TYPES", "SP_BIT", "STACK_CAN_BE_MISALIGNED", "absolutes", "decode", "edits", "effects", "is_mark",
@@ -225,7 +225,7 @@ def jump_tables(code: Code, contents: Callable[[int], bytes]) -> tuple[np.ndarra
     jumps = np.flatnonzero(code.kind == Kind.JUMP_INDIRECT)
     source: list[int] = []
     target: list[int] = []
-    starts = np.unique(code.chains[:, 0])
+    starts = distinct(code.chains[:, 0])
     for i in loads.tolist():
         k = int(np.searchsorted(jumps, i))
         if k == len(jumps) or jumps[k] - i > 8:
@@ -242,7 +242,7 @@ def jump_tables(code: Code, contents: Callable[[int], bytes]) -> tuple[np.ndarra
                 where = int(code.target[label]) + 4 * entries
                 outside = np.flatnonzero((where < low) | (where >= high))
                 where = where[:outside[0]] if len(outside) else where
-                where = np.unique(where[_index(code.address, where) != NONE])
+                where = distinct(where[_index(code.address, where) != NONE])
                 source += [i] * len(where)
                 target += where.tolist()
     return np.array(source, dtype=np.int64), np.array(target, dtype=np.int64)
@@ -282,8 +282,8 @@ def _prologue_depth(code: Code) -> np.ndarray:
     writes_back = ((w & np.uint32(0x3B800000)) == 0x29800000) | ((w & np.uint32(0x3B200C00)) == 0x38000C00)
     pushed = np.where(writes_back & ops.memory & (((w >> np.uint32(5)) & np.uint32(31)) == 31) & (ops.offset < 0),
                       -ops.offset, pushed)
-    first = np.searchsorted(code.address, np.unique(code.chains[:, 0]))
-    first = np.unique(first[first < len(w)])
+    first = np.searchsorted(code.address, distinct(code.chains[:, 0]))
+    first = distinct(first[first < len(w)])
     home = first[(np.searchsorted(first, np.arange(len(w)), side="right") - 1).clip(0)] if len(first) else np.arange(len(w))
     total, flows = (np.concatenate([[0], np.cumsum(x)]) for x in (pushed, code.kind > Kind.MARK))
     here = np.arange(len(w))
@@ -292,7 +292,7 @@ def _prologue_depth(code: Code) -> np.ndarray:
 
 def _frame_pointer(code: Code, sets: np.ndarray, distance: np.ndarray) -> np.ndarray:
     """CFA - x29 at each instruction, NONE where its function does not set x29 from sp in a way that is understood."""
-    starts = np.unique(code.chains[:, 0])
+    starts = distinct(code.chains[:, 0])
     chain = np.searchsorted(starts, code.address, side="right")
     out = np.full(len(starts) + 1, NONE, dtype=np.int64)
     at = np.flatnonzero(sets)

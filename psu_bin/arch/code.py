@@ -47,6 +47,14 @@ class Use(enum.IntEnum):
     MEMORY = 3           # reads or writes memory there (an indirect call or jump: reads its destination there)
 
 
+def distinct(values: np.ndarray) -> np.ndarray:
+    """The values of a one-dimensional array, ascending, each once.  numpy's `unique` imports its masked arrays first, which
+    takes longer than a patch's code does."""
+    ascending, first = np.sort(values), np.ones(len(values), bool)
+    np.not_equal(ascending[1:], ascending[:-1], out=first[1:])
+    return ascending[first]
+
+
 # Kinds after which the next instruction in memory is not executed next.
 ENDS = (Kind.JUMP, Kind.RETURN, Kind.JUMP_INDIRECT, Kind.TRAP)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from psu_bin.arch import x86_64_boundaries as boundaries
-from psu_bin.arch.code import NONE, Code, Field, Kind, Moved, Region, StackMove, Use
+from psu_bin.arch.code import NONE, Code, Field, Kind, Moved, Region, StackMove, Use, distinct
 from psu_bin.arch.x86_64_link import is_thunk
 from psu_bin.arch.x86_64_registers import FACTS as REGISTERS
 from psu_bin.arch.x86_64_registers import effects
@@ -256,7 +256,7 @@ def stack_arguments(code: Code, register: np.ndarray, offset: np.ndarray) -> np.
         | (f.opcode == 0x8B) & (f.modrm >= 0xC0) & ((f.modrm & 7) == RSP) & ((f.rex & 1) == 0)
         & ~((((f.modrm >> 3) & 7) == RBP) & ((f.rex & 4) == 0)))
     found.append(np.flatnonzero(copy & (register == DWARF_RSP)))
-    return np.unique(np.concatenate(found))
+    return distinct(np.concatenate(found))
 
 
 def stack_moves(code: Code, writes_sp: np.ndarray) -> np.ndarray:

@@ -202,12 +202,14 @@ class _SectionEffects:
     def _all(self, parts: Iterable[PatchFunction], what: str) -> int:
         """What any instruction of these functions "reads" or "writes"; all registers where one is not known."""
         import numpy as np
+
+        from psu_bin.arch.code import distinct
         out = 0
         for part in parts:
             code, effects, index = self._section(part.section)
             first = index[part.start]
             last = int(np.searchsorted(code.address, part.end))
-            rows = np.unique(effects.shape[first:last])
+            rows = distinct(effects.shape[first:last])
             if effects.refused[rows].any():
                 return -1
             out |= int(np.bitwise_or.reduce(getattr(effects, what)[rows])) if len(rows) else 0
