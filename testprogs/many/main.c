@@ -46,7 +46,7 @@ static void *work(void *start)
         }
         x = found;
         __atomic_store_n(&last, version, __ATOMIC_RELAXED);
-        usleep(1000);       /* the processor is needed for the patches */
+        usleep(5000);       /* the processor is needed for the patches */
     }
 }
 
@@ -62,7 +62,7 @@ int main(int argc, char **argv)
         }
     }
     for (;;) {
-        usleep(2000);
+        usleep(10000);
         uint64_t version = __atomic_load_n(&last, __ATOMIC_RELAXED);
         if (version)
             printf("round by %lu\n", (unsigned long)version);
