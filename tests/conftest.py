@@ -25,8 +25,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "testprogs"
-# A variable of the environment; set, psu-bin is not started from nothing each time.
-PRELOADED = "PSU_TEST_PRELOADED"
+# Starting psu-bin takes longer than its work on a small program: most commands are forks of one process that has imported
+# it.  Each command of psu-bin is started from nothing when a process of pytest needs it for the first time ("1": not even
+# then; "0": always), and by psu-bin regress.
+PRELOADED = os.environ.get("PSU_TEST_PRELOADED", "")
 # How many times slower than a desktop this machine is: limits of time grow by it, and numbers of updates shrink.
 SLOWNESS = float(os.environ.get("PSU_TEST_SLOWNESS", "1"))
 # Seconds until a missing line is a failure, and until psu-bin's own waits are; never a pause.
@@ -63,8 +65,12 @@ class Ran:
 def psu_bin(*arguments: object, check: bool = True, env: dict[str, str] | None = None) -> Ran:
     """Run psu-bin; with check, a failure of it fails the test."""
     environment = {**os.environ, **(env or {})}
-    if PRELOADED in os.environ:
-        answer = preloaded().ask(*arguments, env=environment)
+    if is_preloaded(str(arguments[0])):
+        try:
+            answer = preloaded().ask(*arguments, env=environment, limit=300 * SLOWNESS)
+        except subprocess.TimeoutExpired:
+            preloaded.cache_clear()
+            raise
         ran = Ran(answer["status"], answer["out"], answer["err"])
     else:
         done = subprocess.run([sys.executable, "-m", "psu_bin", *map(str, arguments)], capture_output=True, text=True,
@@ -75,9 +81,20 @@ def psu_bin(*arguments: object, check: bool = True, env: dict[str, str] | None =
     return ran
 
 
+started: set[str] = set()
+
+
+def is_preloaded(command: str) -> bool:
+    if PRELOADED:
+        return PRELOADED != "0"
+    first = command not in started
+    started.add(command)
+    return not first
+
+
 @functools.cache
 def preloaded():
-    """Forks psu-bin's processes, its modules imported: on an emulated processor a start from nothing takes seconds."""
+    """Forks psu-bin's processes, its modules imported."""
     sys.path.append(str(ROOT / "tests" / "stress"))
     from killing import Killer
     return Killer().__enter__()      # ends when this process does: its standard input is a pipe of ours

@@ -31,6 +31,7 @@ import io
 import json
 import os
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -245,7 +246,7 @@ class Killer:
 
     def __enter__(self) -> Killer:
         self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True)
+                                        text=True, start_new_session=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -254,18 +255,22 @@ class Killer:
             self.process.stdin.close()
         self.process.wait(30)
 
-    def ask(self, *argv: object, **how: Any) -> dict[str, Any]:
-        """The answer to a request."""
-        return self._exchange({"argv": [str(a) for a in argv], **how})
+    def ask(self, *argv: object, limit: float | None = None, **how: Any) -> dict[str, Any]:
+        """The answer to a request.  Without one after `limit` seconds all ends: subprocess.TimeoutExpired."""
+        return self._exchange({"argv": [str(a) for a in argv], **how}, limit)
 
     def go(self, until: str = "") -> dict[str, Any]:
         """Let a held command go on."""
         return self._exchange({"go": until})
 
-    def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _exchange(self, request: dict[str, Any], limit: float | None = None) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], limit)[0]:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            raise subprocess.TimeoutExpired(str(request["argv"]), limit or 0)
         return json.loads(self.process.stdout.readline())
 
     def run(self, *argv: object) -> dict[str, Any]:
