@@ -5,7 +5,7 @@
 psu_packages="gcc g++ make libc6-dev clang libclang-rt-dev lld llvm binutils elfutils gdb musl-tools python3-venv patchelf spin valgrind ${PSU_PACKAGES:-}"
 # Tests of AArch64 programs: compilers, emulators and what makes scripts/arm64-guest, where the machine itself is another one.
 [ "$(uname -m)" = aarch64 ] || psu_packages="$psu_packages gcc-aarch64-linux-gnu g++-aarch64-linux-gnu qemu-user \
-    qemu-system-arm ipxe-qemu e2fsprogs cpio kmod"
+    qemu-system-arm ipxe-qemu e2fsprogs cpio kmod lld-15"
 psu_missing=""
 for p in $psu_packages; do
     dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || psu_missing="$psu_missing $p"

@@ -36,6 +36,13 @@ PATIENCE, WAIT = 30 * SLOWNESS, 60 * SLOWNESS
 MACHINE = platform.machine()
 # Compiler options for branches and returns that the processor checks: CET; BTI and pointer authentication.
 GUARDED = {"x86_64": "-fcf-protection=full", "aarch64": "-mbranch-protection=standard"}[MACHINE]
+# More for programs in which branches must meet marks: AArch64's start files in the distribution have none.
+MARKED = {"x86_64": (), "aarch64": ("-nostartfiles", str(ROOT / "tests/instrument/programs/start_aarch64.S"))}[MACHINE]
+# For clang: relative relocations in DT_RELR, which GNU ld has for AArch64 from 2.43 and lld from 15 on.
+RELR = ("-Wl,-z,pack-relative-relocs",
+        *{"x86_64": (), "aarch64": ("-fuse-ld=lld", "--ld-path=/usr/lib/llvm-15/bin/ld.lld")}[MACHINE])
+# Set, all programs of live tests are such.
+MARK_ALL = bool(os.environ.get("PSU_TEST_MARK_ALL"))
 # What a dynamic program needs in another root folder.
 LOADER = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}[MACHINE]
 LIBRARIES = f"/lib/{MACHINE}-linux-gnu"
@@ -208,6 +215,8 @@ class Lab:
                 instrument: bool = True, out: str = "main") -> Path:
         """Compile testprogs/NAME and instrument it; the path of what is to be run."""
         source = PROGRAMS / name
+        if MARK_ALL and "-nostartfiles" not in sources + flags:
+            flags = (GUARDED, *flags, *MARKED)
         # Compiled where the sources are, so that STT_FILE is the plain file name.
         subprocess.run([cc, "-g", "-O2", "-pthread", "-o", str(self.folder / out), *sources, *flags], cwd=source, check=True)
         if not instrument:

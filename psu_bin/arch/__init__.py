@@ -100,6 +100,8 @@ class Arch:
     # (code, its address, low, high, absolute operands too) -> whether the code may refer to [low, high)
     may_refer: Callable[[bytes, int, int, int, bool], bool]
     branch_marks: tuple[int, int]                 # (GNU property, its bit): branches must meet marks (IBT, BTI)
+    # (flag in /proc/PID/smaps, bit for mprotect) of code in whose pages branches must meet marks; "": not for programs
+    guarded_pages: tuple[str, int]
     # Whether a call in progress has its return address in memory all the time; else a leaf function may have it in a register.
     returns_through_memory: bool
     system_call: bytes                            # the instruction that makes one

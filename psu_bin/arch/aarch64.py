@@ -28,6 +28,7 @@ NOP = bytes.fromhex("1f2003d5")
 RESOLVER_SIZE = 64
 PAGE = 4096                  # what adrp counts in, whatever pages the kernel has
 R_AARCH64_RELATIVE = 1027
+PROT_BTI = 0x10              # Linux, arch/arm64/include/uapi/asm/mman.h
 GNU_PROPERTY_AARCH64_FEATURE_1_AND, AARCH64_FEATURE_1_BTI = 0xC0000000, 1
 
 BTI_C, BTI_JC = 0xD503245F, 0xD50324DF
@@ -206,6 +207,6 @@ ARCH = Arch(
             "ABS64": _ABSOLUTE64, "RELR_WORD": _ABSOLUTE64},
     moved_field="INSTRUCTION", landing=landing, relative=R_AARCH64_RELATIVE,
     resolver=resolver, resolver_size=RESOLVER_SIZE, may_refer=may_refer,
-    branch_marks=(GNU_PROPERTY_AARCH64_FEATURE_1_AND, AARCH64_FEATURE_1_BTI),
+    branch_marks=(GNU_PROPERTY_AARCH64_FEATURE_1_AND, AARCH64_FEATURE_1_BTI), guarded_pages=("bt", PROT_BTI),
     returns_through_memory=False, system_call=struct.pack("<I", 0xD4000001),
     signal_return=struct.pack("<II", 0xD2801168, 0xD4000001))        # mov x8, #139; svc #0: in the vDSO

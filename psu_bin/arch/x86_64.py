@@ -164,6 +164,6 @@ ARCH = Arch(
             "ABS64": _ABSOLUTE64, "RELR_WORD": _ABSOLUTE64},
     moved_field="REL32", landing=lambda flags, code: b"",        # stubs jump with `notrack`
     relative=R_X86_64_RELATIVE, resolver=resolver, resolver_size=RESOLVER_SIZE, may_refer=may_refer,
-    branch_marks=(GNU_PROPERTY_X86_FEATURE_1_AND, X86_FEATURE_1_IBT),
+    branch_marks=(GNU_PROPERTY_X86_FEATURE_1_AND, X86_FEATURE_1_IBT), guarded_pages=("", 0),
     returns_through_memory=True, system_call=b"\x0f\x05",
     signal_return=b"\x48\xc7\xc0\x0f\0\0\0\x0f\x05")              # mov $15, %rax; syscall: in the C library

@@ -11,6 +11,7 @@ sandbox may have a /proc of its own making.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +42,7 @@ class Stat(NamedTuple):
 
 _MAPS = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) ([r-][w-][x-][ps]) ([0-9a-f]{1,16}) "
                    r"[0-9a-f]+:[0-9a-f]+ ([0-9]{1,20})(?: +(.*))?", re.DOTALL | re.ASCII)
+_SMAPS = re.compile(rb"([0-9a-f]{1,16})-[0-9a-f]{1,16} ")
 _INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 _WAITING = re.compile(r"(-?[0-9]{1,10})(?: 0x([0-9a-f]{1,16})(?: 0x[0-9a-f]+){0,5})? "
                       r"0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16})\n?", re.ASCII)
@@ -92,6 +94,20 @@ def maps(text: str, where: str) -> tuple[Mapping, ...]:
         path = path.removesuffix(" (deleted)").replace("\\012", "\n")
         out.append(Mapping(int(start, 16), int(end, 16), prot, int(offset, 16), int(inode), path, deleted))
     return tuple(out)
+
+
+def flagged(lines: Iterable[bytes], flag: str, wanted: Collection[int]) -> set[int]:
+    """Those of the mappings that start at `wanted` which have a flag (proc(5), VmFlags), from /proc/PID/smaps; ascending, so
+    that nothing is read beyond them: the kernel walks the page tables of each mapping that it writes about."""
+    found, start = set(), 0
+    for line in lines:
+        if header := _SMAPS.match(line):
+            start = int(header[1], 16)
+            if start > max(wanted, default=-1):
+                break
+        elif start in wanted and line.startswith(b"VmFlags:") and flag.encode() in line.split():
+            found.add(start)
+    return found
 
 
 def syscall(text: str, where: str) -> Waiting | None:

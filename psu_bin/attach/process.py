@@ -16,7 +16,7 @@ import errno
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +146,18 @@ class Process:
         if not text:
             raise self.gone()      # it has no memory any more, or not yet
         return proc.maps(text, f"/proc/{self.pid}/maps")
+
+    def flagged(self, flag: str, starts: Collection[int]) -> set[int]:
+        """Those of the mappings that start at `starts` which have a flag of /proc/PID/smaps.
+
+        None of them where the kernel was built without that file."""
+        try:
+            with open(f"/proc/{self.pid}/smaps", "rb") as lines:
+                return proc.flagged(lines, flag, starts)
+        except FileNotFoundError:
+            return set()
+        except OSError as e:
+            raise self.forbidden(e) from e
 
     def threads(self) -> tuple[Thread, ...]:
         """The live threads; threads that end meanwhile are left out."""

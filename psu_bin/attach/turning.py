@@ -23,6 +23,7 @@ from psu_bin.attach.commit import Switch
 from psu_bin.attach.proc import Mapping
 from psu_bin.attach.process import PAGE, Process
 from psu_bin.attach.target import Module
+from psu_bin.descriptor import MODULE_IBT
 from psu_bin.errors import PsuError
 
 if TYPE_CHECKING:
@@ -247,7 +248,8 @@ def _turn(x: Transaction, found: list[Spot], closed: bool) -> None:
         pages = {t.at // PAGE for m, mine in by_mapping.items() if m.path for t in mine}      # of a file: they become its own
         if len(pages) > MANY:
             pressure.refuse(process.pid, process.where, len(pages) * PAGE)
-        records = [(len(mine), _record(arch, mapping, mine)) for mapping, mine in by_mapping.items()]
+        guarded = _guarded(x, arch, by_mapping)
+        records = [(len(mine), _record(arch, mapping, guarded.get(mapping, 0), mine)) for mapping, mine in by_mapping.items()]
         most = shim.COMMAND.size + max((len(r) for _, r in records), default=0)
         if most > max(shim.BUFFER_SIZE, room[1]):
             room = x.scratch(most, False), most
@@ -263,8 +265,19 @@ def _turn(x: Transaction, found: list[Spot], closed: bool) -> None:
                 raise
 
 
-def _record(arch: Arch, mapping: Mapping, mine: list[Turn]) -> bytes:
-    prot = sum(bit for bit, letter in ((1, "r"), (2, "w"), (4, "x")) if letter in mapping.prot)
+def _guarded(x: Transaction, arch: Arch, mappings: Iterable[Mapping]) -> dict[Mapping, int]:
+    """The bit for mprotect by which code remains where branches must meet marks: mprotect takes that away where it is not
+    said again (Linux, arch/arm64/include/asm/mman.h: arch_calc_vm_prot_bits).  The dynamic linker gave it to files of which all
+    code has marks, if it knows of marks and the processor does: only the kernel can tell."""
+    flag, bit = arch.guarded_pages
+    files = {m.start: m for m in mappings if m.path}
+    if not flag or not files or not any(m.descriptor.flags & MODULE_IBT for m in x.target.modules):
+        return {}
+    return {files[start]: bit for start in x.target.process.flagged(flag, files)}
+
+
+def _record(arch: Arch, mapping: Mapping, more: int, mine: list[Turn]) -> bytes:
+    prot = more + sum(bit for bit, letter in ((1, "r"), (2, "w"), (4, "x")) if letter in mapping.prot)
     return shim.CODE.pack(mapping.start, mapping.end - mapping.start, prot, arch.store_unit) + b"".join(
         shim.TURN.pack(t.at, int.from_bytes(t.before, "little"), int.from_bytes(t.after, "little")) for t in mine)
 

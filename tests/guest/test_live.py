@@ -27,6 +27,7 @@ CHOSEN = [
     # values that callers keep in x1 to x15, x18 and v0 to v31, and in scalable vectors, on which the kernel has its own views
     "test_relying.py::test_values_in_every_volatile_register_survive",
     "test_sve.py::test_scalable_vectors_arrive_and_are_kept[gcc]",
+    "test_turning.py::test_code_in_which_branches_must_meet_marks_keeps_that",
     "test_turning.py::test_many_times_open_and_closed",
     "test_state.py::test_an_atomic_operation_that_the_program_has_not",
     "test_dies.py::test_killed_around_the_commit[ptrace CONT]",
@@ -36,8 +37,8 @@ CHOSEN = [
 LARGER_PAGES = [
     # branches that do not reach
     "test_far.py::test_patched_again_and_again_reverted_and_freed[]",
-    # branches that must meet landing marks, signed return addresses; RELR
-    "test_modules.py::test_a_program_and_its_library[-mbranch-protection=standard -Wl,-z,pack-relative-relocs]",
+    # branches that must meet landing marks, signed return addresses; relocations in DT_RELR
+    "test_modules.py::test_a_program_and_its_library[marks and RELR]",
     "test_state.py::test_new_versions_share_the_variables",
 ]
 

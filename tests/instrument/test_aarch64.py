@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from crossing import UNDER, cross_compiled
+from crossing import UNDER, cross_compiled, relr
 from rewriting import instrument, run
 from test_ways import check, check_cxx, check_library, name
 
@@ -25,21 +25,22 @@ PROGRAMS = [
     ("gcc", "-O2 -mbranch-protection=standard"),
     ("gcc", "-O2 -mbranch-protection=standard -nostartfiles start_aarch64.S"),
     ("gcc", "-O2 -mbranch-protection=standard -no-pie -nostartfiles start_aarch64.S"),
-    ("gcc", "-O2 -flto -Wl,-z,now -Wl,-z,relro"), ("gcc", "-O2 -Wl,-z,pack-relative-relocs -fno-plt"),
+    ("gcc", "-O2 -flto -Wl,-z,now -Wl,-z,relro"), ("gcc", "-O2 -fno-plt"),
     ("gcc", "-O2 -Wl,-z,max-page-size=0x1000000"),        # stubs out of reach of adr
     ("gcc", "-O2 -mcmodel=tiny"), ("gcc", "-O2 -mcmodel=large -fno-pic -no-pie"),
     ("gcc", "-O2 -mfix-cortex-a53-843419 -mfix-cortex-a53-835769 -Wl,-z,separate-code"), ("gcc", "-O2 -fuse-ld=gold"),
     ("clang", "-O0 -fuse-ld=lld"), ("clang", "-O2 -fuse-ld=lld"), ("clang", "-Oz -fuse-ld=lld -mbranch-protection=standard"),
     ("clang", "-O2 -no-pie -Wl,--emit-relocs"), ("clang", "-O2 -fuse-ld=lld -no-pie -mcmodel=large -fno-pic"),
-    ("clang", "-O3 -flto -fuse-ld=lld"), ("gcc", "-O2 -DNO_IFUNC"),
+    ("clang", "-O3 -flto -fuse-ld=lld"), ("clang", "-O2 -fno-plt RELR"), ("clang", "-O2 -mbranch-protection=standard RELR"), ("gcc", "-O2 -DNO_IFUNC"),
     ("clang", "-O2 -DNO_IFUNC -fuse-ld=lld -mbranch-protection=standard"),
 ]
 
 
 @pytest.mark.parametrize(("cc", "flags"), PROGRAMS, ids=[" ".join(x) for x in PROGRAMS])
 def test_every_way_of_calling_goes_through_the_slot(cross: Path, cc: str, flags: str) -> None:
-    program = cross_compiled(cross / name(cc, flags), "ways.c", "target.c", *flags.split(), "-g", "-rdynamic", "-pthread",
-                             cc=cc)
+    words = [w for f in flags.split() for w in (relr() if f == "RELR" else (f,))]
+    program = cross_compiled(cross / name(cc, flags), "ways.c", "target.c", *words, "-g", "-rdynamic", "-pthread", cc=cc)
+    assert bool(len(Binary(program.read_bytes(), str(program)).relr)) == ("RELR" in flags)
     i = instrument(program)
     assert bool(i.descriptor.flags & descriptor.MODULE_IBT) == ("start_aarch64.S" in flags)
     if "max-page-size" in flags:

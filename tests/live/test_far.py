@@ -3,7 +3,7 @@
 import platform
 
 import pytest
-from conftest import GUARDED, ROOT, WAIT, psu_bin
+from conftest import GUARDED, MARKED, WAIT, psu_bin
 
 from psu_bin.attach import mirrors, target
 from psu_bin.attach.process import Process
@@ -31,10 +31,7 @@ def expected(v, seen):
 
 @pytest.mark.parametrize("flags", [(), ("-no-pie",), (GUARDED,)], ids=" ".join)
 def test_patched_again_and_again_reverted_and_freed(lab, flags):
-    sources = ("main.c",)
-    if flags == (GUARDED,) and FAR:       # there the distribution's own start files turn branch protection off
-        sources = ("-nostartfiles", "main.c", str(ROOT / "tests" / "instrument" / "programs" / "start_aarch64.S"))
-    running = lab.start(lab.program("far", *flags, sources=sources))
+    running = lab.start(lab.program("far", *flags, sources=("main.c", *(MARKED if flags == (GUARDED,) else ()))))
     running.expect("^ready$")
     here = target.read(Process(running.pid))
     module = next(m for m in here.modules if m.executable)

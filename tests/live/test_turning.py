@@ -1,9 +1,10 @@
 """Direct calls: of the function itself while that is the original, turned before its first patch, and back when that is reverted."""
 
 import re
+from pathlib import Path
 
 import pytest
-from conftest import GUARDED, psu_bin, updates
+from conftest import GUARDED, MACHINE, MARKED, psu_bin, updates
 from psu_bin import arch as arch_package
 from psu_bin.attach import mirrors, target, turning
 from psu_bin.attach.process import Process
@@ -53,6 +54,32 @@ def test_closed_for_patches_and_opened_by_revert_while_threads_call(lab, flags):
         assert stubs.code() == code, "no code is writable"
     running.say("quit")
     running.expect("^end$")
+
+
+def guarded(running):
+    """The program's mappings of code in which the processor lets branches lead to marks only."""
+    found, header = set(), ""
+    for line in Path(f"/proc/{running.pid}/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            header = line
+        elif line.startswith("VmFlags:") and "bt" in line.split() and header.endswith("/main.psu"):
+            found.add(header.split()[0])
+    return found
+
+
+@pytest.mark.skipif(MACHINE != "aarch64", reason="x86-64's marks are not checked in programs")
+def test_code_in_which_branches_must_meet_marks_keeps_that(lab):
+    running = lab.start(lab.program("near", "-O2", GUARDED, sources=("main.c", *MARKED)), "0")
+    running.expect("ready")
+    before = guarded(running)
+    assert len(before) == 2, "the program's code, and what instrument added"
+    for v in 1, 2:
+        psu_bin("attach", running.pid, lab.patch("near", "patch.c", f"-DV={v}", GUARDED))
+        running.say("call")
+        running.expect(f"^version {v * 1001}$")
+        assert guarded(running) == before and Calls(running.pid).closed("inner")
+    psu_bin("revert", running.pid, "--original")
+    assert guarded(running) == before and not Calls(running.pid).closed("inner")
 
 
 def test_many_times_open_and_closed(lab):
