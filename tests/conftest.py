@@ -52,6 +52,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 
+# Tests whose programs, compiled with this machine's compiler, are x86-64's: what they look for are its instructions,
+# relocations and options.  AArch64's are test_link_aarch64.py, test_aarch64.py and others with it in their names.
+X86_64_ONLY = {
+    "test_cut.py", "test_file.py", "test_refusals.py", "test_sites.py", "test_slots.py", "test_verify.py", "test_ways.py",
+    "test_linker_binding.py", "test_linker_boundary.py", "test_linker_checks.py", "test_linker_gates.py", "test_linker_interning.py",
+    "test_linker_reach.py", "test_linker_reroute.py", "test_linker_runs.py", "test_linker_unwind.py", "test_patch.py",
+    "test_plan_detours.py", "test_plan_functions.py", "test_plan_registers.py", "test_references.py", "test_results.py",
+    "test_fuzz.py", "test_found.py", "test_borrowed_thread_comes_back_as_it_was"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if MACHINE != "x86_64":
+        for item in items:
+            if {item.path.name, item.name} & X86_64_ONLY:
+                item.add_marker(pytest.mark.skip(reason="its programs are x86-64's"))
+
+
 def updates(number: int) -> int:
     """How many updates a test makes where a fast machine makes `number`: no fewer than 10."""
     return max(10, round(number / SLOWNESS))

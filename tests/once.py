@@ -17,8 +17,9 @@ from pathlib import Path
 def made_once(key: object, make: Callable[[Path], None]) -> Path:
     """The folder of `key`, whose repr() names all that the files depend on; make(folder) fills it the first time.
 
-    The folder has the same path in every run, because compilers write it into what they make."""
-    cache = Path(tempfile.gettempdir()) / f"psu-tests-{os.getuid()}"
+    The folder has the same path in every run, because compilers write it into what they make.  In scripts/arm64-guest, whose
+    compilers run outside, it is in the folder that both sides see."""
+    cache = Path(os.environ.get("PSU_ARM64_GUEST") or tempfile.gettempdir()) / f"psu-tests-{os.getuid()}"
     folder = cache / hashlib.sha256(repr(key).encode()).hexdigest()[:24]
     done = folder / ".done"
     if not done.exists():

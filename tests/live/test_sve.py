@@ -14,7 +14,8 @@ def test_scalable_vectors_arrive_and_are_kept(lab, cc):
     first = running.next()
     if first == "no SVE":
         pytest.skip("this processor has no SVE")
-    assert int(first.split()[1]) > 16, "vectors of 128 bits would show nothing"
+    if int(first.split()[1]) <= 16:
+        pytest.skip("vectors of 128 bits show nothing")
     print(running.next())
     running.expect("^version 0$")
     versions = Versions(lab, "sve", "patch.c", "-w", *flags, cc=cc)
