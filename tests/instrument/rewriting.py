@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from conftest import ROOT
 from conftest import compile as run_compiler
 
 from psu_bin import descriptor
-from psu_bin.arch import for_machine
+from psu_bin.arch import EM_AARCH64, for_machine
 from psu_bin.elf import Binary
 from psu_bin.instrument import driver
 
@@ -125,3 +126,22 @@ def tool(*words: object) -> str:
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout + done.stderr
+
+
+def check_form(program: Instrumented) -> None:
+    """readelf has no complaint about the file, and elflint none that it had not before."""
+    for words in (("readelf", "-aW"), ("llvm-readelf", "-aW")):
+        text = tool(*words, program.path)
+        assert "warning" not in text.lower() and "error:" not in text.lower()
+    before = complaints(program.original)
+    assert not [x for x in complaints(program.path) if x not in before]
+
+
+def complaints(path: Path) -> list[str]:
+    """What elflint has to say about a file."""
+    done = subprocess.run(["eu-elflint", "--gnu-ld", str(path)], capture_output=True, text=True)
+    lines = (done.stdout + done.stderr).splitlines()
+    # Numbers of sections and symbols change.  Our own dynamic tag is unknown to it, and so is R_AARCH64_IRELATIVE: it complains
+    # likewise about what GNU ld makes of a program with IFUNC.
+    known = ("No errors", "unknown tag", *(("invalid type",) if Binary.read(path).machine == EM_AARCH64 else ()))
+    return [re.sub(r" ?\d+", "N", x) for x in lines if not any(k in x for k in known)]

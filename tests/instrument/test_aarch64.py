@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from crossing import UNDER, cross_compiled, relr
-from rewriting import instrument, run
+from rewriting import check_form, instrument, run
 from test_ways import check, check_cxx, check_library, name
 
 from psu_bin import descriptor
@@ -42,6 +42,7 @@ def test_every_way_of_calling_goes_through_the_slot(cross: Path, cc: str, flags:
     program = cross_compiled(cross / name(cc, flags), "ways.c", "target.c", *words, "-g", "-rdynamic", "-pthread", cc=cc)
     assert bool(len(Binary(program.read_bytes(), str(program)).relr)) == ("RELR" in flags)
     i = instrument(program)
+    check_form(i)
     assert bool(i.descriptor.flags & descriptor.MODULE_IBT) == ("start_aarch64.S" in flags)
     if "max-page-size" in flags:
         planned = driver.analyze(program, (), None)
@@ -59,7 +60,9 @@ def test_every_way_of_calling_in_a_shared_library(cross: Path, tmp_path: Path, c
     library = cross_compiled(tmp_path / "libways.so", "ways.c", "target.c", *flags.split(), "-DLIBRARY", "-shared",
                              "-fPIC", "-pthread", "-Wl,-soname,libways.so", cc=cc)
     user = cross_compiled(tmp_path / "user", "user.c", library)
-    check_library(instrument(library), user, cross / "change.so", UNDER)
+    i = instrument(library)
+    check_form(i)
+    check_library(i, user, cross / "change.so", UNDER)
 
 
 CXX = [("g++", "-O0"), ("g++", "-O2 -no-pie -mbranch-protection=standard"), ("clang++", "-O2 -fuse-ld=lld")]
@@ -108,6 +111,7 @@ def test_stubs_out_of_reach_of_branches(cross: Path, cc: str, flags: str) -> Non
     i = instrument(program)
     assert i.descriptor.flags & descriptor.MODULE_FAR
     assert not any(f.flags & descriptor.DETOURED for f in i.descriptor.functions), "nothing moved"
+    check_form(i)
     check(i, i.path, program, cross / "change.so", {}, UNDER)
 
 
