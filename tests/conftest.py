@@ -36,8 +36,8 @@ PATIENCE, WAIT = 30 * SLOWNESS, 60 * SLOWNESS
 MACHINE = platform.machine()
 # Compiler options for branches and returns that the processor checks: CET; BTI and pointer authentication.
 GUARDED = {"x86_64": "-fcf-protection=full", "aarch64": "-mbranch-protection=standard"}[MACHINE]
-# More for programs in which branches must meet marks: AArch64's start files in the distribution have none.
-MARKED = {"x86_64": (), "aarch64": ("-nostartfiles", str(ROOT / "tests/instrument/programs/start_aarch64.S"))}[MACHINE]
+# More for programs in which branches must meet marks: the distribution's start files have none.
+MARKED = {"x86_64": ("-Wl,-z,ibt",), "aarch64": ("-nostartfiles", str(ROOT / "tests/instrument/programs/start_aarch64.S"))}[MACHINE]
 # For clang: relative relocations in DT_RELR, which GNU ld has for AArch64 from 2.43 and lld from 15 on.
 RELR = ("-Wl,-z,pack-relative-relocs",
         *{"x86_64": (), "aarch64": ("-fuse-ld=lld", "--ld-path=/usr/lib/llvm-15/bin/ld.lld")}[MACHINE])

@@ -315,9 +315,7 @@ def _unwind_ranges(m: Image) -> list[fde.Code]:
     end = m.stubs.address + m.stubs.size
     first = own[0][0] if own else end
     ranges = [fde.Code(m.stubs.address, first - m.stubs.address)]
-    # DW_CFA_advance_loc1: the rows of a copy hold from where its pad ends.
-    return ranges + [fde.Code(at, d.size + m.arch.back(m.plan.far).size,
-                              (bytes((0x02, len(d.pad))) if d.pad else b"") + d.cfi) for at, d in own]
+    return ranges + [fde.Code(at, d.size + m.arch.back(m.plan.far).size, d.rows) for at, d in own]
 
 
 def _fill_code(m: Image) -> None:

@@ -57,6 +57,11 @@ class Detour:
         """Bytes of pad and copy, without the jump back."""
         return len(self.pad) + len(self.copy)
 
+    @property
+    def rows(self) -> bytes:
+        """DW_CFA_ instructions for pad and copy; empty: the frame is that of a function entry all the time."""
+        return bytes((0x02, len(self.pad))) + self.cfi if self.pad and self.cfi else self.cfi      # DW_CFA_advance_loc1
+
 
 @dataclass(frozen=True)
 class PlannedFunction:

@@ -386,16 +386,16 @@ def _unwinding(p: Pair) -> None:
         p.must(p.after.contents(now)[-4:] == bytes(4), "the end of the unwind rows")
     added = sorted(set(map(tuple, new.entries.tolist())) - rows)
     p.must(bool(added) and added[0][0] == p.found.stubs, "the stubs have no unwind row")
-    programs = {p.found.functions[x.function].original: x.cfi for x in p.plan.detours}
+    programs = {p.found.functions[x.function].original: x.rows for x in p.plan.detours}
     size = [struct.unpack("<i", p.bytes_at(row + 12, 4))[0] for _, row in added]
     ranges = [fde.Code(start, n, programs.get(start, b"")) for (start, _), n in zip(added, size)]
     first = added[0][1] - len(fde.rows(p.arch, 0, [])[0])
     body, where = fde.rows(p.arch, first, ranges)
     p.must(where == [row for _, row in added] and p.bytes_at(first, len(body)) == body, "the new unwind rows")
     ends = [p.found.stub(len(p.plan.functions) - 1) + p.found.stub_size]
-    ends += [p.found.functions[x.function].original + len(x.copy) + p.arch.back(p.plan.far).size for x in p.plan.detours]
+    ends += [p.found.functions[x.function].original + x.size + p.arch.back(p.plan.far).size for x in p.plan.detours]
     p.must(all(any(r.start < e <= r.start + r.size for r in ranges) for e in ends), "new code has no unwind row")
-    p.must(all((x.cfi or b"") in (r.program for r in ranges if r.start <= p.found.functions[x.function].original
+    p.must(all(x.rows in (r.program for r in ranges if r.start <= p.found.functions[x.function].original
                                   < r.start + r.size) for x in p.plan.detours), "a moved entry's unwind row")
 
 

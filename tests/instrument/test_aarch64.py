@@ -25,13 +25,15 @@ PROGRAMS = [
     ("gcc", "-O2 -mbranch-protection=standard"),
     ("gcc", "-O2 -mbranch-protection=standard -nostartfiles start_aarch64.S"),
     ("gcc", "-O2 -mbranch-protection=standard -no-pie -nostartfiles start_aarch64.S"),
+    ("gcc", "-O0 -mbranch-protection=standard -fno-pie -no-pie -nostartfiles start_aarch64.S"),
     ("gcc", "-O2 -flto -Wl,-z,now -Wl,-z,relro"), ("gcc", "-O2 -fno-plt"),
     ("gcc", "-O2 -Wl,-z,max-page-size=0x1000000"),        # stubs out of reach of adr
     ("gcc", "-O2 -mcmodel=tiny"), ("gcc", "-O2 -mcmodel=large -fno-pic -no-pie"),
     ("gcc", "-O2 -mfix-cortex-a53-843419 -mfix-cortex-a53-835769 -Wl,-z,separate-code"), ("gcc", "-O2 -fuse-ld=gold"),
     ("clang", "-O0 -fuse-ld=lld"), ("clang", "-O2 -fuse-ld=lld"), ("clang", "-Oz -fuse-ld=lld -mbranch-protection=standard"),
     ("clang", "-O2 -no-pie -Wl,--emit-relocs"), ("clang", "-O2 -fuse-ld=lld -no-pie -mcmodel=large -fno-pic"),
-    ("clang", "-O3 -flto -fuse-ld=lld"), ("clang", "-O2 -fno-plt RELR"), ("clang", "-O2 -mbranch-protection=standard RELR"), ("gcc", "-O2 -DNO_IFUNC"),
+    ("clang", "-O3 -flto -fuse-ld=lld"), ("clang", "-O2 -fno-plt RELR"), ("clang", "-O2 -mbranch-protection=standard RELR"),
+    ("gcc", "-O2 -DNO_IFUNC"),
     ("clang", "-O2 -DNO_IFUNC -fuse-ld=lld -mbranch-protection=standard"),
 ]
 

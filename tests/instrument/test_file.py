@@ -20,7 +20,7 @@ pytest_plugins = ["rewriting"]
 
 BUILDS = {
     "ld": "-O2 -g", "ld-no-pie": "-O2 -no-pie -g -Wl,--emit-relocs", "gold": "-O2 -fuse-ld=gold",
-    "lld": "-O2 -fuse-ld=lld", "cet": "-O2 -fcf-protection=full", "relr": "-O2 -Wl,-z,pack-relative-relocs",
+    "lld": "-O2 -fuse-ld=lld", "cet": "-O2 -fcf-protection=full -Wl,-z,ibt", "relr": "-O2 -Wl,-z,pack-relative-relocs",
     "noseparate": "-O2 -Wl,-z,noseparate-code -Wl,-z,now", "many-relocations": "-O1 -rdynamic",
     "no-ifunc": "-O2 -DNO_IFUNC",
 }
@@ -167,7 +167,7 @@ def test_stripped_input_gets_no_symbols(built: Path) -> None:
 
 
 SIZES = ("-O1", "-O1 -rdynamic", "-O1 -no-pie", "-O1 -fuse-ld=lld", "-O1 -fuse-ld=lld -rdynamic", "-O1 -fuse-ld=gold",
-         "-O1 -fuse-ld=gold -rdynamic", "-O1 -Wl,-z,pack-relative-relocs", "-O1 -shared -fPIC", "-O1 -fcf-protection=full")
+         "-O1 -fuse-ld=gold -rdynamic", "-O1 -Wl,-z,pack-relative-relocs", "-O1 -shared -fPIC", "-O1 -fcf-protection=full -Wl,-z,ibt")
 # As Debian has them: bash is stripped and exports each function, the others are built by scripts/real.
 REAL = ["/bin/bash", *(f"{ROOT}/.cache/real/programs/{x}" for x in (
     "lua/lua", "memcached/memcached", "redis/redis", "sqlite/sqlite", "nginx/nginx"))]

@@ -12,7 +12,7 @@ from psu_bin.elf import PF_R, PF_W, PF_X, PT_LOAD
 
 
 @pytest.mark.parametrize("cc, flags", [
-    ("gcc", "-O2"), ("gcc", "-O0"), ("gcc", "-O2 -fcf-protection=full -no-pie"), ("gcc", "-O3 -fuse-ld=gold"),
+    ("gcc", "-O2"), ("gcc", "-O0"), ("gcc", "-O2 -fcf-protection=full -Wl,-z,ibt -no-pie"), ("gcc", "-O3 -fuse-ld=gold"),
     ("clang", "-O2"), ("clang", "-O2 -fuse-ld=lld"), ("gcc", "-Os"),
     ("aarch64-linux-gnu-gcc", "-O2"), ("aarch64-linux-gnu-gcc", "-O2 -mbranch-protection=standard")])
 def test_every_direct_call_is_left_and_known(tmp_path, cc, flags):

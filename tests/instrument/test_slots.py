@@ -26,7 +26,7 @@ def relocations(i: Instrumented) -> tuple[int, int]:
     return after.count("R_X86_64_") - before.count("R_X86_64_"), after.count("R_X86_64_IRELATIVE")
 
 
-RESOLVED = ["-O2", "-O2 -Wl,-z,now -Wl,-z,relro", "-O2 -fuse-ld=gold", "-O2 -fuse-ld=lld", "-O2 -fcf-protection=full",
+RESOLVED = ["-O2", "-O2 -Wl,-z,now -Wl,-z,relro", "-O2 -fuse-ld=gold", "-O2 -fuse-ld=lld", "-O2 -fcf-protection=full -Wl,-z,ibt",
             "-O2 -Wl,-z,nocombreloc", "-O2 -rdynamic -Wl,--hash-style=both"]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from rewriting import Instrumented, compiled, instrument, run, tool
 
+from psu_bin import descriptor
+
 pytest_plugins = ["rewriting"]
 
 SLOTS = {"target": "other", "s_target": "s_other", "deep": "deep_other", "compare": "compare_other",
@@ -20,18 +22,18 @@ WAYS = 31        # in ways.c
 PROGRAMS = [
     ("gcc", "-O0"), ("gcc", "-O1"), ("gcc", "-O2"), ("gcc", "-O3"), ("gcc", "-Os"),
     ("gcc", "-O2 -no-pie"), ("gcc", "-Os -no-pie -Wl,--emit-relocs"), ("gcc", "-O2 -flto"),
-    ("gcc", "-O2 -fcf-protection=full"), ("gcc", "-O2 -fcf-protection=full -no-pie -Wl,--emit-relocs"),
+    ("gcc", "-O2 -fcf-protection=full -Wl,-z,ibt"), ("gcc", "-O2 -fcf-protection=full -Wl,-z,ibt -no-pie -Wl,--emit-relocs"),
     ("gcc", "-O2 -Wl,-z,now -Wl,-z,relro"), ("gcc", "-O2 -fno-plt -Wl,-z,now"),
     ("gcc", "-O2 -Wl,-z,pack-relative-relocs"), ("gcc", "-O2 -Wl,-z,noseparate-code"),
     ("gcc", "-O2 -ffunction-sections -Wl,--emit-relocs"), ("gcc", "-O2 -Wl,-z,max-page-size=0x200000"),
     ("gcc", "-O2 -fuse-ld=gold"), ("gcc", "-O2 -fuse-ld=gold -no-pie -Wl,--emit-relocs"), ("gcc", "-O2 -fuse-ld=lld"),
     ("clang", "-O0"), ("clang", "-O2"), ("clang", "-Os -fuse-ld=lld"), ("clang", "-O3 -flto -fuse-ld=lld"),
     ("clang", "-O2 -fuse-ld=lld -no-pie -Wl,--emit-relocs"),
-    ("clang", "-O2 -fcf-protection=full -fuse-ld=lld -Wl,-z,now"), ("clang", "-O2 -fuse-ld=gold"),
+    ("clang", "-O2 -fcf-protection=full -Wl,-z,force-ibt -fuse-ld=lld -Wl,-z,now"), ("clang", "-O2 -fuse-ld=gold"),
     ("gcc", "-O2 -mcmodel=large -DNO_IFUNC"), ("gcc", "-O2 -mcmodel=large -fPIC -no-pie -DNO_IFUNC"),
     # without resolvers of its own the slots are relocated by one function, see relocations.py
     ("gcc", "-O2 -DNO_IFUNC"), ("gcc", "-O2 -DNO_IFUNC -fuse-ld=gold -Wl,-z,now"),
-    ("clang", "-Os -DNO_IFUNC -fuse-ld=lld"), ("clang", "-O2 -DNO_IFUNC -fcf-protection=full -flto -fuse-ld=lld"),
+    ("clang", "-Os -DNO_IFUNC -fuse-ld=lld"), ("clang", "-O2 -DNO_IFUNC -fcf-protection=full -Wl,-z,force-ibt -flto -fuse-ld=lld"),
     ("musl-gcc", "-O2 -DNO_IFUNC"), ("musl-gcc", "-Os -no-pie -DNO_IFUNC -Wl,--emit-relocs"),
 ]
 
@@ -77,6 +79,7 @@ def test_every_way_of_calling_goes_through_the_slot(built: Path, change: Path, c
     program = compiled(built / name(cc, flags), "ways.c", "target.c", *flags.split(), "-g", "-rdynamic", "-pthread",
                        cc=cc)
     i = instrument(program)
+    assert bool(i.descriptor.flags & descriptor.MODULE_IBT) == ("ibt" in flags)      # the start files have no marks
     check(i, i.path, program, change, {})
     stripped = i.path.with_name(i.path.name + ".stripped")
     tool("strip", "-o", stripped, i.path)
@@ -109,7 +112,7 @@ def check_library(i: Instrumented, user: Path, preload: Path, under: tuple[str, 
     assert len(old) == len(new) >= WAYS and not set(old) & set(new)
 
 
-CXX = [("g++", "-O0"), ("g++", "-O2"), ("g++", "-O2 -no-pie -Wl,--emit-relocs"), ("g++", "-O3 -fcf-protection=full"),
+CXX = [("g++", "-O0"), ("g++", "-O2"), ("g++", "-O2 -no-pie -Wl,--emit-relocs"), ("g++", "-O3 -fcf-protection=full -Wl,-z,ibt"),
        ("g++", "-Os -fuse-ld=gold"), ("clang++", "-O2 -fuse-ld=lld"), ("clang++", "-Os -flto -fuse-ld=lld")]
 
 

@@ -41,7 +41,7 @@ class Calls:
 
 @pytest.mark.parametrize("flags", [(), ("-no-pie",), (GUARDED,)], ids=" ".join)
 def test_closed_for_patches_and_opened_by_revert_while_threads_call(lab, flags):
-    running = lab.start(lab.program("near", "-O2", *flags), "3")
+    running = lab.start(lab.program("near", "-O2", *flags, sources=("main.c", *(MARKED if flags == (GUARDED,) else ()))), "3")
     running.expect("ready")
     stubs = Calls(running.pid)
     assert not stubs.closed("inner") and not stubs.closed("outer")
