@@ -41,7 +41,7 @@ MARKED = {"x86_64": ("-Wl,-z,ibt",), "aarch64": ("-nostartfiles", str(ROOT / "te
 # For clang: relative relocations in DT_RELR, which GNU ld has for AArch64 from 2.43 and lld from 15 on.
 RELR = ("-Wl,-z,pack-relative-relocs",
         *{"x86_64": (), "aarch64": ("-fuse-ld=lld", "--ld-path=/usr/lib/llvm-15/bin/ld.lld")}[MACHINE])
-# Set, all programs of live tests are such.
+# Set, all programs of live tests are marked.
 MARK_ALL = bool(os.environ.get("PSU_TEST_MARK_ALL"))
 # What a dynamic program needs in another root folder.
 LOADER = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}[MACHINE]

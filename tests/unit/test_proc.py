@@ -79,3 +79,16 @@ def test_numbers_of_status() -> None:
     for name in ("Uid", "Empty", "Absent", "SigPnd"):
         with pytest.raises(PsuError, match="is not what the kernel writes"):
             proc.number(fields, name, "/proc/1/status")
+
+
+def test_flags_of_mappings() -> None:
+    """Read no further than the last mapping that is asked for."""
+    def lines():
+        for start, flags in ((0x1000, b"rd ex bt"), (0x2000, b"rd wr bt"), (0x3000, b"rd ex bta"), (0x4000, b"rd ex bt")):
+            yield b"%x-%x r-xp 00000000 00:00 1   /a b\n" % (start, start + 0x1000)
+            yield b"Rss:  4 kB\n"
+            yield b"VmFlags: " + flags + b" \n"
+        yield b"5000-6000 rw-p 00000000 00:00 0 \n"
+        raise AssertionError("read on")
+    assert proc.flagged(lines(), "bt", {0x1000, 0x3000, 0x4000}) == {0x1000, 0x4000}
+    assert proc.flagged(lines(), "bt", ()) == set()
