@@ -312,7 +312,7 @@ def _outside_libraries(target: Target, machine, maps: tuple[Mapping, ...], tid: 
     if not limit or limit - sp > STACK_SEARCHED:
         return False
     in_memory = np.frombuffer(process.read(sp, (limit - sp) // 8 * 8), "<u8")
-    words = np.concatenate((np.array(machine.return_addresses(regs), "<u8"), in_memory))
+    words = np.concatenate((np.array(machine.return_addresses(regs), "<u8"), in_memory)) & np.uint64(proc.address_mask(maps))
     theirs, which = _among(words, [(s, e) for s, e, _ in foreign])
     mine, _ = _among(words, ours)
     if any(_signal_frame(process, machine, w) for w in set(words[theirs].tolist())):

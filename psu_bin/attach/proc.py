@@ -42,6 +42,7 @@ class Stat(NamedTuple):
 
 _MAPS = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) ([r-][w-][x-][ps]) ([0-9a-f]{1,16}) "
                    r"[0-9a-f]+:[0-9a-f]+ ([0-9]{1,20})(?: +(.*))?", re.DOTALL | re.ASCII)
+ADDRESS_BITS = 48          # of an address, at most
 _SMAPS = re.compile(rb"([0-9a-f]{1,16})-[0-9a-f]{1,16} ")
 _INTEGER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 _WAITING = re.compile(r"(-?[0-9]{1,10})(?: 0x([0-9a-f]{1,16})(?: 0x[0-9a-f]+){0,5})? "
@@ -94,6 +95,12 @@ def maps(text: str, where: str) -> tuple[Mapping, ...]:
         path = path.removesuffix(" (deleted)").replace("\\012", "\n")
         out.append(Mapping(int(start, 16), int(end, 16), prot, int(offset, 16), int(inode), path, deleted))
     return tuple(out)
+
+
+def address_mask(maps: Iterable[Mapping]) -> int:
+    """The bits of a word in a stack that an address may have.  AArch64 signs return addresses (PAC) in the bits above, of which
+    there may be 16 to 28: no more are left than the highest address takes."""
+    return (1 << min(max((m.end - 1 for m in maps), default=0).bit_length(), ADDRESS_BITS)) - 1
 
 
 def flagged(lines: Iterable[bytes], flag: str, wanted: Collection[int]) -> set[int]:

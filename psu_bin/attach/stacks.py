@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 PAGE = pagemap.PAGE
 CHUNK = 1 << 20
 LISTS = 20                 # of threads, until two are equal
-ADDRESS_BITS = 48          # of an address, at most
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,7 @@ class Memory:
         self.gates = gates
         self.maps = tuple(m for m in maps if _may_be_stack(m))
         self.unclear = False            # something was too much to be searched
-        # AArch64 signs return addresses (PAC) in the bits above those of addresses, of which there may be 36 to 48: no more
-        # than it takes for the highest one.
-        self.bits = min(max((m.end - 1 for m in maps), default=0).bit_length(), ADDRESS_BITS)
+        self.mask = proc.address_mask(maps)
 
     def search(self, start: int, end: int) -> Iterator[Found]:
         """The words in [start, end) that are addresses inside gates.  What is unmapped meanwhile is left out."""
@@ -191,7 +188,7 @@ class Memory:
                 start = max(page, at)
                 yield from self._read(start, min(page + PAGE, at + size) - start)
             return
-        yield at, numpy.frombuffer(data, numpy.uint64) & numpy.uint64((1 << self.bits) - 1)
+        yield at, numpy.frombuffer(data, numpy.uint64) & numpy.uint64(self.mask)
 
 
 @lru_cache(maxsize=1)

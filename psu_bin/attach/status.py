@@ -153,11 +153,13 @@ def _function_on_stack(process: Process, p: meta.PatchNotes, o: shim.Object, tid
         if waiting is None:
             return ""
         sp, pc = waiting.stack_pointer, waiting.program_counter
-        limit = next((m.end for m in process.maps() if m.start <= sp < m.end), sp)
+        maps = process.maps()
+        limit, mask = next((m.end for m in maps if m.start <= sp < m.end), sp), proc.address_mask(maps)
         stack = process.read(sp, max(0, min(limit - sp, STACK_SEARCHED)) // 8 * 8)
     except (OSError, PsuError):
         return ""
-    for (word,) in ((pc,), *struct.iter_unpack("<Q", stack)):
+    for (found,) in ((pc,), *struct.iter_unpack("<Q", stack)):
+        word = found & mask
         if any(a <= word < a + size for a, size in o.regions):
             for name, start, size in p.code:
                 if start <= word <= start + size:

@@ -5,7 +5,7 @@ With less patience than users have: what is looked for is not there, however lon
 import subprocess
 
 import pytest
-from conftest import psu_bin
+from conftest import GUARDED, psu_bin
 
 from psu_bin.attach import borrow, target
 from psu_bin.attach.process import Process
@@ -86,12 +86,33 @@ int main(void)
         *(volatile char *)malloc(100) = (char)answer(1);
 }
 """
+# A function of the program that the C library called, which may hold a lock.  What leads back there is signed on AArch64.
+CALLED_BACK = r"""
+#include <search.h>
+#include <unistd.h>
+static volatile int end;
+int answer(int x) { return x + 1; }
+static int compare(const void *a, const void *b)
+{
+    (void)!write(1, "inside\n", 7);
+    for (volatile int n = 0; !end;)
+        n = answer(n) & 1;
+    return *(const int *)a - *(const int *)b;
+}
+int main(void)
+{
+    int numbers[2000] = {1};       /* so far from the frames in which a thread begins that it is none of them */
+    size_t many = 2000;
+    return lfind(numbers, numbers, &many, sizeof *numbers, compare) != 0;
+}
+"""
 
 
-@pytest.mark.parametrize("source", [INTERRUPTED, ALLOCATOR], ids=["in a handler", "in its own allocator"])
+@pytest.mark.parametrize("source", [INTERRUPTED, ALLOCATOR, CALLED_BACK],
+                         ids=["in a handler", "in its own allocator", "called by a library"])
 def test_nobody_is_borrowed_who_may_be_inside_an_allocator(lab, source, monkeypatch):
     (lab.folder / "main.c").write_text(source)
-    subprocess.run(["gcc", "-O2", "-fno-builtin", "main.c", "-o", "main", "-ldl"], cwd=lab.folder, check=True)
+    subprocess.run(["gcc", "-O2", GUARDED, "-fno-builtin", "main.c", "-o", "main", "-ldl"], cwd=lab.folder, check=True)
     running = lab.start(psu_bin("instrument", lab.folder / "main", "--json").json["output"])
     running.expect("^inside$")
     monkeypatch.setattr(borrow, "PATIENCE", 3 * borrow.PATIENCE_WAITING)

@@ -35,7 +35,7 @@ def memory():
 def test_what_is_still_mapped_is_searched_to_its_end(memory, begin):
     """As a stack whose pointer is in the middle of a page, when what is mapped behind it goes."""
     start, search = memory
-    search.bits = 48
+    search.mask = (1 << 48) - 1
     places = [start + PAGE - 8, start + PAGE, start + 2 * PAGE - 8]
     for at in places:
         ctypes.memmove(at, struct.pack("<Q", GATES + 3 * STRIDE + 16), 8)
