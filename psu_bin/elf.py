@@ -163,7 +163,8 @@ class Binary:
                 raise PsuError(path, f"cut short: section {s.name} ends at {s.offset + s.size:#x}, "
                                      f"the file at {len(data):#x}")
         for p in self.segments:
-            if p.type == PT_LOAD and p.offset + p.filesz > len(data):
+            # A separate debug file keeps the offset of a segment of which it holds nothing.
+            if p.type == PT_LOAD and p.filesz and p.offset + p.filesz > len(data):
                 raise PsuError(path, f"cut short: segment {p.index} ends at {p.offset + p.filesz:#x}, "
                                      f"the file at {len(data):#x}")
 

@@ -40,6 +40,11 @@ def compiler(name: str) -> tuple[str, ...]:
     return words
 
 
+def binary_tool(name: str) -> str:
+    """The program of GNU binutils that handles AArch64 files; it comes with the compiler."""
+    return name if NATIVE else f"aarch64-linux-gnu-{name}"
+
+
 def relr() -> tuple[str, ...]:
     """Options of clang for relative relocations in DT_RELR: GNU ld has them for AArch64 from 2.43 and lld from 15 on, and what
     does not know them passes over them.  Skips the test where there is no such lld."""

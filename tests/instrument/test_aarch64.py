@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from crossing import UNDER, cross_compiled, relr
-from rewriting import check_form, instrument, run
+from crossing import UNDER, binary_tool, cross_compiled, relr
+from rewriting import check_form, instrument, run, tool
 from test_ways import check, check_cxx, check_library, name
 
 from psu_bin import descriptor
@@ -51,6 +51,27 @@ def test_every_way_of_calling_goes_through_the_slot(cross: Path, cc: str, flags:
         kinds = {k for k, rows in planned.edits_by_kind.items() if len(rows)}
         assert Reroute.INSTRUCTION in kinds and Reroute.TO_ADR not in kinds
     check(i, i.path, program, cross / "change.so", {}, UNDER)
+
+
+STRIPPED = [("gcc", "-O2"), ("gcc", "-O2 -mcmodel=large -fno-pic -no-pie"), ("clang", "-O2 -fuse-ld=lld -mbranch-protection=standard"),
+            ("gcc", "-O2 far.c")]
+
+
+@pytest.mark.parametrize(("cc", "flags"), STRIPPED, ids=[" ".join(x) for x in STRIPPED])
+def test_a_stripped_program_with_its_debug_file(cross: Path, tmp_path: Path, cc: str, flags: str) -> None:
+    program = cross_compiled(tmp_path / "program", "ways.c", "target.c", *flags.split(), "-g", "-rdynamic", "-pthread", cc=cc)
+    stripped, debug = tmp_path / "stripped", tmp_path / "debug"
+    tool(binary_tool("objcopy"), "--only-keep-debug", program, debug)
+    tool(binary_tool("strip"), "-o", stripped, program)
+    assert Binary.read(stripped).symtab is None, "mapping symbols ($d) are gone, too"
+    whole, i = instrument(program), instrument(stripped, debug_file=debug)
+    assert i.descriptor == whole.descriptor
+    assert i.result.not_updatable == whole.result.not_updatable
+    check(i, i.path, stripped, cross / "change.so", {}, UNDER)
+    # Without it: the functions that are exported.
+    alone = instrument(stripped, tmp_path / "alone")
+    assert {f.name for f in alone.descriptor.functions} < {f.name for f in i.descriptor.functions}
+    assert run(alone.path, under=UNDER) == run(stripped, under=UNDER)
 
 
 LIBRARIES = [("gcc", "-O2"), ("gcc", "-O2 -mbranch-protection=standard -Wl,-Bsymbolic -Wl,-z,now"),
