@@ -45,7 +45,7 @@ REASONS = {
     Role.STARTUP: "C runtime start-up code",
     Role.RESOLVER: "the resolver of an indirect function (IFUNC)",
     Role.INSIDE: "its entry lies inside another function",
-    Role.THUNK: "a compiler's thunk for indirect jumps",
+    Role.THUNK: "a thunk that a compiler or linker made",
     Role.EMPTY: "has no code",
 }
 

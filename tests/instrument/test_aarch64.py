@@ -116,6 +116,39 @@ def test_functions_that_leave_for_a_linker_s_stub(cross: Path, tmp_path: Path, f
     assert changed == "before 7 135 135\nafter 1003 142 142\n"
 
 
+AWAY = """
+#include <stdio.h>
+#define KEPT __attribute__((noipa, used))
+void psu_test_change(const char *) __attribute__((weak));
+KEPT __attribute__((section(".away"))) int away(int x) { return x + 7; }
+KEPT __attribute__((section(".away"))) int other(int x) { return x + 70; }
+KEPT int near(int x) { return x + 700; }
+static int (*volatile pointer)(int) = away;
+KEPT int calls(int x) { return away(x) + near(x); }
+KEPT int jumps(int x) { return away(x + 1); }
+int main(void)
+{
+    printf("before %d %d %d %d\\n", calls(1), jumps(1), pointer(1), pointer == away);
+    if (psu_test_change)
+        psu_test_change("away"), psu_test_change("near");
+    printf("after %d %d %d %d\\n", calls(1), jumps(1), pointer(1), pointer == away);
+}
+"""
+
+
+@pytest.mark.parametrize("flags", ["-O1", "-O2 -no-pie -Wl,--emit-relocs", "-O2 -mbranch-protection=standard"])
+def test_a_linker_s_veneer_over_a_long_way(cross: Path, tmp_path: Path, flags: str) -> None:
+    (tmp_path / "away.c").write_text(AWAY)
+    program = cross_compiled(tmp_path / "program", tmp_path / "away.c", "far.c", *flags.split(), "-rdynamic",
+                             "-Wl,--section-start=.away=0x10000000")
+    assert "__away_veneer" in stubs_in(program), "the linker made no veneer"
+    i = instrument(program)
+    assert i.descriptor.flags & descriptor.MODULE_FAR
+    assert run(program, under=UNDER) == run(i.path, under=UNDER) == "before 709 9 8 1\nafter 709 9 8 1\n"
+    changed = run(i.path, env=i.changes({"away": "other", "near": "away"}), preload=cross / "change.so", under=UNDER)
+    assert changed == "before 709 9 8 1\nafter 79 72 71 1\n"
+
+
 def stubs_in(path: Path) -> set[str]:
     """The first words of the symbols' names, which linkers give their stubs."""
     b = Binary.read(path)
