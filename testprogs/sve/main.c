@@ -2,7 +2,7 @@
  *
  * Proves: gates, stubs and what threads do on their first call through a gate (system calls among it, which clear what SVE
  * adds to the 128 bits of a vector register) keep arguments, results and what callers of the SVE standard rely on; and a
- * processor in streaming mode (SME) stays in it.
+ * processor in streaming mode (SME) stays in it, and one whose array ZA holds values keeps them.
  * Usage: main.  Prints "bytes N" (of a vector) and "streaming 0" or "1" at first; "version N" when all have run in version N
  * or a later one; "threads N" now and then; "ERROR name" when a value was lost; "no SVE" and nothing else without it. */
 #include <pthread.h>
@@ -48,7 +48,7 @@ __attribute__((noipa)) static void check(unsigned long *seed)
     const svbool_t all = svptrue_b64();
     int words = (int)svcntd();
     for (int i = 0; i < VALUES * LONGEST; i++)
-        in[0][i] = next(seed);
+        in[i / LONGEST][i % LONGEST] = next(seed);
     KEEP("in_registers", result = in_registers(v0, v1, p4));
     for (int i = 0; i < words; i++)
         if (out[i] != in[0][i] + (in[4][i] > in[3][i] ? in[1][i] : 0))
@@ -58,8 +58,7 @@ __attribute__((noipa)) static void check(unsigned long *seed)
                                                9, y));
     for (int i = 0; i < words; i++) {
         /* What an inactive element of svadd_x is, does not matter: p4 says the same for all of its kind. */
-        long *lane = &in[0][i];
-#define AT(n) lane[n * LONGEST]
+#define AT(n) in[n][i]
 #define IF(n) (AT(n) > AT(3))
         long want = AT(0) + (IF(4) ? AT(1) : 0) + (IF(5) ? AT(2) : 0) + 45 + y.words[4];
         if (IF(4)) {
@@ -103,6 +102,35 @@ __attribute__((noipa)) static void check_streaming(unsigned long *seed)
         wrong("a vector of streaming mode");
 }
 
+/* ordinary(x), called while the first rows of the array ZA, a vector of streaming mode each, hold values. */
+__attribute__((noipa)) static void check_array(unsigned long *seed)
+{
+    enum { ROWS = 16 };
+    static __thread unsigned char before[ROWS * 256], after[ROWS * 256];
+    long x = next(seed), mode, row;
+    memset(after, 0, sizeof after);
+    for (unsigned i = 0; i < sizeof before; i++)
+        before[i] = (unsigned char)next(seed);
+    register long argument __asm__("x0") = x;
+    __asm__ volatile(
+        "mov x20, %[from]\n mov x21, %[to]\n .inst 0xd503457f, 0x04bf5837\n"      /* smstart za; rdsvl x23, #1 */
+        "mov w12, #0\n1: .inst 0xe1000280\n add x20, x20, x23\n"                  /* ldr za[w12, 0], [x20] */
+        "add w12, w12, #1\n cmp w12, %w[rows]\n b.lo 1b\n"
+        "bl ordinary\n mrs x22, s3_3_c4_c2_2\n mov w12, #0\n"
+        "tbz x22, #1, 3f\n2: .inst 0xe12002a0\n add x21, x21, x23\n"              /* str za[w12, 0], [x21] */
+        "add w12, w12, #1\n cmp w12, %w[rows]\n b.lo 2b\n"
+        "3: .inst 0xd503447f\n mov %[mode], x22\n mov %[row], x23"                 /* smstop za */
+        : "+r"(argument), [mode] "=r"(mode), [row] "=r"(row) : [from] "r"(before), [to] "r"(after), [rows] "r"((long)ROWS)
+        : "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16", "x17", "x18",
+        "x20", "x21", "x22", "x23", "x30", "cc", "memory", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v16", "v17", "v18",
+        "v19", "v20", "v21", "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31");
+    long result = argument;
+    if (mode != 2 || result != x + 1)
+        wrong("the mode with an array");
+    if (memcmp(after, before, (size_t)(ROWS * row)))
+        wrong("the array");
+}
+
 static void *work(void *argument)
 {
     unsigned long seed = (unsigned long)argument;
@@ -111,7 +139,7 @@ static void *work(void *argument)
         check(&seed);
     for (int i = 0; i < 20; i++) {
         if (streaming)
-            check_streaming(&seed);
+            i % 2 ? check_array(&seed) : check_streaming(&seed);
         else
             ordinary(1);
         check(&seed);

@@ -47,8 +47,9 @@ DETAIL = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
 DETAIL.detail = True
 
 
-def test_memory_operands_of_a_library():
-    binary = Binary.read(LIBRARIES[0])
+@pytest.mark.parametrize("path", LIBRARIES[:1])
+def test_memory_operands_of_a_library(path):
+    binary = Binary.read(path)
     code = binary.contents(binary.section(".text"))
     names = ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16))]
     checked = 0

@@ -1,6 +1,7 @@
 """What a full gate keeps of a register that may be the result: by the function's type, on both architectures."""
 
 import dataclasses
+import shutil
 
 import pytest
 from linking_host import Host, compile_c, program
@@ -33,7 +34,11 @@ KINDS = {"nothing": (0, 0), "integer": (0, X0), "pointer": (0, X0), "enumerated"
          "single": (V0, V0), "named": (V0, V0), "wide": (0, V0), "huge": (RDX, 3), "both": (RDX, 3), "missing": None}
 
 
-@pytest.mark.parametrize("cc", ["gcc", "clang", "aarch64-linux-gnu-gcc"])
+COMPILERS = [pytest.param(cc, marks=pytest.mark.skipif(not shutil.which(cc), reason=f"no {cc}"))
+             for cc in ("gcc", "clang", "aarch64-linux-gnu-gcc")]
+
+
+@pytest.mark.parametrize("cc", COMPILERS)
 @pytest.mark.parametrize("flags", ["-gdwarf-5", "-gdwarf-4", "-gdwarf-5 -gz=zlib", "-g -ffunction-sections"])
 def test_registers_of_results_by_type(cc, flags):
     p = patch.load(compile_c(SOURCE, "-O1", *flags.split(), cc=cc))
@@ -67,7 +72,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("cc", ["gcc", "clang", "aarch64-linux-gnu-gcc"])
+@pytest.mark.parametrize("cc", COMPILERS)
 def test_structures_and_the_like(cc):
     source = "".join(f"typedef {text} T_{n}; extern T_{n} v_{n}; T_{n} f_{n}(void) {{ return v_{n}; }}\n"
                      for n, (text, _, _) in VALUES.items())
