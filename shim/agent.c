@@ -14,7 +14,7 @@
  * It is an ordinary pthread_create thread, because glibc and musl change credentials and the like by signalling every
  * thread that they know.  Those signals (33 and 34) are therefore the only ones it does not block.
  *
- * One thing a silent extra thread breaks: a program whose main thread leaves with pthread_exit ends when the last
+ * One thing a silent extra thread breaks: a program whose main thread leaves alone, with pthread_exit mostly, ends when the last
  * thread does.  The agent sees to that: once main is gone and only the agent is left, it calls exit(0), as the C
  * library's last thread would have.
  */
@@ -160,6 +160,7 @@ static void start_once(uint32_t pid, uint32_t owner)
     set_state(PSU_AGENT_STARTING);
     psu_runtime.done_seq = psu_runtime.command_seq; /* a command of the parent is not ours to run */
     psu_main_exited = 0;
+    psu_main_watch();
     psu_blocks_inherit();
     int error = start();
     psu_runtime.agent_error = error;

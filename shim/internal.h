@@ -208,7 +208,8 @@ void psu_agent_ensure(void);                  /* start it unless there is one */
 void *psu_agent_main(void *unused);
 void psu_agent_wake(void);
 void psu_threads_start(void);                 /* from the constructor: find the real functions */
-extern uint32_t psu_main_exited;              /* the main thread called pthread_exit */
+extern uint32_t psu_main_exited;              /* the main thread leaves, or may have left */
+void psu_main_watch(void);                    /* have psu_main_exited say so */
 
 /* ---- unwind.c ---- */
 void psu_unwinder_find(void);                 /* ahead of time, when the dynamic linker is asked anyway */

@@ -6,7 +6,9 @@
  * malloc and reference counts to locked paths.  PSU_AGENT=start starts it at once, PSU_AGENT=never leaves it to
  * psu-bin, in this process and those that it forks before. A shim that arrives with a plugin in a process that has threads already starts it at once, too.
  *
- * pthread_exit and thrd_exit are here because of the agent: see agent.c, end_with_the_last_thread.
+ * pthread_exit and thrd_exit are here because of the agent: see agent.c, end_with_the_last_thread.  The main thread can leave
+ * without them, too: cancelled; or, in a child that another thread than the main one forked, by returning from that thread's start
+ * routine, since it is the main thread there.  Then a destructor of thread-specific data says so.
  */
 #include "internal.h"
 
@@ -15,6 +17,7 @@ enum { ON_FIRST_THREAD = 1, NEVER = 2, AT_ONCE = 3 };
 
 uint32_t psu_main_exited;
 static uint32_t when; /* 0: not known yet */
+static uint32_t loaded_by; /* the process that loaded the shim, which may be our parent */
 
 extern char __libc_single_threaded __attribute__((weak, visibility("default")));
 
@@ -95,6 +98,30 @@ static void note_exit(void)
     }
 }
 
+static void main_leaves(void *unused)
+{
+    (void)unused;
+    note_exit();
+}
+
+/* Who calls this is about to start the agent.  Only the main thread can have a value of its own there; when it is another one (a
+ * borrowed thread) of a child whose parent had no agent, nobody knows how its main thread began: the agent looks. */
+void psu_main_watch(void)
+{
+    static unsigned key;
+    static uint32_t made;
+    if (psu_gettid() == psu_getpid()) {
+        int (*make)(unsigned *, void (*)(void *)) = (int (*)(unsigned *, void (*)(void *)))psu_find("pthread_key_create");
+        int (*set)(unsigned, const void *) = (int (*)(unsigned, const void *))psu_find("pthread_setspecific");
+        if (!made && make && !make(&key, main_leaves))
+            made = 1;
+        if (made && set && !set(key, &key))
+            return;
+    }
+    if (psu_getpid() != loaded_by)
+        psu_main_exited = 1;
+}
+
 EXPORT void pthread_exit(void *value)
 {
     exit_function *f = once(&real_exit, "pthread_exit");
@@ -119,6 +146,7 @@ static int already_threaded(void)
 __attribute__((constructor)) static void loaded(void)
 {
     int saved = psu_errno_get();
+    loaded_by = psu_getpid();
     /* Now, while no error of the program's own dlopen can be pending that our dlsym would clear. */
     once(&real_create, "pthread_create");
     once(&real_exit, "pthread_exit");

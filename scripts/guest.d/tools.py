@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 TRIPLET = "aarch64-linux-gnu"
-BINUTILS = ("ar", "as", "ld", "nm", "objcopy", "objdump", "ranlib", "readelf", "strip")
+BINUTILS = ("addr2line", "ar", "as", "ld", "nm", "objcopy", "objdump", "ranlib", "readelf", "strip")
 HERE: dict[str, list[str]] = {
     **{name: [f"{TRIPLET}-{name}"] for name in ("gcc", "g++", *BINUTILS)},
     "cc": [f"{TRIPLET}-gcc"], "c++": [f"{TRIPLET}-g++"],

@@ -342,6 +342,53 @@ static void main_exits(void)
     pthread_exit(0);
 }
 
+/* The same, when another thread cancels main. */
+static void *cancels_main(void *main_thread)
+{
+    sleep_ms(50);
+    CHECK(pthread_cancel(*(pthread_t *)main_thread) == 0);
+    return last_thread(0);
+}
+static void main_is_cancelled(void)
+{
+    static pthread_t self;
+    pthread_t t;
+    self = pthread_self();
+    CHECK(pthread_create(&t, 0, cancels_main, &self) == 0);
+    CHECK(agent_is((uint32_t)getpid()));
+    for (;;)
+        pause();
+}
+
+/* A thread forks: in the child it is the main thread, and leaves by returning from its start routine. */
+static void *forks(void *is_last)
+{
+    int status;
+    pid_t child = fork();
+    if (!child) {
+        alarm(30);
+        pthread_t t;
+        if (is_last)
+            CHECK(in_thread() == 1);
+        else
+            CHECK(pthread_create(&t, 0, last_thread, 0) == 0);
+        CHECK(agent_is((uint32_t)getpid()));
+        return 0;
+    }
+    CHECK(waitpid(child, &status, 0) == child && status == 0, "%x", (unsigned)status);
+    return 0;
+}
+static void thread_forks(void)
+{
+    pthread_t t;
+    CHECK(pthread_create(&t, 0, forks, &t) == 0 && pthread_join(t, 0) == 0);
+#ifdef __GLIBC__ /* musl 1.2.3 leaves its list of threads locked when the main thread of such a child leaves first */
+    CHECK(pthread_create(&t, 0, forks, 0) == 0 && pthread_join(t, 0) == 0);
+#else
+    puts("the last thread ended");
+#endif
+}
+
 static int c11_thread(void *unused)
 {
     (void)unused;
@@ -414,7 +461,8 @@ int main(int argc, char **argv)
     static const struct { const char *name; void (*run)(void); } cases[] = {
         {"short-threads", short_threads}, {"memory", memory}, {"poor", poor}, {"fork", fork_child},
         {"fork-in-commit", fork_in_commit}, {"fork-and-timer", fork_and_timer}, {"vfork", vfork_child},
-        {"main-exits", main_exits}, {"c11", c11}, {"agent", agent},
+        {"main-exits", main_exits}, {"main-is-cancelled", main_is_cancelled}, {"thread-forks", thread_forks}, {"c11", c11},
+        {"agent", agent},
         {"environment", environment}};
     CHECK(argc == 2);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from psu_bin import cli, elf
+from psu_bin.arch import EM_AARCH64
 from psu_bin.elf import Binary
 
 SOURCE = """
@@ -172,8 +173,9 @@ def test_a_stripped_program(shell: Shell, good: bytes, command: str) -> None:
     assert "cannot be read" in shell.refused(command, path, "--debug-file", shell.folder / "absent")
     assert "not an ELF file" in shell.refused(command, path, "--debug-file", shell.file(b"text"))
     other = built(shell, "-Wl,--build-id=0x0123")
+    other_machine = b"\x3e\0" if good[18] == EM_AARCH64 else b"\xb7\0"
     assert "another build" in shell.refused(command, path, "--debug-file", other)
-    assert "architecture" in shell.refused(command, path, "--debug-file", shell.file(with_bytes(good, 18, b"\xb7\0")))
+    assert "architecture" in shell.refused(command, path, "--debug-file", shell.file(with_bytes(good, 18, other_machine)))
     # One that is stripped, too, has nothing to give.
     shell.file(path.read_bytes(), "copy")
     assert "no symbol table" in shell.refused(command, path, "--debug-file", shell.folder / "copy")

@@ -36,6 +36,7 @@ def test_processes_side_by_side(tmp_path):
 
 
 def test_what_failed_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.delenv("PSU_ARM64_GUEST", raising=False)
     monkeypatch.setattr(once.tempfile, "gettempdir", lambda: str(tmp_path))
 
     def fails(folder: Path) -> None:

@@ -26,9 +26,11 @@ def test_child_forked_at_any_instruction_of_the_agent_is_sound(shim: Path, case:
 
 
 @pytest.mark.parametrize("compiler", LIBCS)
-def test_process_whose_main_thread_left_ends_with_its_last_thread(shim: Path, compiler: str) -> None:  # noqa: F811
+@pytest.mark.parametrize("case, more", [("main-exits", ""), ("main-is-cancelled", ""), ("thread-forks", "ok\n")])
+def test_process_whose_main_thread_left_ends_with_its_last_thread(shim: Path, compiler: str,  # noqa: F811
+                                                                  case: str, more: str) -> None:
     # Standard output is a pipe: what the C library buffered must be written by exit().
-    assert run(build(shim, "life.c", compiler), "main-exits", timeout=10) == "the last thread ended\n"
+    assert run(build(shim, "life.c", compiler), case, timeout=40) == f"the last thread ended\n{more}"
 
 
 @pytest.mark.parametrize("compiler", LIBCS)
