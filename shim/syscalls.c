@@ -44,10 +44,10 @@ int psu_thread_alive(uint32_t tid) { return psu_syscall(NR_tgkill, psu_getpid(),
 long psu_thread_count(void)
 {
     /* A process's task directory has 2 + number of threads links (Linux, proc_task_getattr). */
-    struct { uint64_t dev, ino, nlink; uint64_t rest[32]; } status;
-    if (psu_syscall(NR_newfstatat, AT_FDCWD, "/proc/self/task", &status, 0) < 0 || status.nlink < 3)
+    struct psu_stat status;
+    if (psu_syscall(NR_newfstatat, AT_FDCWD, "/proc/self/task", &status, 0) < 0 || status.links < 3)
         return 0;
-    return (long)status.nlink - 2;
+    return (long)status.links - 2;
 }
 
 void psu_futex_wake(uint32_t *word, int waiters) { psu_syscall(NR_futex, word, FUTEX_WAKE_PRIVATE, waiters); }

@@ -18,6 +18,9 @@ enum {
     NR_mmap = 222, NR_mprotect = 226, NR_madvise = 233, NR_membarrier = 283
 };
 
+/* What newfstatat writes, as far as it is read (include/uapi/asm-generic/stat.h). */
+struct psu_stat { uint64_t device, inode; uint32_t mode, links; uint64_t rest[13]; };
+
 /* syscall.S: a system call that keeps all vector registers.  The kernel clears those of SVE beyond their 128 bits. */
 long psu_syscall6(long nr, long a, long b, long c, long d, long e, long f);
 

@@ -17,6 +17,9 @@ enum {
     NR_newfstatat = 262, NR_membarrier = 324
 };
 
+/* What newfstatat writes, as far as it is read (arch/x86/include/uapi/asm/stat.h). */
+struct psu_stat { uint64_t device, inode, links; uint64_t rest[15]; };
+
 static inline long psu_syscall6(long nr, long a, long b, long c, long d, long e, long f)
 {
     register long r10 __asm__("r10") = d;
