@@ -17,6 +17,7 @@
 
 #define HOST_PATIENCE 300 /* the agent makes one step at a time */
 #include "host.h"
+#include "step.h"
 
 long work(long a);
 long work_original(long a) { return a; }
@@ -233,7 +234,7 @@ static int sleeping(uint32_t tid)
 }
 
 /* Waits for the end of a step.  The agent may have gone to sleep in it, until there is a command: it is woken from that. */
-static void stepped(uint32_t agent)
+static void step_ends(uint32_t agent)
 {
     int status, asleep = 0;
     while (waitpid((pid_t)agent, &status, __WALL | WNOHANG) == 0) {
@@ -276,9 +277,11 @@ static int step(pid_t program, uint32_t agent)
             continue;
         }
         for (int i = 0; i < shared->stride; i++) {
-            CHECK(ptrace(PTRACE_SINGLESTEP, agent, 0, 0) == 0, "%s", strerror(errno));
-            stepped(agent);
             shared->steps++;
+            if (stepped((int)agent))
+                continue;
+            CHECK(ptrace(PTRACE_SINGLESTEP, agent, 0, 0) == 0, "%s", strerror(errno));
+            step_ends(agent);
         }
         shared->turn = STOPPED;
     }

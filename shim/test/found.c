@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 
 #include "host.h"
+#include "step.h"
 
 long work(long a);
 long work_original(long a) { return a; }
@@ -86,6 +87,8 @@ static void step_and_hold(void)
     CHECK(waitpid(tid, &status, __WALL) == tid && WIFSTOPPED(status));
     shared->go = 1;
     for (int n = shared->steps; n > 0 && !shared->answered; n -= shared->asking) {
+        if (stepped(tid))
+            continue;
         CHECK(ptrace(PTRACE_SINGLESTEP, tid, 0, 0) == 0);
         CHECK(waitpid(tid, &status, __WALL) == tid && WIFSTOPPED(status));
     }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * step.h: what single-stepping needs on x86-64, for cancelled.c and jumped.c.
+ * step.h: what single-stepping needs on x86-64, for cancelled.c, forked.c, found.c and jumped.c.
  */
 #ifndef STEP_H
 #define STEP_H
