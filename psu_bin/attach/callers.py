@@ -64,9 +64,10 @@ def _of_module(view: ModuleView, mine: list[Patched], binary: Binary | None) -> 
         row = view.descriptor.functions[p.number] if p.number >= 0 else None
         unknown = [symbols[c].name for c in clones if not symbols[c].users and _called(view, c)]
         if lost:
-            how = (["have it inlined"] if into - names else []) + [f"call {symbols[c].name}" for c in clones]
-            yield (f"{p.name}: {_list(sorted(lost))} in {view.path} {' or '.join(how)}, and go on with the old version "
-                   "unless they are in the patch, too")
+            has, call, go, are = ("has", "calls", "goes", "it is") if len(lost) == 1 else ("have", "call", "go", "they are")
+            how = ([f"{has} it inlined"] if into - names else []) + [f"{call} {symbols[c].name}" for c in clones]
+            yield (f"{p.name}: {_list(sorted(lost))} in {view.path} {' or '.join(how)}, and {go} on with the old version "
+                   f"unless {are} in the patch, too")
         elif unknown:
             yield (f"{p.name}: {view.path} also has {', '.join(unknown)}, whose callers do not see the new version "
                    "unless they are in the patch, too")

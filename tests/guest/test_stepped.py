@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(platform.machine() == "aarch64", reason="test_sh
 # Of each program, the arguments of its runs.  cancelled.c: a call cancelled anywhere is counted out at most once.  jumped.c: at
 # stride 3 a gate that looks and then stores, without the exclusive pair, fails at once.
 RUNS = {"cancelled.c": [(str(kind), "11", "2") for kind in (0, 1, 2)],
-        "jumped.c": [("switch", "1", "3"), ("switch", "0", "41"), ("switch", "2", "61"),
-                     *((way, "1", "13") for way in ("call", "out", "inside"))],
+        "jumped.c": [("switch", "1", "3"), ("switch", "0", "41"), ("switch", "2", "97"),
+                     *((way, "1", "29") for way in ("call", "out", "inside"))],
         "life.c": [(case,) for case in ("fork", "fork-in-commit", "vfork", "main-exits", "main-is-cancelled", "thread-forks")]}
 
 

@@ -63,13 +63,14 @@ def attached(lab, cc, pid, text):
 
 
 BEHIND = "and go on with the old version unless they are in the patch, too"
+BEHIND_ONE = "and goes on with the old version unless it is in the patch, too"
 
 
 @pytest.mark.parametrize("process", ["gcc -g", "clang -g"], indirect=True)
 def test_inlined_copies_outside_of_the_patch_are_named(process):
     assert process("int plain(int x) { return x; }") == []
     assert process("__attribute__((noinline)) static int helper(int x) { return x - sink; } int one(int x) { return helper(x); }"
-                   ) == [f"helper: two have it inlined, {BEHIND}"]
+                   ) == [f"helper: two has it inlined, {BEHIND_ONE}"]
     assert process("__attribute__((noinline)) static int only(int x) { return x - sink; } int one(int x) { return only(x); }") == []
     assert process("static int helper(int x) { return x + 5; } __attribute__((noinline)) int one(int x) { return helper(x); }"
                    "int two(int x) { return helper(x); }") == []
@@ -78,17 +79,17 @@ def test_inlined_copies_outside_of_the_patch_are_named(process):
 @pytest.mark.parametrize("process", ["gcc", "gcc -g"], indirect=True)
 def test_callers_of_split_and_specialised_copies_are_named(process, request):
     debug = "-g" in request.node.name
-    how = "have it inlined or call" if debug else "call"
+    how, how_one = ("have it inlined or call", "has it inlined or calls") if debug else ("call", "calls")
     split, one, two = ("int split(int *p) { return 5; }", "int one(int x) { return split(&x); }",
                        "int two(int x) { return split(&x) + 1; }")
     assert process(split) == [f"split: one, two {how} split.part.0, {BEHIND}"]
-    assert process(split + one) == [f"split: two {how} split.part.0, {BEHIND}"]
+    assert process(split + one) == [f"split: two {how_one} split.part.0, {BEHIND_ONE}"]
     assert process(split + one + two) == [], "all callers are in the patch"
     assert process(split.replace("return 5", "if (!p) return 2; for (int i = 0; i < 9; i++) sink += i, __builtin_puts(\"x\"), "
                                  "__builtin_puts(\"y\"), __builtin_puts(\"z\"); return sink") + one.replace("&x", "0")
-                   ) == [f"split: two {how} split.part.0, {BEHIND}"], "once, though the patch has a split.part.0, too"
+                   ) == [f"split: two {how_one} split.part.0, {BEHIND_ONE}"], "once, though the patch has a split.part.0, too"
     assert process("__attribute__((noinline)) static int special(int x, int *unused) { return unused ? 1 : sink; }"
-                   "int one(int x) { return special(x, &x); }") == [f"special: two call special.constprop.0, {BEHIND}"]
+                   "int one(int x) { return special(x, &x); }") == [f"special: two calls special.constprop.0, {BEHIND_ONE}"]
 
 
 @pytest.mark.parametrize("process", ["gcc"], indirect=True)
