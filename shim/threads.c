@@ -104,7 +104,7 @@ static void main_leaves(void *unused)
     note_exit();
 }
 
-/* Who calls this is about to start the agent.  Only the main thread can have a value of its own there; when it is another one (a
+/* Who calls this is about to start the agent, and the C library may need memory for a value as for that.  Only the main thread can have a value of its own there; when it is another one (a
  * borrowed thread) of a child whose parent had no agent, nobody knows how its main thread began: the agent looks. */
 void psu_main_watch(void)
 {
