@@ -104,8 +104,9 @@ static void main_leaves(void *unused)
     note_exit();
 }
 
-/* Who calls this is about to start the agent, and the C library may need memory for a value as for that.  Only the main thread can have a value of its own there; when it is another one (a
- * borrowed thread) of a child whose parent had no agent, nobody knows how its main thread began: the agent looks. */
+/* Who calls this is about to start the agent.  If it is the main thread, a destructor will say that it leaves (the C library may
+ * need memory for that, as for the agent's thread).  If it is another one, which was borrowed in a child whose parent had no agent,
+ * nobody knows how the main thread began there: the agent looks from now on. */
 void psu_main_watch(void)
 {
     static unsigned key;
