@@ -25,8 +25,8 @@ def placed(patch):
 
 
 def where(path, addresses, *options):
-    done = subprocess.run(["addr2line", "-s", "-f", "-e", str(path), *options], input="\n".join(map(hex, addresses)),
-                          text=True, capture_output=True, check=True)
+    done = subprocess.run(["addr2line", "-s", "-f", "-e", str(path), *options, *map(hex, addresses)], text=True, capture_output=True,
+                          check=True)
     return [line.split(" (disc")[0] for line in done.stdout.splitlines()]
 
 
