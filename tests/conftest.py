@@ -62,6 +62,14 @@ X86_64_ONLY = {
     "test_fuzz.py", "test_found.py", "test_borrowed_thread_comes_back_as_it_was"}
 
 
+def installed(cc, *more):
+    """Parameters of a test that begin with a compiler: without it the test is skipped, and the reason names it."""
+    return pytest.param(cc, *more, marks=pytest.mark.skipif(not shutil.which(cc), reason=f"no {cc}"))
+
+
+COMPILERS = [installed(cc) for cc in ("gcc", "clang", "aarch64-linux-gnu-gcc")]       # for both architectures
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if MACHINE != "x86_64":
         for item in items:

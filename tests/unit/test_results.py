@@ -1,9 +1,9 @@
 """What a full gate keeps of a register that may be the result: by the function's type, on both architectures."""
 
 import dataclasses
-import shutil
 
 import pytest
+from conftest import COMPILERS
 from linking_host import Host, compile_c, program
 
 from psu_bin.arch import for_machine
@@ -32,10 +32,6 @@ struct two both(long a, long b) { return (struct two){a, b}; }
 RDX, X0, V0, V1 = 1 << 2, 1, 1 << 16, 1 << 17
 KINDS = {"nothing": (0, 0), "integer": (0, X0), "pointer": (0, X0), "enumerated": (0, X0), "truth": (0, X0), "real": (V0, V0),
          "single": (V0, V0), "named": (V0, V0), "wide": (0, V0), "huge": (RDX, 3), "both": (RDX, 3), "missing": None}
-
-
-COMPILERS = [pytest.param(cc, marks=pytest.mark.skipif(not shutil.which(cc), reason=f"no {cc}"))
-             for cc in ("gcc", "clang", "aarch64-linux-gnu-gcc")]
 
 
 @pytest.mark.parametrize("cc", COMPILERS)

@@ -1,9 +1,9 @@
 """The name under which later patches find a static local that a patch brought along: file, functions that use it, name."""
 
-import shutil
 import subprocess
 
 import pytest
+from conftest import COMPILERS
 
 from psu_bin import arch, elf
 from psu_bin.attach import anchors, patch, statics
@@ -37,8 +37,7 @@ def named(found, function, variable):
 
 
 @pytest.mark.parametrize("flags", [(), ("-fPIC",), ("-O1",), ("-O0",)], ids=lambda f: " ".join(f) or "default")
-@pytest.mark.parametrize("cc", [pytest.param(cc, marks=pytest.mark.skipif(not shutil.which(cc), reason=f"no {cc}"))
-                                for cc in ("gcc", "clang", "aarch64-linux-gnu-gcc")])
+@pytest.mark.parametrize("cc", COMPILERS)
 def test_who_uses_a_static_local_is_in_its_name(tmp_path, cc, flags):
     # GCC for AArch64 takes the address of one variable and uses its neighbours through it (-fsection-anchors), and keeps it
     # in a volatile register over a call of a function that leaves that alone (-fipa-ra).
