@@ -28,6 +28,12 @@ class Waiting(NamedTuple):
     program_counter: int  # of the instruction behind the call's
     first: int = 0        # its first argument
 
+    @property
+    def nowhere(self) -> bool:
+        """Whether the thread executes nothing of the program, now or later: it has ended, or is one of the kernel's own
+        (io_uring's workers; copy_thread() in arch/*/kernel/process.c)."""
+        return not self.stack_pointer and not self.program_counter
+
 
 class Jump(NamedTuple):
     """An unconditional jump of a fixed size."""

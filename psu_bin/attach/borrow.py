@@ -186,7 +186,7 @@ def _candidates(process: Process, machine, waiting_only: bool) -> list[Thread]: 
         if waiting is None:
             if not waiting_only and thread.state in "RS":
                 runs.append(thread)
-        elif waiting.number in machine.WAITING_CALLS:
+        elif waiting.number in machine.WAITING_CALLS and not waiting.nowhere:
             waits.append(thread)
     return waits + runs
 
@@ -283,7 +283,7 @@ def _in_loader(maps: tuple[Mapping, ...], pc: int) -> bool:
 
 
 def _start_stack(process: Process) -> int:
-    where = f"/proc/{process.pid}/stat"
+    where = process.path("stat")
     try:
         return proc.stat(proc.read(where), where).start_stack
     except OSError:

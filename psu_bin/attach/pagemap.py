@@ -29,13 +29,16 @@ _REGIONS = 4096                      # in one answer
 Ranges = list[tuple[int, int]]       # (address, size), ascending
 
 
-def touched(pid: int, start: int, end: int) -> Ranges | None:
-    """The parts of [start, end) that process `pid` ever touched; None when there is too much to be looked at.
+def touched(path: str, start: int, end: int) -> Ranges | None:
+    """The parts of [start, end) that a process ever touched; None when there is too much to be looked at.  path: its pagemap.
 
     Where the kernel does not tell, everything."""
     first, last = start // PAGE * PAGE, -(-end // PAGE) * PAGE
     try:
-        with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as f:
+        with open(path, "rb", buffering=0) as f:
+            # The thread behind it may have ended.  Before "proc: fix the issue of proc_mem_open returning NULL" (2025), Linux
+            # would take that for memory at 0 in the search.
+            _whole(f.read(8), 8)
             pages = scan(f, first, last)
             if pages is None:
                 pages = look(f, first, last) if last - first <= MOST else None
@@ -69,13 +72,19 @@ def scan(f: io.FileIO, first: int, last: int) -> Ranges | None:
 
 
 def look(f: io.FileIO, first: int, last: int) -> Ranges:
-    """As scan, entry by entry."""
+    """As scan, entry by entry.  Raises OSError where there are none: nothing is known of those pages then."""
     import numpy
     out: Ranges = []
     for at in range(first, last, WINDOW * PAGE):
         f.seek(at // PAGE * 8)
-        raw = f.read(min(WINDOW, (last - at) // PAGE) * 8)
-        there = (numpy.frombuffer(raw[:len(raw) // 8 * 8], numpy.uint64) & numpy.uint64(PRESENT_OR_SWAPPED)) != 0
+        size = min(WINDOW, (last - at) // PAGE) * 8
+        there = (numpy.frombuffer(_whole(f.read(size), size), numpy.uint64) & numpy.uint64(PRESENT_OR_SWAPPED)) != 0
         edges = numpy.flatnonzero(numpy.diff(numpy.concatenate(([False], there, [False])).astype(numpy.int8))).tolist()
         out += [(at + a * PAGE, at + b * PAGE) for a, b in zip(edges[::2], edges[1::2])]
     return out
+
+
+def _whole(raw: bytes | None, size: int) -> bytes:
+    if raw is None or len(raw) != size:
+        raise OSError(errno.ESRCH, "the memory is gone, or has no such pages")
+    return raw

@@ -71,7 +71,7 @@ def reserved(process: Process, maps: tuple[Mapping, ...]) -> list[tuple[int, int
 
 def _start_brk(process: Process) -> int:
     """Where the heap begins, also when nothing was allocated there yet (field 47 of /proc/PID/stat)."""
-    where = f"/proc/{process.pid}/stat"
+    where = process.path("stat")
     try:
         return proc.stat(proc.read(where), where).start_brk
     except (OSError, PsuError):

@@ -44,18 +44,20 @@ V1 = Version("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.memsw.lim
 V2 = Version("memory.max", "memory.current", "memory.swap.max", "memory.swap.current", False, "")
 
 
-def refuse(pid: int, where: str, size: int) -> None:
-    """Raises PsuError when process `pid` may not take LEAST + `size` bytes more; where: names it."""
-    found = room(pid)
+def refuse(groups: str, where: str, size: int) -> None:
+    """Raises PsuError when a process may not take LEAST + `size` bytes more.  groups: its cgroup file in /proc; where: names it."""
+    found = room(groups)
     if found is not None and found[0] < LEAST + size:
         raise PsuError(where, f"its control group has {max(found[0], 0) >> 10} KiB of memory left, an update may need "
                               f"{LEAST + size >> 10}: {found[1]}", "give it more, or the kernel may end the process")
 
 
-def room(pid: int) -> tuple[int, Path] | None:
-    """(bytes left, folder of the group that has so few); None where there is no limit, or none that can be read."""
+def room(path: str) -> tuple[int, Path] | None:
+    """(bytes left, folder of the group that has so few); None where there is no limit, or none that can be read.
+
+    path: the process' cgroup file in /proc."""
     try:
-        groups, mounts = proc.read(f"/proc/{pid}/cgroup"), proc.read("/proc/self/mountinfo")
+        groups, mounts = proc.read(path), proc.read("/proc/self/mountinfo")
     except OSError:
         return None
     swap = _swap_free()

@@ -4,6 +4,9 @@ Reading and writing need no stopped thread: process_vm_readv and process_vm_writ
 respect page protections (unlike /proc/PID/mem, which forces its way into read-only pages).  Nothing here attaches:
 see tracing.py.
 
+Linux shows a process' memory, and what else its threads share, through one of them: /proc/PID is the first one.  When that
+has left by pthread_exit(3) while others go on, all of it is empty there, and we look through another thread.
+
 Addresses are run-time addresses of the target, sizes bytes, pids as this process' PID namespace numbers them.
 """
 
@@ -13,6 +16,7 @@ import bisect
 import contextlib
 import ctypes
 import errno
+import io
 import os
 import struct
 import time
@@ -27,6 +31,7 @@ from psu_bin.errors import PsuError
 PAGE = os.sysconf("SC_PAGE_SIZE")     # of this kernel, which is the target's, too: 4, 16 or 64 KiB
 AT_RANDOM = 25             # getauxval(3)
 DECIDED_AFTER = 1.0        # seconds between the end of a program's memory and that of the process, or the new program
+OTHERS = 16                # threads that end one after another while we look through them
 MOST_READ = 1 << 28        # bytes at once; the largest things there are, descriptors, have a few MiB
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -60,6 +65,7 @@ class Process:
         self.pid = pid
         self.where = f"process {pid}"
         self.lost = False      # the thread that we traced is gone: what lies at our addresses may be another program
+        self._through = pid    # the thread that shows what all of them share
         self.start_time = self._alive()
         self._instance = self._read_instance()
 
@@ -69,18 +75,53 @@ class Process:
             stat = proc.stat(proc.read(f"/proc/{self.pid}/stat"), f"/proc/{self.pid}/stat")
         except OSError as e:
             raise PsuError(self.where, "there is no such process") from e
-        if stat.state in "ZX":
-            if any(t.state not in "ZX" for t in self.threads()):
-                raise PsuError(self.where, "its first thread has ended, others go on: not supported",
-                               "Linux shows a process' memory through its first thread; let main() wait instead of pthread_exit")
-            raise PsuError(self.where, "has ended already: it is a zombie",
-                           "its parent has not collected it yet")
         status = self.status()
         if status.get("Tgid") != str(self.pid):
             raise PsuError(self.where, f"is a thread of process {status.get('Tgid')}", "give the number of the process")
-        if status.get("Kthread") == "1" or not os.path.exists(f"/proc/{self.pid}/exe") and "VmSize" not in status:
-            raise PsuError(self.where, "is a kernel thread")
+        if not self._shows(self._through) and not self._look_through_another():
+            if stat.state in "ZX":
+                raise PsuError(self.where, "has ended already: it is a zombie",
+                               "its parent has not collected it yet")
+            if status.get("Kthread") == "1" or not os.path.exists(self.path("exe")):
+                raise PsuError(self.where, "is a kernel thread")
         return stat.start_time
+
+    def path(self, name: str) -> str:
+        """The file `name` in /proc of what all threads share: their memory, descriptors, namespaces, control groups."""
+        return f"/proc/{self.pid}/{name}" if self._through == self.pid else f"/proc/{self.pid}/task/{self._through}/{name}"
+
+    def _look_through_another(self) -> bool:
+        """After the one so far showed nothing: whether there is another thread that shows the memory.
+
+        The first in the list began first, and is the most likely to stay: the agent, more often than not.  A thread that just
+        ends has no memory before it is a zombie."""
+        for tid in map(int, self.thread_names()):
+            if tid != self._through and self._shows(tid):
+                self._through = tid
+                return True
+        return False
+
+    def _shows(self, tid: int) -> bool:
+        try:
+            return "VmSize" in proc.status(proc.read(f"/proc/{self.pid}/task/{tid}/status"))
+        except OSError:
+            return False
+
+    def _open(self, name: str) -> io.BufferedReader:
+        """The file path(name), through whichever thread shows it: one that has no memory any more shows an empty one, or none.
+
+        Raises OSError."""
+        try:
+            f = open(self.path(name), "rb")
+            if f.peek(1):
+                return f
+            f.close()
+        except (FileNotFoundError, ProcessLookupError):
+            if not self._look_through_another():
+                raise
+        else:
+            self._look_through_another()
+        return open(self.path(name), "rb")
 
     def alive(self) -> bool:
         """Whether this very process (not another with its number) still runs."""
@@ -92,13 +133,14 @@ class Process:
     def _read_instance(self) -> bytes:
         """The 16 random bytes that the kernel gives to each program that it starts; empty where they cannot be read."""
         try:
-            vector = Path(f"/proc/{self.pid}/auxv").read_bytes()
+            with self._open("auxv") as f:
+                vector = f.read()
         except OSError:
             return b""
         at = dict(struct.iter_unpack("<QQ", vector[:len(vector) // 16 * 16])).get(AT_RANDOM, 0)
         buffer = ctypes.create_string_buffer(16)
         local, remote = _Iovec(ctypes.addressof(buffer), 16), _Iovec(at, 16)
-        n = _libc.process_vm_readv(self.pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+        n = _libc.process_vm_readv(self._through, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
         return buffer.raw if n == 16 else b""
 
     def replaced(self) -> bool:
@@ -140,19 +182,20 @@ class Process:
     def maps(self) -> tuple[Mapping, ...]:
         """The memory map, ascending."""
         try:
-            text = proc.read(f"/proc/{self.pid}/maps")
+            with self._open("maps") as f:
+                text = f.read().decode("utf-8", "surrogateescape")
         except OSError as e:
             raise self.forbidden(e) from e
         if not text:
             raise self.gone()      # it has no memory any more, or not yet
-        return proc.maps(text, f"/proc/{self.pid}/maps")
+        return proc.maps(text, self.path("maps"))
 
     def flagged(self, flag: str, starts: Collection[int]) -> set[int]:
         """Those of the mappings that start at `starts` which have a flag of /proc/PID/smaps.
 
         None of them where the kernel was built without that file."""
         try:
-            with open(f"/proc/{self.pid}/smaps", "rb") as lines:
+            with self._open("smaps") as lines:
                 return proc.flagged(lines, flag, starts)
         except FileNotFoundError:
             return set()
@@ -160,7 +203,7 @@ class Process:
             raise self.forbidden(e) from e
 
     def threads(self) -> tuple[Thread, ...]:
-        """The live threads; threads that end meanwhile are left out."""
+        """The live threads; threads that have ended, or end meanwhile, are left out."""
         return tuple(t for n in self.thread_names() if (t := self._thread(n)) is not None)
 
     def thread_names(self) -> list[str]:
@@ -183,7 +226,8 @@ class Process:
             text = proc.read(f"/proc/{self.pid}/task/{name}/status")
         except OSError:
             return None  # ended since it was listed
-        return thread_of(text, int(name), f"/proc/{self.pid}/task/{name}/status")
+        thread = thread_of(text, int(name), f"/proc/{self.pid}/task/{name}/status")
+        return None if thread.state in "ZX" else thread     # the first one is listed as long as there are others
 
     def own_pid(self) -> int:
         """The process' number in its own PID namespace: what getpid() returns there."""
@@ -196,17 +240,17 @@ class Process:
         in a container, which has mounts of its own.  Those it shows from the top of that mount namespace, which is not
         where the process' root is when it made a chroot there."""
         try:
-            apart = os.readlink(f"/proc/{self.pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+            apart = os.readlink(self.path("ns/mnt")) != os.readlink("/proc/self/ns/mnt")
         except OSError:
             apart = True
         if not apart:
             return path
         try:
-            root = os.readlink(f"/proc/{self.pid}/root").rstrip("/")
+            root = os.readlink(self.path("root")).rstrip("/")
         except OSError:
             root = ""
         inside = path[len(root):] if path.startswith(root + "/") else path
-        return f"/proc/{self.pid}/root{inside}"
+        return self.path("root") + inside
 
     # ---- memory --------------------------------------------------------------------------------------------------
 
@@ -224,18 +268,21 @@ class Process:
         self._transfer(_libc.process_vm_writev, buffer, address, len(data), "written")
 
     def _transfer(self, call, buffer, address: int, size: int, verb: str) -> None:  # noqa: ANN001
-        done = 0
+        done, others = 0, OTHERS
         while done < size:
             if self.lost:
                 raise self.gone()
             local = _Iovec(ctypes.addressof(buffer) + done, size - done)
             remote = _Iovec(address + done, size - done)
-            n = call(self.pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+            n = call(self._through, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
             if n <= 0:
                 code = ctypes.get_errno()
                 if n < 0 and code in (errno.EPERM, errno.ENOSYS, errno.EACCES):
                     raise self.forbidden(OSError(code, os.strerror(code)))
                 if n < 0 and code == errno.ESRCH:
+                    if others and self._look_through_another():
+                        others -= 1
+                        continue
                     raise PsuError(self.where, "ended meanwhile")
                 raise Unreadable(self.where, f"memory cannot be {verb}: {size:#x} bytes at {address:#x}")
             done += n

@@ -68,25 +68,26 @@ def listed(process: Process) -> frozenset[int] | None:
     """All threads; None when they come and go faster than they can be listed.
 
     A thread that ends while it is listed may cut the kernel's list short.  It is not in the next one: two lists that are
-    equal are whole."""
+    equal are whole.  The first thread stays in the list when it ends before others, and there are the kernel's own: both are
+    left out."""
     names = process.thread_names()
     for _ in range(LISTS):
         before, names = names, process.thread_names()
         if before == names:
-            return frozenset(map(int, names))
+            return frozenset(t for t in map(int, names) if standing(process, t) is not None)
     return None
 
 
 def resident(process: Process) -> int:
     """Bytes of memory that the target has touched, 0 when it cannot be told."""
     try:
-        return proc.resident_pages(proc.read(f"/proc/{process.pid}/statm")) * PAGE
+        return proc.resident_pages(proc.read(process.path("statm"))) * PAGE
     except OSError:
         return 0
 
 
 def standing(process: Process, tid: int, *, switches: bool = False) -> Standing | None:
-    """Where thread `tid` is; None: it is gone.  Raises PsuError as standings()."""
+    """Where thread `tid` is; None: it has ended, or is the kernel's own.  Raises PsuError as standings()."""
     folder = f"/proc/{process.pid}/task/{tid}"
     try:
         where = proc.read(f"{folder}/syscall")
@@ -106,9 +107,12 @@ def standing(process: Process, tid: int, *, switches: bool = False) -> Standing 
     return stands(tid, where, time, f"{folder}/syscall", status)
 
 
-def stands(tid: int, syscall: str, schedstat: str, where: str, status: str = "") -> Standing:
-    """What the texts of three files of a thread say; `where`: the name of the first, for the PsuError that it is odd."""
+def stands(tid: int, syscall: str, schedstat: str, where: str, status: str = "") -> Standing | None:
+    """What the texts of three files of a thread say; `where`: the name of the first, for the PsuError that it is odd.  None:
+    nothing of the program's is executed by it, now or later."""
     waiting = proc.syscall(syscall, where)
+    if waiting and waiting.nowhere:
+        return None
     ran = proc.ran(schedstat)
     if waiting is None:
         return Standing(tid, None, None, ran)
@@ -154,7 +158,7 @@ class Memory:
 
     def search(self, start: int, end: int) -> Iterator[Found]:
         """The words in [start, end) that are addresses inside gates.  What is unmapped meanwhile is left out."""
-        ranges = pagemap.touched(self.process.pid, start, end)
+        ranges = pagemap.touched(self.process.path("pagemap"), start, end)
         self.unclear |= ranges is None
         for at, size in ranges or ():
             for address in range(at, at + size, CHUNK):
@@ -163,7 +167,7 @@ class Memory:
     def holds(self, start: int, end: int, places: tuple[int, ...]) -> bool:
         """Whether a word in [start, end) is one of the addresses `places`, or what was touched there cannot be told."""
         import numpy
-        ranges = pagemap.touched(self.process.pid, start, end)
+        ranges = pagemap.touched(self.process.path("pagemap"), start, end)
         return ranges is None or any(
             numpy.isin(words, numpy.array(places, numpy.uint64)).any() for at, size in ranges
             for address in range(at, at + size, CHUNK) for _, words in self._read(address, min(CHUNK, at + size - address)))

@@ -145,7 +145,7 @@ def file(target: Target, module: descriptor.Descriptor) -> Binary | None:
 def executable(process: Process) -> str:
     """Its path, as process.maps() has it: also where the file is gone."""
     try:
-        return os.readlink(f"/proc/{process.pid}/exe").removesuffix(" (deleted)")
+        return os.readlink(process.path("exe")).removesuffix(" (deleted)")
     except OSError:
         return "?"
 

@@ -142,7 +142,7 @@ class Transaction:
     def __enter__(self) -> Transaction:
         t = self.target
         runtime = t.runtime()
-        pressure.refuse(t.process.pid, t.process.where, 0)
+        pressure.refuse(t.process.path("cgroup"), t.process.where, 0)
         if agent_thread(t.process, runtime) is None:
             self.threads_stopped = borrow.start_agent(t)
         self.session = AgentSession(t.process, t.runtime_address)
@@ -256,7 +256,7 @@ class Transaction:
                              lambda f: self._becomes_current(sources[f.patch], seen[f.module], f))
         if not changed_types:
             typecheck.check(demand)
-        pressure.refuse(self.target.process.pid, self.target.process.where,
+        pressure.refuse(self.target.process.path("cgroup"), self.target.process.where,
                         sum(o.size + o.mirrored for d in demand.modules for o in d.objects))
         self._pin([self.module(d.view) for d in demand.modules])
         resolved = self._with_entries(demand, self.resolve(demand))

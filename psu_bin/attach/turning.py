@@ -143,7 +143,7 @@ def make_stubs(x: Transaction, inner_calls: Iterable[Inner]) -> None:
             todo += [(i, first * PAGE, (last + 1) * PAGE) for first, last in _runs([p for p in pages if p not in filled], filled)]
     size = sum(high - low for _, low, high in todo)
     if size > MANY * PAGE:
-        pressure.refuse(process.pid, process.where, size)
+        pressure.refuse(process.path("cgroup"), process.where, size)
     for i, low, high in todo:
         data = bytearray(arch.padding * ((high - low) // len(arch.padding)))
         for at, slot in i.stubs:
@@ -247,7 +247,7 @@ def _turn(x: Transaction, found: list[Spot], closed: bool) -> None:
             by_mapping.setdefault(_mapping(process, maps, starts, t), []).append(t)
         pages = {t.at // PAGE for m, mine in by_mapping.items() if m.path for t in mine}      # of a file: they become its own
         if len(pages) > MANY:
-            pressure.refuse(process.pid, process.where, len(pages) * PAGE)
+            pressure.refuse(process.path("cgroup"), process.where, len(pages) * PAGE)
         guarded = _guarded(x, arch, by_mapping)
         records = [(len(mine), _record(arch, mapping, guarded.get(mapping, 0), mine)) for mapping, mine in by_mapping.items()]
         most = shim.COMMAND.size + max((len(r) for _, r in records), default=0)

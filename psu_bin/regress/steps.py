@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import psu_bin
+from psu_bin.attach import stacks
+from psu_bin.attach.process import Process
+from psu_bin.errors import PsuError
 from psu_bin.regress import pause
 from psu_bin.regress.children import Child, Children, Done
 from psu_bin.regress.lines import Lines
@@ -310,10 +313,9 @@ class Session:
     def _resident(self) -> int:
         """The program's resident set, KiB."""
         try:
-            found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self._pid()}/status").read_text())
-        except OSError:
-            found = None
-        return int(found[1]) if found else 0
+            return stacks.resident(Process(self._pid())) >> 10
+        except PsuError:
+            return 0
 
     def fill(self, text: str, quote: Any = str) -> str:
         """`text` with {NAME} replaced where NAME is a variable; other braces (a pattern's) stay."""

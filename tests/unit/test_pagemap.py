@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 
 import pytest
 
@@ -52,15 +51,23 @@ def test_more_runs_than_one_answer_holds(memory):
     assert found == [(start + (16 + 2 * n) * PAGE, start + (17 + 2 * n) * PAGE) for n in range(count)]
 
 
+def test_a_process_without_memory(tmp_path):
+    """As kernels show one whose first thread has ended: nothing is known of its pages, so each may have been touched."""
+    (tmp_path / "pagemap").write_bytes(b"")
+    assert pagemap.touched(str(tmp_path / "pagemap"), PAGE, 3 * PAGE) == [(PAGE, 2 * PAGE)]
+    (tmp_path / "pagemap").write_bytes(bytes(16))           # it ends while it is read
+    assert pagemap.touched(str(tmp_path / "pagemap"), PAGE, 3 * PAGE) == [(PAGE, 2 * PAGE)]
+
+
 def test_ends_inside_a_page(memory):
     start, _, _ = memory
-    assert pagemap.touched(os.getpid(), start + 8, start + 2 * PAGE - 8) == [(start + 8, 2 * PAGE - 16)]
-    assert pagemap.touched(os.getpid(), start + 2 * PAGE, start + 3 * PAGE) == []
+    assert pagemap.touched("/proc/self/pagemap", start + 8, start + 2 * PAGE - 8) == [(start + 8, 2 * PAGE - 16)]
+    assert pagemap.touched("/proc/self/pagemap", start + 2 * PAGE, start + 3 * PAGE) == []
 
 
 def test_too_much_without_the_kernels_search(memory, monkeypatch):
     start, end, pages = memory
     monkeypatch.setattr(pagemap, "scan", lambda *_: None)
-    assert {a for a, _ in pagemap.touched(os.getpid(), start, end)} <= pages
+    assert {a for a, _ in pagemap.touched("/proc/self/pagemap", start, end)} <= pages
     monkeypatch.setattr(pagemap, "MOST", 1 << 20)
-    assert pagemap.touched(os.getpid(), start, end) is None
+    assert pagemap.touched("/proc/self/pagemap", start, end) is None

@@ -66,20 +66,84 @@ def test_zombie():
         os.waitpid(pid, 0)
 
 
-def test_a_process_whose_first_thread_has_ended(tmp_path):
-    source = tmp_path / "x.c"
-    source.write_text("""
-        #include <pthread.h>
-        #include <unistd.h>
-        static void *go_on(void *p) { while (pause() == -1); return p; }
-        int main(void) { pthread_t t; pthread_create(&t, 0, go_on, 0); pthread_exit(0); }""")
-    subprocess.run(["cc", "-pthread", source, "-o", tmp_path / "x"], check=True)
-    with subprocess.Popen([tmp_path / "x"]) as p:
+LEAVERS = """
+    #include <pthread.h>
+    #include <semaphore.h>
+    #include <stdio.h>
+    static char text[] = "here";
+    static sem_t turn[3];
+    static pthread_t t[4];
+    static void *stay(void *n) { sem_wait(turn + (long)n); return n; }
+    static void *lead(void *unused) {
+        printf("%ld\\n", (long)text), fflush(stdout);
+        for (int n = 0; n < 3 && getchar() != EOF; n++) sem_post(turn + n), pthread_join(t[n], 0), puts("ended"), fflush(stdout);
+        getchar();
+        return unused; }
+    int main(void) {
+        for (long n = 0; n < 3; n++) sem_init(turn + n, 0, 0), pthread_create(t + n, 0, stay, (void *)n);
+        pthread_create(t + 3, 0, lead, 0);
+        pthread_exit(0); }"""
+
+
+def looks(process, address):
+    """Each way in which a process is looked at, alone: the first after a thread has ended is another one each time."""
+    [text] = [m for m in process.maps() if m.start <= address < m.end]
+    return [lambda: process.cstring(address) == "here",
+            lambda: text in process.maps(),
+            lambda: process.flagged("wr", [text.start]) == {text.start},
+            lambda: process._read_instance() == process._instance and not process.replaced(),
+            process.alive]
+
+
+@pytest.mark.parametrize("way", range(5))
+def test_threads_that_show_the_memory_end_one_after_another(tmp_path, way):
+    (tmp_path / "x.c").write_text(LEAVERS)
+    subprocess.run(["cc", "-pthread", tmp_path / "x.c", "-o", tmp_path / "x"], check=True)
+    with subprocess.Popen([tmp_path / "x"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as p:
         try:
+            address = int(p.stdout.readline())
             while open(f"/proc/{p.pid}/stat").read().rpartition(")")[2].split()[0] != "Z":
                 assert p.poll() is None
-            with pytest.raises(PsuError, match="first thread has ended, others go on"):
-                Process(p.pid)
+            process = Process(p.pid)
+            look = looks(process, address)[way]
+            seen = {process.path("maps")}
+            for _ in range(3):
+                assert look()
+                p.stdin.write(b"n")
+                p.stdin.flush()
+                assert p.stdout.readline() == b"ended\n"
+                assert look()
+                seen.add(process.path("maps"))
+            assert process.own_pid() == p.pid and len(process.threads()) == 1
+            assert os.path.samefile(process.path("exe"), tmp_path / "x") and len(seen) == 4
+        finally:
+            p.kill()
+    with pytest.raises(PsuError, match="ended meanwhile|no such process"):
+        process.cstring(address)
+
+
+def test_another_program_after_the_first_thread_has_ended(tmp_path):
+    """execve in the last thread, which gets the number of the first one; the one that we looked through is gone."""
+    (tmp_path / "x.c").write_text("""
+        #include <pthread.h>
+        #include <stdio.h>
+        #include <unistd.h>
+        static void *go(void *p) { puts("here"), fflush(stdout), getchar(), execl("/bin/cat", "cat", (char *)0); return p; }
+        int main(void) { pthread_t t; pthread_create(&t, 0, go, 0); pthread_exit(0); }""")
+    subprocess.run(["cc", "-pthread", tmp_path / "x.c", "-o", tmp_path / "x"], check=True)
+    with subprocess.Popen([tmp_path / "x"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as p:
+        try:
+            assert p.stdout.readline() == b"here\n"
+            while open(f"/proc/{p.pid}/stat").read().rpartition(")")[2].split()[0] != "Z":
+                assert p.poll() is None
+            process = Process(p.pid)
+            p.stdin.write(b"nhere, too\n")
+            p.stdin.flush()
+            while b"cat" not in open(f"/proc/{p.pid}/comm", "rb").read():
+                assert p.poll() is None
+            while not process.replaced():       # the name is changed first
+                assert p.poll() is None and process.alive()
+            assert "started another program" in str(process.gone())
         finally:
             p.kill()
 
