@@ -2,15 +2,17 @@
  *
  * Proves: Linux shows nothing of such a process through its first thread, and yet it is patched, reverted and watched as any
  * other; what that thread was counted in is counted out, or found not to be in progress.
- * Usage: main.  Lines: "jump" leaves a call by longjmp, "leave" ends the first thread, "leave inside" ends it four calls deep.
+ * Usage: main [PAUSE], where PAUSE are milliseconds that the watching thread waits now and then (0: never).  Lines: "jump" leaves a call by longjmp, "leave" ends the first thread, "leave inside" ends it four calls deep.
  * Prints "ready", "jumped", "version N" when a call first gives N, and "ERROR ..." when something is wrong. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 static jmp_buf out;
+static unsigned long pause_for;
 
 __attribute__((noipa)) int version(void) { return 0; }
 __attribute__((noipa)) void jump(void) { longjmp(out, 1); }
@@ -32,11 +34,13 @@ __attribute__((noinline)) static void overwrite(void)
 
 static void *watch(void *unused)
 {
-    for (int last = -1;; usleep(1000)) {
+    int last = -1;
+    for (unsigned turn = 1;; turn++) {
         int now = version();
         if (now != last)
             printf("version %d\n", now);
         last = now;
+        usleep(turn % 500 == 0 && pause_for ? 1000 * (useconds_t)pause_for : 1000);
     }
     return unused;
 }
@@ -48,10 +52,11 @@ static void *wait_for_ever(void *unused)
     return unused;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     pthread_t t;
     char line[64];
+    pause_for = argc > 1 ? strtoul(argv[1], 0, 10) : 0;
     setvbuf(stdout, 0, _IOLBF, 0);
     pthread_create(&t, 0, watch, 0);
     pthread_create(&t, 0, wait_for_ever, 0);

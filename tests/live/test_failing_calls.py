@@ -20,6 +20,7 @@ from psu_bin.errors import PsuError
 ERRORS = [errno.ENOMEM, errno.EPERM, errno.ENOSYS]
 FIELDS = struct.Struct("<8I")
 NEVER = 0xFFFFFFFF
+NUMBERS = 512             # of calls that failing.c keeps
 AGENT, ANY_THREAD = 1, 2
 MUNMAP = {"x86_64": 11, "aarch64": 215}[os.uname().machine]
 MEMBARRIER = {"x86_64": 324, "aarch64": 283}[os.uname().machine]
@@ -57,10 +58,11 @@ class Failing:
         self.process.write(self.at, struct.pack("<I", who))
 
     def disarm(self):
-        """(calls made, how many failed, the number of the last that did, the numbers of all)."""
+        """(calls made, how many failed, the number of the last that did, the numbers of the first NUMBERS)."""
         self.process.write(self.at, struct.pack("<I", 0))
         _, _, _, _, made, failed, last, _ = FIELDS.unpack(self.process.read(self.at, FIELDS.size))
-        return made, failed, last, struct.unpack(f"<{made}I", self.process.read(self.at + FIELDS.size, made * 4))
+        kept = min(made, NUMBERS)
+        return made, failed, last, struct.unpack(f"<{kept}I", self.process.read(self.at + FIELDS.size, kept * 4))
 
 
 def states(pid):

@@ -47,7 +47,7 @@ def test_it_leaves_between_patches_and_inside_of_one(lab):
 
 
 def test_a_call_that_it_left_by_longjmp_is_written_off(lab):
-    running = lab.start(lab.program("leader"))
+    running = lab.start(lab.program("leader"), 3000)        # as in test_leaving.py: for as long as all memory is looked at
     versions = Versions(lab, "leader")
     versions.attach(running.pid, 1)
     running.say("jump")
