@@ -2,7 +2,8 @@
  *
  * Proves: Linux shows nothing of such a process through its first thread, and yet it is patched, reverted and watched as any
  * other; what that thread was counted in is counted out, or found not to be in progress.
- * Usage: main [PAUSE], where PAUSE are milliseconds that the watching thread waits now and then (0: never).  Lines: "jump" leaves a call by longjmp, "leave" ends the first thread, "leave inside" ends it four calls deep.
+ * Usage: main [PAUSE], where PAUSE are milliseconds that the watching thread waits now and then (0: never).
+ * Lines: "jump" leaves a call by longjmp, "leave" ends the first thread, "leave inside" ends it four calls deep.
  * Prints "ready", "jumped", "version N" when a call first gives N, and "ERROR ..." when something is wrong. */
 #include <pthread.h>
 #include <setjmp.h>
