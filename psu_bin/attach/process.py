@@ -203,7 +203,7 @@ class Process:
             raise self.forbidden(e) from e
 
     def threads(self) -> tuple[Thread, ...]:
-        """The live threads; threads that have ended, or end meanwhile, are left out."""
+        """The threads; those that end meanwhile are left out.  The first one stays when it has ended, in state Z."""
         return tuple(t for n in self.thread_names() if (t := self._thread(n)) is not None)
 
     def thread_names(self) -> list[str]:
@@ -214,7 +214,7 @@ class Process:
             raise PsuError(self.where, "ended meanwhile") from e
 
     def thread(self, own_tid: int) -> Thread | None:
-        """The live thread that the target itself calls `own_tid`."""
+        """The thread that the target itself calls `own_tid`; state Z: as threads()."""
         # A process may have thousands: where its numbers are ours, too, there is no need to look at all of them.
         t = self._thread(str(own_tid))
         if t is not None and t.own_tid == own_tid:
@@ -226,8 +226,7 @@ class Process:
             text = proc.read(f"/proc/{self.pid}/task/{name}/status")
         except OSError:
             return None  # ended since it was listed
-        thread = thread_of(text, int(name), f"/proc/{self.pid}/task/{name}/status")
-        return None if thread.state in "ZX" else thread     # the first one is listed as long as there are others
+        return thread_of(text, int(name), f"/proc/{self.pid}/task/{name}/status")
 
     def own_pid(self) -> int:
         """The process' number in its own PID namespace: what getpid() returns there."""

@@ -126,7 +126,7 @@ def _who(process: Process, p: meta.PatchNotes, o: shim.Object, own_tid: int, n: 
     if own_tid == 0:
         return f"{calls} of threads that ended"
     thread = process.thread(own_tid)
-    if thread is None:
+    if thread is None or thread.state in "ZX":
         return f"{calls} of thread {own_tid}, which ended"
     where = _function_on_stack(process, p, o, thread.tid)
     if not where:       # it runs: nobody can tell without stopping it

@@ -32,7 +32,7 @@ class Bytes(Process):
     """A process with this memory.  It has this process' number, so that what looks into /proc finds something."""
 
     def __init__(self, ranges: list[Range], mappings: list[Mapping], threads: tuple[Thread, ...] = ()) -> None:
-        self.pid = os.getpid()
+        self.pid = self._through = os.getpid()
         self.where = "process 4711"
         self.lost = False
         self.ranges = sorted(ranges, key=lambda r: r.start)
