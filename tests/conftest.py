@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,19 @@ def installed(cc, *more):
 
 
 COMPILERS = [installed(cc) for cc in ("gcc", "clang", "aarch64-linux-gnu-gcc")]       # for both architectures
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait for what no line tells; a failure when it does not come."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def first_thread_ended(pid: int) -> bool:
+    """Whether the process is in state Z: all of it, or its first thread alone."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,10 +5,8 @@ There is no randomisation, so that the new program, the same one, has the same a
 tests/stress/test_execs.py has whole commands.
 """
 
-import time
-
 import pytest
-from conftest import PATIENCE
+from conftest import until
 
 from psu_bin.attach import target
 from psu_bin.attach.process import Process
@@ -26,13 +24,6 @@ def seized(lab):
     until(lambda: agent_thread(process, target.read(process).runtime()))
     with Seized(process, agent_thread(process, target.read(process).runtime())) as s:
         yield s, running, lambda: running.say(f"leader {path}")
-
-
-def until(true):
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_nothing_is_written_once_the_thread_is_gone(seized):

@@ -1,17 +1,10 @@
 """The first thread, the thread group's leader, ends by pthread_exit, others go on: Linux shows nothing of the process through it."""
 
-from pathlib import Path
-
 import pytest
-from conftest import WAIT, psu_bin
+from conftest import WAIT, first_thread_ended, psu_bin, until
 from updating import Versions
 
 from psu_bin.attach import target, transaction
-
-
-def wait_until_zombie(pid):
-    while not Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].startswith(" Z"):
-        pass
 
 
 def states(pid):
@@ -23,7 +16,7 @@ def test_it_leaves_before_the_first_patch(lab, agent):
     running = lab.start(lab.program("leader"), env={"PSU_AGENT": agent})
     running.expect("^version 0$")
     running.say("leave")
-    wait_until_zombie(running.pid)
+    until(lambda: first_thread_ended(running.pid))
     versions = Versions(lab, "leader")
     versions.run(running.pid, 1, 3)
     running.expect("^version 3$")
@@ -39,7 +32,7 @@ def test_it_leaves_between_patches_and_inside_of_one(lab):
     versions.run(running.pid, 1, 2)
     running.expect("^version 2$")
     running.say("leave inside")
-    wait_until_zombie(running.pid)
+    until(lambda: first_thread_ended(running.pid))
     versions.attach(running.pid, 3)
     running.expect("^version 3$")
     psu_bin("wait", running.pid, "--timeout", WAIT)
@@ -53,7 +46,7 @@ def test_a_call_that_it_left_by_longjmp_is_written_off(lab):
     running.say("jump")
     running.expect("^jumped$")
     running.say("leave")
-    wait_until_zombie(running.pid)
+    until(lambda: first_thread_ended(running.pid))
     versions.attach(running.pid, 2)
     psu_bin("wait", running.pid, "--timeout", WAIT)
     assert states(running.pid) == ["freed", "current"]
@@ -69,7 +62,7 @@ def test_it_leaves_during_an_attach(lab, monkeypatch, owner, step):
     def leave_first(*arguments, **named):
         monkeypatch.setattr(owner, step, real)
         running.say("leave")
-        wait_until_zombie(running.pid)
+        until(lambda: first_thread_ended(running.pid))
         return real(*arguments, **named)
 
     monkeypatch.setattr(owner, step, leave_first)

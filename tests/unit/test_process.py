@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import first_thread_ended, until
 
 from psu_bin.attach.process import PAGE, Mapping, Process, find_gap
 from psu_bin.errors import PsuError
@@ -102,8 +103,7 @@ def test_threads_that_show_the_memory_end_one_after_another(tmp_path, way):
     with subprocess.Popen([tmp_path / "x"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as p:
         try:
             address = int(p.stdout.readline())
-            while open(f"/proc/{p.pid}/stat").read().rpartition(")")[2].split()[0] != "Z":
-                assert p.poll() is None
+            until(lambda: first_thread_ended(p.pid))
             process = Process(p.pid)
             look = looks(process, address)[way]
             seen = {process.path("maps")}
@@ -134,15 +134,11 @@ def test_another_program_after_the_first_thread_has_ended(tmp_path):
     with subprocess.Popen([tmp_path / "x"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as p:
         try:
             assert p.stdout.readline() == b"here\n"
-            while open(f"/proc/{p.pid}/stat").read().rpartition(")")[2].split()[0] != "Z":
-                assert p.poll() is None
+            until(lambda: first_thread_ended(p.pid))
             process = Process(p.pid)
             p.stdin.write(b"nhere, too\n")
             p.stdin.flush()
-            while b"cat" not in open(f"/proc/{p.pid}/comm", "rb").read():
-                assert p.poll() is None
-            while not process.replaced():       # the name is changed first
-                assert p.poll() is None and process.alive()
+            until(process.replaced)
             assert "started another program" in str(process.gone())
         finally:
             p.kill()

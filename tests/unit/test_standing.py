@@ -2,10 +2,10 @@
 
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
+from conftest import until
 
 from psu_bin.attach import stacks
 from psu_bin.attach.process import Process
@@ -52,9 +52,7 @@ def test_threads_that_execute_nothing_of_the_program(tmp_path, source, name):
             if not p.stdout.readline() and p.wait() == 77:
                 pytest.skip("this kernel has no io_uring, or lets nobody use it")
             process = Process(p.pid)
-            while len(process.thread_names()) != 2 or len(stacks.standings(process, 0)) != 1:
-                assert p.poll() is None
-                time.sleep(0.001)
+            until(lambda: len(process.thread_names()) == 2 and len(stacks.standings(process, 0)) == 1)
             [tid] = stacks.standings(process, 0)
             [other] = {int(n) for n in process.thread_names()} - {tid}
             assert re.match(name, Path(f"/proc/{p.pid}/task/{other}/comm").read_text())
