@@ -152,6 +152,8 @@ def test_calls_that_always_fail(start):
 
 def test_each_call_of_a_revert_fails(start):
     updates = start()
+    updates.check()         # each thread gets its block, which stays
+    updates.check()
     refused = 0
     for at in range(1, 200):
         updates.versions.attach(updates.pid, at)
